@@ -1,0 +1,1 @@
+"""The laboratory: local runner, workloads and reports. Never exported."""

@@ -1,0 +1,1 @@
+"""AlgoPerf submissions: one folder each, imported by dotted path."""
