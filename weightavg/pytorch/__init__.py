@@ -1,0 +1,1 @@
+"""PyTorch: averagers, optimizers and the training step of the submissions."""
