@@ -17,7 +17,7 @@ if importlib.util.find_spec('algoperf') is not None:
     Workload,
   )
 else:
-  from weightavg.local_spec import (  # type: ignore[assignment]
+  from weightavg.local_spec import (
     ForwardPassMode,
     LossType,
     ParameterType,

@@ -1,0 +1,310 @@
+"""The configuration of a submission: what a point may say, checked once.
+
+A point of a tuning search space is split over frozen dataclasses, one for each
+part of the algorithm. Fractions are of the budget T, in steps:
+T = step_hint * step_hint_factor.
+
+>>> config = SubmissionConfig.from_point(
+...   {'learning_rate': 1e-3, 'warmup_factor': 0.05}, 'nadamw', 'ema')
+>>> config.averaging.resolve(budget=10_000)
+(Sampling(every=20, start=0), Ema(decay=0.8))
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from weightavg import coefficients
+from weightavg.knobs import REQUIRED, check_knobs, knob, read_knobs
+
+AVERAGING_SCHEMES = ('none', 'lawa', 'ema', 'polynomial')
+DEFAULT_HORIZON = 0.01
+DEFAULT_EVERY = 0.002
+DEFAULT_POWER = 4.0
+
+# Which knobs speak of which schemes: one given in vain is an error, since a
+# search over a knob without effect costs as much as one over a real knob.
+_KNOBS_OF_SCHEME = {
+  'averaging_horizon': ('lawa', 'ema'),
+  'lawa_window': ('lawa',),
+  'averaging_preset': ('lawa',),
+  'ema_decay': ('ema',),
+  'averaging_power': ('polynomial',),
+  'averaging_every': ('lawa', 'ema', 'polynomial'),
+  'averaging_every_steps': ('lawa', 'ema', 'polynomial'),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AveragingConfig:
+  """Which average of the weights is kept, and over which horizon."""
+
+  averaging_scheme: str = knob(
+    'none', str, AVERAGING_SCHEMES, 'which average evaluation sees'
+  )
+  averaging_horizon: float | None = knob(
+    None, float, '(0, 1]', 'length of the average, fraction of T (0.01)'
+  )
+  averaging_every: float | None = knob(
+    None, float, '(0, 1]', 'between two samples, fraction of T (0.002)'
+  )
+  averaging_every_steps: int | None = knob(
+    None, int, '[1, inf)', 'between two samples, in steps'
+  )
+  averaging_start: float = knob(
+    0.0, float, '[0, 1)', 'fraction of T before which nothing is sampled'
+  )
+  lawa_window: int | None = knob(
+    None, int, '[1, inf)', 'samples in the LAWA window'
+  )
+  ema_decay: float | None = knob(None, float, '[0, 1)', 'EMA decay per sample')
+  averaging_power: float | None = knob(
+    None, float, '[0, inf)', 'gamma of the polynomial average (4); 0: Polyak'
+  )
+  averaging_preset: str | None = knob(
+    None, str, ('kaddour2022',), 'one sample per epoch, window 6'
+  )
+  averaging_batch_norm: str = knob(
+    'current', str, ('current', 'averaged'), 'running statistics in evaluation'
+  )
+  averaging_swap: str = knob(
+    'exchange', str, ('exchange', 'copy'), 'how evaluation gets the average'
+  )
+
+  def __post_init__(self) -> None:
+    check_knobs(self)
+    for name, schemes in _KNOBS_OF_SCHEME.items():
+      value = getattr(self, name)
+      if value is not None and self.averaging_scheme not in schemes:
+        raise ValueError(
+          f'Invalid {name}={value!r}. It has no effect with '
+          f'averaging_scheme={self.averaging_scheme!r}, only with '
+          f'{" or ".join(schemes)}.'
+        )
+    self._check_cadence()
+    self._check_horizon()
+
+  def _check_cadence(self) -> None:
+    given = [
+      name
+      for name in ('averaging_every', 'averaging_every_steps')
+      if getattr(self, name) is not None
+    ]
+    if self.averaging_preset is not None:
+      given += ['averaging_preset']
+    if len(given) > 1:
+      raise ValueError(
+        f'Contradicting {" and ".join(given)}. Give one of them.'
+      )
+
+  def _check_horizon(self) -> None:
+    """A window or decay beside a horizon must say the same."""
+    explicit = 'lawa_window' if self.lawa_window else 'ema_decay'
+    value = getattr(self, explicit)
+    if self.averaging_preset and (self.averaging_horizon or self.lawa_window):
+      name = 'lawa_window' if self.lawa_window else 'averaging_horizon'
+      raise ValueError(
+        f'Contradicting averaging_preset and {name}. Give one of them.'
+      )
+    if value is None or self.averaging_horizon is None:
+      return
+    if self.averaging_every_steps is not None:
+      raise ValueError(
+        f'Contradicting averaging_horizon and {explicit}. Give one of them.'
+      )
+    window = coefficients.samples_in_horizon(
+      self.averaging_horizon, self.averaging_every or DEFAULT_EVERY
+    )
+    implied: float = window
+    if explicit == 'ema_decay':
+      implied = coefficients.decay_of_window(window)
+    if not math.isclose(value, implied):
+      raise ValueError(
+        f'Contradicting averaging_horizon={self.averaging_horizon} and '
+        f'{explicit}={value}. The horizon implies {explicit}={implied}.'
+      )
+
+  def resolve(
+    self, budget: int, steps_per_epoch: int | None = None
+  ) -> tuple[coefficients.Sampling, coefficients.Scheme | None]:
+    """Turn fractions of the budget into steps, a window and a decay.
+
+    Args:
+      budget: T, in steps.
+      steps_per_epoch: needed by the preset 'kaddour2022' only.
+
+    Returns:
+      When to sample, and the scheme (None for 'none').
+    """
+    if budget < 1:
+      raise ValueError(f'Invalid budget={budget}. Must be in [1, inf) steps.')
+    every_fraction = self.averaging_every or DEFAULT_EVERY
+    every = self.averaging_every_steps or max(1, round(every_fraction * budget))
+    window = self.lawa_window
+    if self.averaging_preset is not None:
+      if not steps_per_epoch:
+        raise ValueError(
+          f'Missing steps_per_epoch. averaging_preset={self.averaging_preset!r}'
+          ' samples once per epoch.'
+        )
+      every, window = steps_per_epoch, 6
+    if window is None:
+      horizon = self.averaging_horizon or DEFAULT_HORIZON
+      if self.averaging_every_steps is not None:
+        window = coefficients.samples_in_horizon(horizon * budget, every)
+      else:
+        window = coefficients.samples_in_horizon(horizon, every_fraction)
+    sampling = coefficients.Sampling(
+      every, round(self.averaging_start * budget)
+    )
+    decay = self.ema_decay
+    if decay is None:
+      decay = coefficients.decay_of_window(window)
+    power = self.averaging_power
+    schemes = {
+      'none': None,
+      'lawa': coefficients.Lawa(window),
+      'ema': coefficients.Ema(decay),
+      'polynomial': coefficients.Polynomial(
+        DEFAULT_POWER if power is None else power
+      ),
+    }
+    return sampling, schemes[self.averaging_scheme]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+  """The budget and the learning rate along it."""
+
+  warmup_factor: float = knob(
+    0.0, float, '[0, 1)', 'linear warm-up, fraction of the schedule'
+  )
+  schedule: str = knob(
+    'cosine',
+    str,
+    ('cosine', 'cosine_to_half', 'constant'),
+    'learning rate after the warm-up',
+  )
+  schedule_factor: float = knob(
+    1.0, float, '(0, 1]', 'length of the schedule, fraction of T'
+  )
+  step_hint_factor: float = knob(
+    1.0, float, '(0, inf)', 'T as a multiple of the step hint'
+  )
+
+  def __post_init__(self) -> None:
+    check_knobs(self)
+
+  def budget(self, step_hint: int) -> int:
+    """T, in steps."""
+    return max(1, round(self.step_hint_factor * step_hint))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegularizationConfig:
+  """What the training step does beside the optimizer."""
+
+  dropout_rate: float = knob(0.0, float, '[0, 1)', 'handed to the model')
+  label_smoothing: float = knob(0.0, float, '[0, 1)', 'handed to the loss')
+  grad_clip: float | None = knob(
+    None, float, '(0, inf)', 'largest norm of the gradient'
+  )
+
+  def __post_init__(self) -> None:
+    check_knobs(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NadamWConfig:
+  """NadamW's hyperparameters, as AlgoPerf's search spaces name them."""
+
+  learning_rate: float = knob(REQUIRED, float, '(0, inf)', 'peak')
+  one_minus_beta1: float = knob(
+    0.1, float, '(0, 1]', 'of the first moment; beta1 = 0 is allowed'
+  )
+  beta2: float = knob(0.999, float, '[0, 1)', 'of the second moment')
+  weight_decay: float = knob(0.0, float, '[0, inf)', 'decoupled')
+  epsilon: float = knob(1e-8, float, '[0, inf)', 'added to the denominator')
+
+  def __post_init__(self) -> None:
+    check_knobs(self)
+
+
+OPTIMIZER_CONFIGS = {'nadamw': NadamWConfig}
+
+# Point 5 of AlgoPerf's published baselines; the self-tuning ruleset allows one
+# and a half times the budget.
+_SELF_TUNING_POINTS: dict[str, dict[str, float]] = {
+  'nadamw': {
+    'learning_rate': 0.0017486387539278373,
+    'one_minus_beta1': 0.06733926164,
+    'beta2': 0.9955159689799007,
+    'weight_decay': 0.08121616522670176,
+    'warmup_factor': 0.02,
+    'dropout_rate': 0.1,
+    'step_hint_factor': 1.5,
+  }
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubmissionConfig:
+  """Everything that a submission is told."""
+
+  optimizer: Any
+  averaging: AveragingConfig
+  schedule: ScheduleConfig
+  regularization: RegularizationConfig
+
+  @classmethod
+  def from_point(
+    cls, point: Any, optimizer: str, averaging_scheme: str
+  ) -> 'SubmissionConfig':
+    """Split a point of a search space over the parts.
+
+    Args:
+      point: a namedtuple or mapping; None (the self-tuning ruleset) stands for
+        the optimizer's own point.
+      optimizer: a key of OPTIMIZER_CONFIGS.
+      averaging_scheme: the submission's scheme; the point may repeat it.
+
+    Raises:
+      ValueError: for an unknown, missing, ill-typed, out-of-range or
+        contradicting key.
+    """
+    if point is None:
+      point = _SELF_TUNING_POINTS[optimizer]
+    values = dict(point if isinstance(point, Mapping) else point._asdict())
+    scheme = values.setdefault('averaging_scheme', averaging_scheme)
+    if scheme != averaging_scheme:
+      raise ValueError(
+        f'Invalid averaging_scheme={scheme!r}. This submission averages by '
+        f'{averaging_scheme!r}.'
+      )
+    parts = {
+      'optimizer': OPTIMIZER_CONFIGS[optimizer],
+      'averaging': AveragingConfig,
+      'schedule': ScheduleConfig,
+      'regularization': RegularizationConfig,
+    }
+    names = {
+      part: {field.name for field in dataclasses.fields(config_class)}
+      for part, config_class in parts.items()
+    }
+    known = set().union(*names.values())
+    for key, value in values.items():
+      if key not in known:
+        raise ValueError(
+          f'Invalid hyperparameter {key}={value!r}. Must be one of '
+          f'{", ".join(sorted(known))}.'
+        )
+    return cls(
+      **{
+        part: read_knobs(
+          config_class,
+          {k: v for k, v in values.items() if k in names[part]},
+        )
+        for part, config_class in parts.items()
+      }
+    )

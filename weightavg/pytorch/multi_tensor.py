@@ -1,0 +1,134 @@
+"""Operations over all tensors of a model in few passes over memory.
+
+On a GPU one multi-tensor launch covers the model. On a CPU a chain of
+multi-tensor operations would stream the whole model from memory once per
+operation; here the chain runs piece by piece, each small enough to stay in the
+cache between two operations. Single operations need no pieces.
+
+Which lists of tensors stand beside each other must agree in shape, strides and
+device; dtypes may differ.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+# Elements of one piece: a chain over five float32 tensors of this many elements
+# is 0.6 MB, which stays in a core's private cache, and is long enough that the
+# dispatch of an operation does not show.
+PIECE = 1 << 15
+
+
+def _flat(tensor: Tensor) -> Tensor | None:
+  """The tensor's memory as one dimension, None if it has gaps or overlaps."""
+  if tensor.is_contiguous():
+    return tensor.view(-1)
+  order = sorted(range(tensor.ndim), key=lambda d: -tensor.stride(d))
+  dense = tensor.permute(order)
+  return dense.view(-1) if dense.is_contiguous() else None
+
+
+def _cut(lists: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
+  batch: list[list[Tensor]] = [[] for _ in lists]
+  filled = 0
+  for group in zip(*lists, strict=True):
+    numel = group[0].numel()
+    flats = [_flat(t) for t in group] if numel > PIECE else [None]
+    if numel > PIECE and all(f is not None for f in flats):
+      for begin in range(0, numel, PIECE):
+        yield [[f[begin : begin + PIECE]] for f in flats]  # type: ignore[index]
+      continue
+    if filled and filled + numel > PIECE:
+      yield batch
+      batch, filled = [[] for _ in lists], 0
+    for part, tensor in zip(batch, group, strict=True):
+      part.append(tensor)
+    filled += numel
+  if filled:
+    yield batch
+
+
+def pieces(*lists: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
+  """Cut lists of tensors alike into batches that fit the cache.
+
+  Args:
+    *lists: lists of equal length; the i-th tensors agree in shape and strides.
+
+  Yields:
+    One list of (views of) tensors for each argument; on a GPU once, with
+    everything.
+  """
+  if lists[0] and lists[0][0].device.type != 'cpu':
+    yield [list(tensors) for tensors in lists]
+  else:
+    yield from _cut(lists)
+
+
+def by_device_and_dtype(
+  *lists: Sequence[Tensor],
+) -> Iterator[list[list[Tensor]]]:
+  """Group positions whose tensors agree in device and dtype, list by list."""
+  groups: dict[tuple, list[list[Tensor]]] = {}
+  for group in zip(*lists, strict=True):
+    key = tuple((t.device, t.dtype) for t in group)
+    entry = groups.setdefault(key, [[] for _ in lists])
+    for part, tensor in zip(entry, group, strict=True):
+      part.append(tensor)
+  yield from groups.values()
+
+
+def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+  """targets <- sources, cast where dtypes differ."""
+  if targets:
+    torch._foreach_copy_(list(targets), list(sources))
+
+
+def lerp_(
+  averages: Sequence[Tensor], samples: Sequence[Tensor], weight: float
+) -> None:
+  """averages <- averages + weight (samples - averages), in averages' dtype."""
+  for group in by_device_and_dtype(averages, samples):
+    if group[0][0].dtype == group[1][0].dtype:
+      torch._foreach_lerp_(group[0], group[1], weight)
+      continue
+    for average, sample in pieces(*group):
+      cast = [s.to(a.dtype) for a, s in zip(average, sample, strict=True)]
+      torch._foreach_lerp_(average, cast, weight)
+
+
+def mean_(
+  targets: Sequence[Tensor], windows: Sequence[Sequence[Tensor]]
+) -> None:
+  """targets <- mean of the windows, summed in targets' dtype, oldest first."""
+  for group in by_device_and_dtype(targets, *windows):
+    for target, *samples in pieces(*group):
+      torch._foreach_copy_(target, samples[0])
+      for sample in samples[1:]:
+        torch._foreach_add_(target, sample)
+      torch._foreach_div_(target, float(len(samples)))
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+  """Whether every element is finite; one read, one synchronisation.
+
+  The sum of absolute values in float32 (or wider) is finite exactly if all
+  elements are, unless it overflows: a model whose weights add up to 3e38 has
+  diverged all the same.
+  """
+  floating = [t for t in tensors if t.is_floating_point() or t.is_complex()]
+  for group in by_device_and_dtype(floating):
+    total = functools.reduce(torch.add, _absolute_sums(group[0]))
+    if not bool(torch.isfinite(total)):
+      return False
+  return True
+
+
+def _absolute_sums(tensors: list[Tensor]) -> list[Tensor]:
+  wide = torch.promote_types(tensors[0].dtype, torch.float32)
+  if tensors[0].device.type == 'cpu':
+    # A plain sum is vectorised and its infinities and NaNs do not cancel:
+    # inf - inf is NaN.
+    return [t.detach().sum(dtype=wide) for t in tensors]
+  return list(torch._foreach_norm([t.detach() for t in tensors], 1, wide))

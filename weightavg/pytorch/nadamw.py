@@ -1,0 +1,165 @@
+"""NadamW: Adam with decoupled decay and a Nesterov look-ahead."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightavg.pytorch import multi_tensor
+
+
+class NadamW(torch.optim.Optimizer):
+  """AlgoPerf's NAdamW (Choi et al. 2019, 1910.05446, table 1), in one sweep.
+
+  With g the gradient at step t = 1, 2, ... of a parameter:
+
+    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
+    n = b1 m + (1 - b1) g                           (the Nesterov look-ahead)
+    p <- p (1 - lr wd)
+    p <- p - lr / (1 - b1^t) * n / (sqrt(v) / sqrt(1 - b2^t) + eps)
+
+  `torch.optim.NAdam` is another algorithm: its momentum follows a schedule.
+  Moments are float32 for parameters of half precision, of the parameter's
+  dtype otherwise; parameters of half precision are updated in float32 and
+  rounded once. A parameter without gradient is left alone, decay included, and
+  its own t stands still.
+
+  Args:
+    params: parameters or parameter groups.
+    lr: learning rate, in [0, inf).
+    betas: (b1, b2), each in [0, 1).
+    eps: added to the denominator, in [0, inf).
+    weight_decay: decoupled decay, in [0, inf).
+
+  Raises:
+    ValueError: for an argument out of range or a complex parameter.
+    RuntimeError: from `step`, for a sparse gradient.
+
+  >>> p = torch.nn.Parameter(torch.tensor([1.0]))
+  >>> optimizer = NadamW([p], lr=0.1, betas=(0.9, 0.999))
+  >>> p.grad = torch.tensor([2.0])
+  >>> optimizer.step()
+  >>> round(p.item(), 4)  # 1 - 0.1 (1 + 0.9)
+  0.81
+  """
+
+  def __init__(
+    self,
+    params: Iterable[Any],
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+  ) -> None:
+    for name, value in (
+      ('lr', lr),
+      ('eps', eps),
+      ('weight_decay', weight_decay),
+    ):
+      if not 0.0 <= value < math.inf:
+        raise ValueError(f'Invalid {name}={value}. Must be in [0, inf).')
+    for index, beta in enumerate(betas):
+      if not 0.0 <= beta < 1.0:
+        raise ValueError(f'Invalid betas[{index}]={beta}. Must be in [0, 1).')
+    defaults = {
+      'lr': lr,
+      'betas': betas,
+      'eps': eps,
+      'weight_decay': weight_decay,
+    }
+    super().__init__(params, defaults)
+    for group in self.param_groups:
+      for p in group['params']:
+        if p.is_complex():
+          raise ValueError('Invalid params. NadamW takes no complex tensors.')
+
+  @torch.no_grad()
+  def step(  # type: ignore[override]
+    self, closure: Callable[[], Tensor] | None = None
+  ) -> Tensor | None:
+    """Make one step; `closure`, if given, recomputes the loss first."""
+    loss = None
+    if closure is not None:
+      with torch.enable_grad():
+        loss = closure()
+    for group in self.param_groups:
+      # Parameters that missed a gradient lag behind: one sweep for each t.
+      by_step: dict[int, list[Tensor]] = {}
+      for p in group['params']:
+        if p.grad is not None:
+          by_step.setdefault(self._advance(p), []).append(p)
+      for t, params in by_step.items():
+        self._sweep(params, t, group)
+    return loss
+
+  def _advance(self, p: Tensor) -> int:
+    if p.grad.is_sparse:  # type: ignore[union-attr]
+      raise RuntimeError('Invalid gradient. NadamW takes no sparse tensors.')
+    state = self.state[p]
+    if not state:
+      dtype = torch.promote_types(p.dtype, torch.float32)
+      state['step'] = 0
+      state['exp_avg'] = torch.zeros_like(p, dtype=dtype)
+      state['exp_avg_sq'] = torch.zeros_like(p, dtype=dtype)
+    state['step'] += 1
+    return state['step']
+
+  def _sweep(self, params: list[Tensor], t: int, group: dict) -> None:
+    lists = (
+      params,
+      [p.grad for p in params],
+      [self.state[p]['exp_avg'] for p in params],
+      [self.state[p]['exp_avg_sq'] for p in params],
+    )
+    for tensors in multi_tensor.by_device_and_dtype(*lists):  # type: ignore[arg-type]
+      for piece in multi_tensor.pieces(*tensors):
+        _update(*piece, t=t, **group)
+
+  def load_state_dict(self, state_dict: dict) -> None:
+    """Restore; moments keep their saved dtype, which torch would cast."""
+    super().load_state_dict(state_dict)
+    params = [p for group in self.param_groups for p in group['params']]
+    for index, saved in state_dict['state'].items():
+      p = params[index]
+      for name in ('exp_avg', 'exp_avg_sq'):
+        self.state[p][name] = saved[name].to(p.device, copy=True)
+
+
+def _update(
+  params: list[Tensor],
+  grads: list[Tensor],
+  exp_avgs: list[Tensor],
+  exp_avg_sqs: list[Tensor],
+  *,
+  t: int,
+  lr: float,
+  betas: tuple[float, float],
+  eps: float,
+  weight_decay: float,
+  **unused: Any,
+) -> None:
+  """One step over tensors that stay in the cache from line to line."""
+  beta1, beta2 = betas
+  wide = exp_avgs[0].dtype
+  weights = params
+  if params[0].dtype != wide:
+    weights = [p.to(wide) for p in params]
+  if grads[0].dtype != wide:
+    grads = [g.to(wide) for g in grads]
+  torch._foreach_lerp_(exp_avgs, grads, 1.0 - beta1)
+  torch._foreach_mul_(exp_avg_sqs, beta2)
+  torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1.0 - beta2)
+  denominators = torch._foreach_sqrt(exp_avg_sqs)
+  torch._foreach_div_(denominators, math.sqrt(1.0 - beta2**t))
+  torch._foreach_add_(denominators, eps)
+  if weight_decay:
+    torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
+  # n = g + b1 (m - g)
+  directions = torch._foreach_lerp(grads, exp_avgs, beta1)
+  torch._foreach_addcdiv_(
+    weights, directions, denominators, -lr / (1.0 - beta1**t)
+  )
+  if weights is not params:
+    torch._foreach_copy_(params, weights)
