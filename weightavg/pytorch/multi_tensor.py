@@ -5,8 +5,8 @@ multi-tensor operations would stream the whole model from memory once per
 operation; here the chain runs piece by piece, each small enough to stay in the
 cache between two operations. Single operations need no pieces.
 
-Which lists of tensors stand beside each other must agree in shape, strides and
-device; dtypes may differ.
+Lists of tensors that stand beside each other agree in shape and device; strides
+and dtypes may differ.
 """
 
 import functools
@@ -25,7 +25,7 @@ def _flat(tensor: Tensor) -> Tensor | None:
   """The tensor's memory as one dimension, None if it has gaps or overlaps."""
   if tensor.is_contiguous():
     return tensor.view(-1)
-  order = sorted(range(tensor.ndim), key=lambda d: -tensor.stride(d))
+  order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
   dense = tensor.permute(order)
   return dense.view(-1) if dense.is_contiguous() else None
 
@@ -35,8 +35,11 @@ def _cut(lists: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
   filled = 0
   for group in zip(*lists, strict=True):
     numel = group[0].numel()
-    flats = [_flat(t) for t in group] if numel > PIECE else [None]
-    if numel > PIECE and all(f is not None for f in flats):
+    # Memory order is common to a group only where its strides are: a gradient
+    # may be laid out otherwise than its channels-last parameter.
+    alike = len({t.stride() for t in group}) == 1
+    flats = [_flat(t) for t in group] if numel > PIECE and alike else [None]
+    if all(f is not None for f in flats):
       for begin in range(0, numel, PIECE):
         yield [[f[begin : begin + PIECE]] for f in flats]  # type: ignore[index]
       continue
@@ -54,7 +57,7 @@ def pieces(*lists: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
   """Cut lists of tensors alike into batches that fit the cache.
 
   Args:
-    *lists: lists of equal length; the i-th tensors agree in shape and strides.
+    *lists: lists of equal length; the i-th tensors agree in shape.
 
   Yields:
     One list of (views of) tensors for each argument; on a GPU once, with

@@ -115,7 +115,7 @@ class NadamW(torch.optim.Optimizer):
     )
     for tensors in multi_tensor.by_device_and_dtype(*lists):  # type: ignore[arg-type]
       for piece in multi_tensor.pieces(*tensors):
-        _update(*piece, t=t, **group)
+        _update(*piece, t, *(group[name] for name in self.defaults))
 
   def load_state_dict(self, state_dict: dict) -> None:
     """Restore; moments keep their saved dtype, which torch would cast."""
@@ -132,13 +132,11 @@ def _update(
   grads: list[Tensor],
   exp_avgs: list[Tensor],
   exp_avg_sqs: list[Tensor],
-  *,
   t: int,
   lr: float,
   betas: tuple[float, float],
   eps: float,
   weight_decay: float,
-  **unused: Any,
 ) -> None:
   """One step over tensors that stay in the cache from line to line."""
   beta1, beta2 = betas
