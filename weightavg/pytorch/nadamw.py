@@ -115,7 +115,7 @@ class NadamW(torch.optim.Optimizer):
     )
     for tensors in multi_tensor.by_device_and_dtype(*lists):  # type: ignore[arg-type]
       for piece in multi_tensor.pieces(*tensors):
-        _update(*piece, t, *(group[name] for name in self.defaults))
+        _update(piece, t, group)
 
   def load_state_dict(self, state_dict: dict) -> None:
     """Restore; moments keep their saved dtype, which torch would cast."""
@@ -127,19 +127,11 @@ class NadamW(torch.optim.Optimizer):
         self.state[p][name] = saved[name].to(p.device, copy=True)
 
 
-def _update(
-  params: list[Tensor],
-  grads: list[Tensor],
-  exp_avgs: list[Tensor],
-  exp_avg_sqs: list[Tensor],
-  t: int,
-  lr: float,
-  betas: tuple[float, float],
-  eps: float,
-  weight_decay: float,
-) -> None:
+def _update(piece: list[list[Tensor]], t: int, group: dict[str, Any]) -> None:
   """One step over tensors that stay in the cache from line to line."""
-  beta1, beta2 = betas
+  params, grads, exp_avgs, exp_avg_sqs = piece
+  lr, eps, weight_decay = group['lr'], group['eps'], group['weight_decay']
+  beta1, beta2 = group['betas']
   wide = exp_avgs[0].dtype
   weights = params
   if params[0].dtype != wide:
