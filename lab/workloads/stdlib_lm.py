@@ -154,6 +154,9 @@ class Workload(base.LocalWorkload):
     starts = np.linspace(0, len(tokens) - LENGTH - 1, size).astype(np.int64)
     return _windows(tokens, starts)
 
+  def _fixed_data(self) -> list[np.ndarray]:
+    return [*corpus().values()]
+
   def loss_fn(
     self,
     label_batch: torch.Tensor,
