@@ -1,4 +1,7 @@
-"""Global batch sizes by workload name."""
+"""Names of workloads and their global batch sizes."""
+
+import sys
+from typing import Any
 
 # AlgoPerf's published baselines.
 _ALGOPERF = {
@@ -44,3 +47,24 @@ def get_batch_size(workload_name: str, optimizer: str = 'nadamw') -> int:
       f'{", ".join(sorted(sizes))}.'
     )
   return sizes[workload_name]
+
+
+def workload_name(workload: Any) -> str:
+  """Name under which a runner knows the workload.
+
+  Raises:
+    ValueError: for a workload that is in no registry.
+  """
+  name = getattr(workload, 'name', None)
+  # A workload of the benchmark does not know its name, but the benchmark's
+  # registry, loaded by whoever made the workload, knows its class.
+  registry = sys.modules.get('algoperf.workloads.workloads')
+  for known, metadata in getattr(registry, 'WORKLOADS', {}).items():
+    if metadata['workload_class_name'] == type(workload).__name__:
+      name = known
+  if name is None:
+    raise ValueError(
+      f'Unknown workload class {type(workload).__name__}: its name, and so its '
+      'batch size, cannot be told.'
+    )
+  return name

@@ -1,0 +1,296 @@
+"""Averaging the weights of a model while something else trains it."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from absl import logging
+from torch import Tensor, nn
+
+from weightavg.config import AveragingConfig
+from weightavg.pytorch import models, multi_tensor, tracks
+
+_FORMAT = 1
+
+
+class Averager:
+  """Keeps an average of a model's weights and shows it to evaluation.
+
+  With x_1..x_k the weights at the sampled steps, evaluation sees
+
+    a_k = sum_j w_j x_j,   sum_j w_j = 1
+
+  where the w_j are those of LAWA, EMA or the polynomial average
+  (`weightavg.coefficients`). Trained are the model's own weights, which stay
+  bit for bit what they were; stored are the averages, in float32 (float64 for
+  float64 weights; LAWA's samples in the weights' dtype); evaluated is the
+  average, between `swap_in` and `swap_out`. Before the first sample, and with
+  the scheme 'none', evaluation sees the raw weights.
+
+  A sample that holds a NaN or an infinity never enters: it is counted in
+  `skipped` and logged.
+
+  With averaging_swap='exchange' (the default) a swap exchanges storages
+  (`p.data = average`) and copies nothing. Optimizers, DistributedDataParallel
+  and torch.compile look parameters up anew and do not notice. Who holds on to
+  the storage itself must not do so across a swap: CUDA graphs (also
+  torch.compile's mode='reduce-overhead'), views such as `p.data[0]` or
+  `p.numpy()` taken before it, and inference copies that share memory. For them
+  averaging_swap='copy' copies the average into the parameters and the raw
+  weights back.
+
+  Args:
+    weights: the model (wrapped by DistributedDataParallel or torch.compile or
+      not), or pairs of a name and a tensor. Tied parameters count once.
+      Running statistics of BatchNorm stay the live model's; they are averaged
+      like parameters with averaging_batch_norm='averaged' (models only).
+    config: scheme and horizon; fractions are of `budget`.
+    budget: T, number of optimizer steps that the run is planned for, >= 1.
+    steps_per_epoch: steps; for averaging_preset='kaddour2022' only.
+
+  Raises:
+    ValueError: for a name given twice or a budget below 1.
+    RuntimeError: from `update` while the average is swapped in.
+
+  >>> model = nn.Linear(1, 1, bias=False)
+  >>> config = AveragingConfig(
+  ...   averaging_scheme='lawa', averaging_every_steps=1, lawa_window=2)
+  >>> averager = Averager(model, config, budget=3)
+  >>> for value in (1.0, 2.0, 4.0):
+  ...   _ = model.weight.data.fill_(value)  # in place of optimizer.step()
+  ...   averager.update()
+  >>> with averager.evaluating():
+  ...   model.weight.item()
+  3.0
+  >>> model.weight.item()
+  4.0
+  """
+
+  def __init__(
+    self,
+    weights: nn.Module | Iterable[tuple[str, Tensor]],
+    config: AveragingConfig,
+    budget: int,
+    steps_per_epoch: int | None = None,
+  ) -> None:
+    self._names, self._tensors = _named_weights(weights, config)
+    self._exchange = config.averaging_swap == 'exchange'
+    self.sampling, self.scheme = config.resolve(budget, steps_per_epoch)
+    self._recipe = _recipe(config, self.sampling, self.scheme)
+    self.track = (
+      None
+      if self.scheme is None
+      else tracks.build_track(self.scheme, self._tensors)
+    )
+    self.step = 0
+    self.skipped = 0
+    # The raw weights while the average is swapped in: their storages under
+    # 'exchange', copies of them under 'copy'.
+    self._raw: list[Tensor] | None = None
+    self._backup: list[Tensor] | None = None
+
+  @property
+  def samples(self) -> int:
+    """Number of samples that have entered the average."""
+    return 0 if self.track is None else self.track.count
+
+  @property
+  def swapped(self) -> bool:
+    """Whether the model holds the average at the moment."""
+    return self._raw is not None
+
+  @torch.no_grad()
+  def update(self, finite: bool | None = None) -> None:
+    """Call after every optimizer step: counts it, and samples if it is due.
+
+    Args:
+      finite: whether all weights are known to be finite; None looks at them,
+        at the price of one read (and, on a GPU, one synchronisation) for each
+        sample.
+    """
+    if self.swapped:
+      raise RuntimeError(
+        'The model holds the average. Call swap_out() before training goes on.'
+      )
+    self.step += 1
+    if self.track is None or not self.sampling.is_sampled(self.step):
+      return
+    tensors = self._data()
+    if multi_tensor.all_finite(tensors) if finite is None else finite:
+      self.track.add(tensors)
+    else:
+      self.skipped += 1
+      logging.warning(
+        'Step %d: the weights are not finite and did not enter the average '
+        '(%d samples skipped so far).',
+        self.step,
+        self.skipped,
+      )
+
+  @torch.no_grad()
+  def swap_in(self) -> None:
+    """Show the average; nothing happens if it is shown already."""
+    if self.swapped or not self.samples:
+      return
+    assert self.track is not None
+    self._raw = self._exchange_in() if self._exchange else self._copy_in()
+
+  @torch.no_grad()
+  def swap_out(self) -> None:
+    """Put the raw weights back; nothing happens if they are in place."""
+    if self._raw is None:
+      return
+    if self._exchange:
+      for tensor, raw in zip(self._tensors, self._raw, strict=True):
+        tensor.data = raw
+    else:
+      multi_tensor.copy_(self._data(), self._raw)
+    self._raw = None
+
+  @contextlib.contextmanager
+  def evaluating(self) -> Iterator[None]:
+    """Show the average inside the block, the raw weights after it."""
+    self.swap_in()
+    try:
+      yield
+    finally:
+      self.swap_out()
+
+  def state_dict(self) -> dict[str, Any]:
+    """Everything needed to continue, in tensors, numbers, strings and dicts.
+
+    The raw weights are among it while the average is swapped in, since the
+    model's own state dict then holds the average. Tensors are not copied.
+    """
+    buffers = [] if self.track is None else self.track.buffers()
+    return {
+      'format': _FORMAT,
+      'recipe': dict(self._recipe),
+      'step': self.step,
+      'samples': self.samples,
+      'skipped': self.skipped,
+      'swapped': self.swapped,
+      'buffers': [self._by_name(tensors) for tensors in buffers],
+      'raw': {} if self._raw is None else self._by_name(self._raw),
+    }
+
+  @torch.no_grad()
+  def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    """Continue from a saved state, with the average shown if it was then.
+
+    The model may be restored before or after; if the average was swapped in,
+    the model holds it again afterwards and `swap_out` gives the raw weights.
+
+    Raises:
+      ValueError: for a state of another scheme, horizon or model; nothing has
+        been changed then.
+    """
+    self._check(state_dict)
+    self.swap_out()
+    self.step = state_dict['step']
+    self.skipped = state_dict['skipped']
+    if self.track is not None:
+      saved = [self._in_order(named) for named in state_dict['buffers']]
+      self.track.restore(state_dict['samples'], saved)
+    if state_dict['swapped']:
+      multi_tensor.copy_(self._data(), self._in_order(state_dict['raw']))
+      self.swap_in()
+
+  def _data(self) -> list[Tensor]:
+    return [tensor.data for tensor in self._tensors]
+
+  def _shown(self) -> list[Tensor]:
+    """The average in the weights' dtypes."""
+    assert self.track is not None
+    return [
+      average.to(tensor.dtype)
+      for average, tensor in zip(
+        self.track.average(), self._tensors, strict=True
+      )
+    ]
+
+  def _exchange_in(self) -> list[Tensor]:
+    raw = self._data()
+    for tensor, average in zip(self._tensors, self._shown(), strict=True):
+      tensor.data = average
+    return raw
+
+  def _copy_in(self) -> list[Tensor]:
+    if self._backup is None:
+      self._backup = [torch.empty_like(t) for t in self._data()]
+    multi_tensor.copy_(self._backup, self._data())
+    multi_tensor.copy_(self._data(), self._shown())
+    return self._backup
+
+  def _by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return dict(zip(self._names, tensors, strict=True))
+
+  def _in_order(self, named: dict[str, Tensor]) -> list[Tensor]:
+    return [named[name] for name in self._names]
+
+  def _check(self, state_dict: dict[str, Any]) -> None:
+    if state_dict.get('format') != _FORMAT:
+      raise ValueError(
+        f'Invalid averager state: format {state_dict.get("format")!r}. Must be '
+        f'{_FORMAT}.'
+      )
+    for key, value in (state_dict['recipe'] | self._recipe).items():
+      saved = state_dict['recipe'].get(key)
+      if saved != self._recipe.get(key):
+        raise ValueError(
+          f'Invalid averager state: saved with {key}={saved!r}, this averager '
+          f'has {key}={self._recipe.get(key, value)!r}.'
+        )
+    groups = list(state_dict['buffers'])
+    if state_dict['swapped']:
+      groups.append(state_dict['raw'])
+    shapes = dict(
+      zip(self._names, (t.shape for t in self._tensors), strict=True)
+    )
+    for named in groups:
+      _check_tensors(named, shapes)
+
+
+def _check_tensors(
+  named: dict[str, Tensor], shapes: dict[str, torch.Size]
+) -> None:
+  for name in sorted(shapes.keys() ^ named.keys()):
+    where = 'lacks' if name in shapes else 'has the unknown'
+    raise ValueError(f'Invalid averager state: it {where} tensor {name!r}.')
+  for name, shape in shapes.items():
+    if named[name].shape != shape:
+      raise ValueError(
+        f'Invalid averager state: {name!r} has shape '
+        f'{tuple(named[name].shape)}. Must be {tuple(shape)}.'
+      )
+
+
+def _named_weights(
+  weights: nn.Module | Iterable[tuple[str, Tensor]], config: AveragingConfig
+) -> tuple[list[str], list[Tensor]]:
+  if isinstance(weights, nn.Module):
+    named: list[tuple[str, Tensor]] = list(models.named_parameters(weights))
+    if config.averaging_batch_norm == 'averaged':
+      named += models.named_running_statistics(weights)
+  else:
+    named = list(weights)
+  names = [name for name, _ in named]
+  for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f'Invalid weights: two tensors are called {name!r}.')
+  return names, [tensor for _, tensor in named]
+
+
+def _recipe(
+  config: AveragingConfig, sampling: Any, scheme: Any
+) -> dict[str, Any]:
+  """What two averagers must agree in to share a state."""
+  recipe: dict[str, Any] = {
+    'averaging_scheme': config.averaging_scheme,
+    'averaging_batch_norm': config.averaging_batch_norm,
+  }
+  if scheme is not None:
+    recipe |= dataclasses.asdict(sampling) | dataclasses.asdict(scheme)
+  return recipe

@@ -1,0 +1,138 @@
+"""Checks of hyperparameters: one line naming the argument, value and range."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from weightavg.pytorch.shampoo.grafting import GRAFTINGS
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+  """Raise ValueError for the first value out of range in a parameter group."""
+  _number(group, 'lr', 0, math.inf, '[0, inf)')
+  betas = group['betas']
+  if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+    raise ValueError(f'Invalid betas={betas!r}. Must be two numbers.')
+  if not (_is_number(betas[0]) and 0 <= betas[0] < 1):
+    raise ValueError(f'Invalid betas[0]={betas[0]!r}. Must be in [0, 1).')
+  if not (_is_number(betas[1]) and 0 < betas[1] <= 1):
+    raise ValueError(f'Invalid betas[1]={betas[1]!r}. Must be in (0, 1].')
+  _number(group, 'epsilon', 0, math.inf, '(0, inf)', open_below=True)
+  _number(group, 'grafting_epsilon', 0, math.inf, '[0, inf)')
+  _number(group, 'momentum', 0, 1, '[0, 1)')
+  _number(group, 'weight_decay', 0, math.inf, '[0, inf)')
+  _number(group, 'exponent_multiplier', 0, math.inf, '(0, inf)', True)
+  beta = group['grafting_beta2']
+  if beta is not None and not (_is_number(beta) and 0 < beta <= 1):
+    raise ValueError(
+      f'Invalid grafting_beta2={beta!r}. Must be in (0, 1] or None.'
+    )
+  for name in (
+    'max_preconditioner_dim',
+    'precondition_frequency',
+    'diagonal_dim_threshold',
+  ):
+    _integer(group, name, 1)
+  _check_start(group)
+  _check_override(group['inv_root_override'])
+  if group['grafting'] not in GRAFTINGS:
+    raise ValueError(
+      f'Invalid grafting={group["grafting"]!r}. Must be one of {GRAFTINGS}.'
+    )
+  for name in (
+    'use_nadam',
+    'use_nesterov',
+    'use_decoupled_weight_decay',
+    'spread_roots',
+  ):
+    if not isinstance(group[name], bool):
+      raise ValueError(f'Invalid {name}={group[name]!r}. Must be a bool.')
+
+
+def check_dtypes(
+  preconditioner_dtype: torch.dtype, communication_dtype: torch.dtype | None
+) -> None:
+  """Raise ValueError for a dtype that the optimizer cannot work in."""
+  if preconditioner_dtype not in (torch.float32, torch.float64):
+    raise ValueError(
+      f'Invalid preconditioner_dtype={preconditioner_dtype}. '
+      'Must be torch.float32 or torch.float64.'
+    )
+  if communication_dtype is not None and not (
+    isinstance(communication_dtype, torch.dtype)
+    and communication_dtype.is_floating_point
+  ):
+    raise ValueError(
+      f'Invalid communication_dtype={communication_dtype!r}. '
+      'Must be a floating-point torch.dtype or None.'
+    )
+
+
+def start_step(group: Mapping[str, Any]) -> int:
+  """T0: the step at which the first roots are taken and used."""
+  start = group['start_preconditioning_step']
+  return group['precondition_frequency'] if start == -1 else start
+
+
+def exponent(group: Mapping[str, Any], order: int) -> float:
+  """q of the inverse root A^-q for blocks of the given order."""
+  override = group['inv_root_override']
+  if isinstance(override, (list, tuple)):
+    root = override[order] if order < len(override) else 2 * order
+  else:
+    root = override if override > 0 else 2 * order
+  return group['exponent_multiplier'] / root
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(
+  group: Mapping[str, Any],
+  name: str,
+  low: float,
+  high: float,
+  interval: str,
+  open_below: bool = False,
+) -> None:
+  value = group[name]
+  if isinstance(value, torch.Tensor) and name == 'lr':
+    value = float(value)
+  good = _is_number(value) and low <= value < high
+  if not good or (open_below and value == low):
+    raise ValueError(f'Invalid {name}={value!r}. Must be in {interval}.')
+
+
+def _integer(group: Mapping[str, Any], name: str, low: int) -> None:
+  value = group[name]
+  if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    raise ValueError(f'Invalid {name}={value!r}. Must be an integer >= {low}.')
+
+
+def _check_start(group: Mapping[str, Any]) -> None:
+  start = group['start_preconditioning_step']
+  frequency = group['precondition_frequency']
+  if start == -1:
+    return
+  if not isinstance(start, int) or isinstance(start, bool) or start < frequency:
+    raise ValueError(
+      f'Invalid start_preconditioning_step={start!r}. Must be -1 or an '
+      f'integer >= precondition_frequency={frequency}.'
+    )
+
+
+def _check_override(override: Any) -> None:
+  values = override if isinstance(override, (list, tuple)) else [override]
+  low = 1 if isinstance(override, (list, tuple)) else 0
+  for index, value in enumerate(values):
+    # Index 0 of a list stands for scalars, which are vectors here: unused.
+    bound = 0 if isinstance(override, (list, tuple)) and index == 0 else low
+    good = isinstance(value, int) and not isinstance(value, bool)
+    if not good or value < bound:
+      raise ValueError(
+        f'Invalid inv_root_override={override!r}. Must be an integer >= 0 '
+        'or a list of integers >= 1, one for each order from 0 on.'
+      )

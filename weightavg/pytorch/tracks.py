@@ -1,0 +1,139 @@
+"""What an averager stores: a running average, or a window of samples.
+
+A track is fed lists of tensors and gives back their average. It does not know
+names, steps or models. Its buffers have the shapes, strides and devices of the
+tensors it was made for.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from weightavg import coefficients
+from weightavg.pytorch import multi_tensor
+
+
+def average_dtype(dtype: torch.dtype) -> torch.dtype:
+  """float32, and wider only where the weights themselves are wider."""
+  return torch.promote_types(dtype, torch.float32)
+
+
+class Track(Protocol):
+  """State of one average over one list of tensors."""
+
+  count: int
+
+  def add(self, tensors: Sequence[Tensor]) -> None:
+    """Take the tensors in as the next sample."""
+
+  def average(self) -> list[Tensor]:
+    """The average of all samples so far; owned by the track."""
+
+  def buffers(self) -> list[list[Tensor]]:
+    """What has to be saved: lists of tensors, parallel to the tracked ones."""
+
+  def restore(self, count: int, buffers: Sequence[Sequence[Tensor]]) -> None:
+    """Continue from saved buffers, which are copied."""
+
+
+class RunningTrack:
+  """a <- a + c_k (x_k - a), in float32: EMA and polynomial averages."""
+
+  def __init__(
+    self, scheme: coefficients.Recursive, tensors: Sequence[Tensor]
+  ) -> None:
+    self.scheme = scheme
+    self.count = 0
+    self._averages = [
+      torch.empty_like(t, dtype=average_dtype(t.dtype)) for t in tensors
+    ]
+
+  def add(self, tensors: Sequence[Tensor]) -> None:
+    """Take the tensors in as the next sample."""
+    self.count += 1
+    if self.count == 1:
+      multi_tensor.copy_(self._averages, tensors)
+    else:
+      weight = self.scheme.coefficient(self.count)
+      multi_tensor.lerp_(self._averages, tensors, weight)
+
+  def average(self) -> list[Tensor]:
+    """The running average itself: no copy."""
+    return self._averages
+
+  def buffers(self) -> list[list[Tensor]]:
+    """The running average, once there is one."""
+    return [self._averages] if self.count else []
+
+  def restore(self, count: int, buffers: Sequence[Sequence[Tensor]]) -> None:
+    """Continue from a saved average."""
+    self.count = count
+    for saved in buffers:
+      multi_tensor.copy_(self._averages, saved)
+
+
+class WindowTrack:
+  """The last `window` samples, in the weights' own dtype, and their mean.
+
+  Samples are exact copies; the mean is summed in float32, oldest first, when
+  it is asked for. The oldest sample's memory takes the next one.
+  """
+
+  def __init__(
+    self, scheme: coefficients.Lawa, tensors: Sequence[Tensor]
+  ) -> None:
+    self.scheme = scheme
+    self.count = 0
+    self._like = [torch.empty_like(t, device='meta') for t in tensors]
+    self._devices = [t.device for t in tensors]
+    self._samples: list[list[Tensor]] = []
+    self._mean: list[Tensor] | None = None
+
+  def _new_buffers(self, wide: bool = False) -> list[Tensor]:
+    return [
+      torch.empty_like(
+        t, device=device, dtype=average_dtype(t.dtype) if wide else t.dtype
+      )
+      for t, device in zip(self._like, self._devices, strict=True)
+    ]
+
+  def add(self, tensors: Sequence[Tensor]) -> None:
+    """Take the tensors in as the next sample."""
+    if len(self._samples) == self.scheme.window:
+      slot = self._samples.pop(0)
+    else:
+      slot = self._new_buffers()
+    multi_tensor.copy_(slot, tensors)
+    self._samples.append(slot)
+    self.count += 1
+
+  def average(self) -> list[Tensor]:
+    """The mean of the window; its buffers are made at the first call."""
+    if self._mean is None:
+      self._mean = self._new_buffers(wide=True)
+    multi_tensor.mean_(self._mean, self._samples)
+    return self._mean
+
+  def buffers(self) -> list[list[Tensor]]:
+    """The samples, oldest first."""
+    return self._samples
+
+  def restore(self, count: int, buffers: Sequence[Sequence[Tensor]]) -> None:
+    """Continue from saved samples, oldest first."""
+    self.count = count
+    while len(self._samples) < len(buffers):
+      self._samples.append(self._new_buffers())
+    del self._samples[len(buffers) :]
+    for slot, saved in zip(self._samples, buffers, strict=True):
+      multi_tensor.copy_(slot, saved)
+
+
+def build_track(
+  scheme: coefficients.Scheme, tensors: Sequence[Tensor]
+) -> Track:
+  """The track of a scheme over tensors."""
+  if isinstance(scheme, coefficients.Lawa):
+    return WindowTrack(scheme, tensors)
+  return RunningTrack(scheme, tensors)

@@ -1,0 +1,250 @@
+"""The functions that AlgoPerf calls, shared by all submissions.
+
+Trained are the model's raw weights; between `prepare_for_eval` and the next
+`update_params` the model holds their average, also in the checkpoint that the
+benchmark writes then: the raw weights come back from the averager's state.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from absl import logging
+from torch import Tensor, nn
+
+from weightavg import spec
+from weightavg.config import SubmissionConfig
+from weightavg.pytorch.averagers import Averager
+from weightavg.pytorch.nadamw import NadamW
+from weightavg.pytorch.profiling import section
+from weightavg.pytorch.schedules import build_scheduler
+from weightavg.workloads import get_batch_size, workload_name
+
+# The benchmark's baselines log every step up to the first of these, then at
+# multiples of the second; each row costs two synchronisations.
+_LOG_FIRST_STEPS = 100
+_LOG_EVERY_STEPS = 500
+
+
+class Run:
+  """What a run keeps beside its tensors: its configuration and its model.
+
+  After a restore AlgoPerf's runner hands on the module from inside
+  DistributedDataParallel; trained through it, ranks would no longer average
+  their gradients. The wrapper seen at the start holds that very module, so it
+  is kept here, outside the saved state, and used throughout.
+  """
+
+  def __init__(
+    self, model: nn.Module, config: SubmissionConfig, name: str, budget: int
+  ) -> None:
+    self.model = model
+    self.config = config
+    self._identity = {'optimizer': name, 'budget': budget}
+
+  def state_dict(self) -> dict[str, Any]:
+    """The optimizer's name and the budget in steps."""
+    return dict(self._identity)
+
+  def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    """Refuse the state of another submission or budget."""
+    for key, value in self._identity.items():
+      if state_dict.get(key) != value:
+        raise ValueError(
+          f'Invalid checkpoint: saved with {key}={state_dict.get(key)!r}, this '
+          f'submission has {key}={value!r}.'
+        )
+
+
+def init_optimizer_state(
+  workload: spec.Workload,
+  model_params: nn.Module,
+  hyperparameters: Any,
+  optimizer: str,
+  averaging_scheme: str,
+) -> dict[str, Any]:
+  """Build everything that trains; every key that will ever exist exists now.
+
+  Args:
+    workload: gives the step hint and, for epochs, the number of examples.
+    model_params: the model, wrapped or not.
+    hyperparameters: a point of the search space; None under self-tuning.
+    optimizer: 'nadamw'.
+    averaging_scheme: 'none', 'lawa', 'ema' or 'polynomial'.
+
+  Raises:
+    ValueError: for a point that is not allowed.
+  """
+  config = SubmissionConfig.from_point(
+    hyperparameters, optimizer, averaging_scheme
+  )
+  budget = config.schedule.budget(workload.step_hint)
+  trainer = NadamW(
+    model_params.parameters(),
+    lr=config.optimizer.learning_rate,
+    betas=(1.0 - config.optimizer.one_minus_beta1, config.optimizer.beta2),
+    eps=config.optimizer.epsilon,
+    weight_decay=config.optimizer.weight_decay,
+  )
+  return {
+    'optimizer': trainer,
+    'scheduler': build_scheduler(
+      trainer,
+      budget,
+      config.schedule.warmup_factor,
+      config.schedule.schedule,
+      config.schedule.schedule_factor,
+    ),
+    'averager': Averager(
+      model_params,
+      config.averaging,
+      budget,
+      _steps_per_epoch(workload, config, optimizer),
+    ),
+    'run': Run(model_params, config, optimizer, budget),
+  }
+
+
+def _steps_per_epoch(
+  workload: spec.Workload, config: SubmissionConfig, optimizer: str
+) -> int | None:
+  """One epoch in steps, for the preset that samples once per epoch."""
+  if config.averaging.averaging_preset is None:
+    return None
+  batch_size = get_batch_size(workload_name(workload), optimizer)
+  return max(1, workload.num_train_examples // batch_size)
+
+
+def update_params(
+  workload: spec.Workload,
+  current_param_container: nn.Module,
+  current_params_types: Any,
+  model_state: Any,
+  hyperparameters: Any,
+  batch: dict[str, Any],
+  loss_type: spec.LossType,
+  optimizer_state: dict[str, Any],
+  eval_results: list[tuple[int, float]],
+  global_step: int,
+  rng: Any,
+  train_state: dict[str, Any] | None = None,
+) -> tuple[dict[str, Any], nn.Module, Any]:
+  """One training step on the raw weights, seen by the averager afterwards."""
+  del current_param_container, current_params_types, hyperparameters
+  del loss_type, eval_results, train_state
+  run, averager = optimizer_state['run'], optimizer_state['averager']
+  optimizer, regularization = (
+    optimizer_state['optimizer'],
+    run.config.regularization,
+  )
+  with section('Swap'):
+    averager.swap_out()
+  with section('Forward and backward'):
+    run.model.train()
+    optimizer.zero_grad(set_to_none=True)
+    logits, new_model_state = workload.model_fn(
+      params=run.model,
+      augmented_and_preprocessed_input_batch=batch,
+      model_state=model_state,
+      mode=spec.ForwardPassMode.TRAIN,
+      rng=rng,
+      update_batch_norm=True,
+      dropout_rate=regularization.dropout_rate,
+    )
+    losses = workload.loss_fn(
+      label_batch=batch['targets'],
+      logits_batch=logits,
+      mask_batch=batch.get('weights'),
+      label_smoothing=regularization.label_smoothing,
+    )
+    share, total = _share_of_mean(losses)
+    share.backward()
+  with section('Optimizer'):
+    if regularization.grad_clip is not None:
+      nn.utils.clip_grad_norm_(
+        run.model.parameters(), max_norm=regularization.grad_clip
+      )
+    optimizer.step()
+    optimizer_state['scheduler'].step()
+  with section('Averaging'):
+    averager.update()
+  if global_step <= _LOG_FIRST_STEPS or global_step % _LOG_EVERY_STEPS == 0:
+    _log(workload, run.model, losses['summed'].detach() / total, global_step)
+  return optimizer_state, run.model, new_model_state
+
+
+def _world_size() -> int:
+  return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _share_of_mean(losses: dict[str, Any]) -> tuple[Tensor, Tensor]:
+  """This rank's loss, scaled so that DDP's mean is the global mean's gradient.
+
+  DDP averages gradients over ranks, the loss is a mean over valid examples,
+  of which ranks may have different numbers, or none. So a rank differentiates
+  world * summed / (valid examples on all ranks).
+  """
+  summed = losses['summed']
+  total = torch.as_tensor(losses['n_valid_examples'], device=summed.device).to(
+    summed.dtype, copy=True
+  )
+  if _world_size() > 1:
+    dist.all_reduce(total)
+  total.clamp_(min=1.0)  # a batch without a valid example gives zero gradients
+  return summed * _world_size() / total, total
+
+
+def _log(
+  workload: spec.Workload, model: nn.Module, loss: Tensor, global_step: int
+) -> None:
+  """Loss and gradient norm, as the benchmark's baselines log them."""
+  if _world_size() > 1:
+    dist.all_reduce(loss)
+  gradients = [p.grad for p in model.parameters() if p.grad is not None]
+  norm = torch.stack(torch._foreach_norm(gradients)).norm()
+  metrics = {'loss': loss.item(), 'grad_norm': norm.item()}
+  if workload.metrics_logger is not None:
+    workload.metrics_logger.append_scalar_metrics(metrics, global_step)
+  logging.info(
+    '%d) loss = %0.3f, grad_norm = %0.3f',
+    global_step,
+    metrics['loss'],
+    metrics['grad_norm'],
+  )
+
+
+def prepare_for_eval(
+  workload: spec.Workload,
+  current_param_container: nn.Module,
+  current_params_types: Any,
+  model_state: Any,
+  hyperparameters: Any,
+  loss_type: spec.LossType,
+  optimizer_state: dict[str, Any],
+  eval_results: list[tuple[int, float]],
+  global_step: int,
+  rng: Any,
+) -> tuple[dict[str, Any], nn.Module, Any]:
+  """Show the average to the evaluation and the checkpoint that follow."""
+  del workload, current_param_container, current_params_types, hyperparameters
+  del loss_type, eval_results, global_step, rng
+  with section('Swap'):
+    optimizer_state['averager'].swap_in()
+  return optimizer_state, optimizer_state['run'].model, model_state
+
+
+def data_selection(
+  workload: spec.Workload,
+  input_queue: Iterator[dict[str, Any]],
+  optimizer_state: dict[str, Any],
+  current_param_container: nn.Module,
+  model_state: Any,
+  hyperparameters: Any,
+  global_step: int,
+  rng: Any,
+) -> dict[str, Any]:
+  """The next batch of the queue."""
+  del workload, optimizer_state, current_param_container, model_state
+  del hyperparameters, global_step, rng
+  return next(input_queue)
