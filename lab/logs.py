@@ -1,0 +1,191 @@
+"""Log files of a trial, with the benchmark's names and columns.
+
+`<experiment_dir>/<name>/<workload>_pytorch/trial_<k>/` holds hparams.json,
+measurements.csv (all metrics), eval_measurements.csv (those of evaluations),
+meta_data_<n>.json and flags_<n>.json of the n-th resumption.
+"""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+
+MEASUREMENTS = 'measurements.csv'
+EVAL_MEASUREMENTS = 'eval_measurements.csv'
+HPARAMS = 'hparams.json'
+
+
+def _replace(path: str, write: Callable[[Any], None]) -> None:
+  temporary = f'{path}.temporary'
+  with open(temporary, 'w', encoding='utf-8', newline='') as file:
+    write(file)
+  os.replace(temporary, path)
+
+
+def write_json(path: str, content: Any) -> None:
+  """Write a JSON file in one go."""
+  _replace(path, lambda file: file.write(json.dumps(content, indent=2) + '\n'))
+
+
+def read_json(path: str) -> Any:
+  """Content of a JSON file, or None where there is no valid one."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except (OSError, ValueError):
+    return None
+
+
+class Table:
+  """A CSV file to which rows are added; a new metric adds a column.
+
+  The first row's columns are sorted by name and later ones follow, which is
+  the order of the benchmark's files.
+
+  Args:
+    path: The file; its rows are kept if it exists.
+  """
+
+  def __init__(self, path: str) -> None:
+    self.path = path
+    self.columns: list[str] = []
+    self.rows: list[Row] = []
+    if os.path.exists(path):
+      with open(path, encoding='utf-8', newline='') as file:
+        reader = csv.DictReader(file)
+        self.columns = list(reader.fieldnames or [])
+        # A run that was killed while writing leaves a short last line.
+        self.rows = [row for row in reader if None not in row.values()]
+
+  def append(self, row: Row) -> None:
+    """Add a row at the end of the file."""
+    new = sorted(set(row) - set(self.columns))
+    self.columns += new
+    self.rows.append(row)
+    if new:
+      self.rewrite()
+      return
+    with open(self.path, 'a', encoding='utf-8', newline='') as file:
+      csv.DictWriter(file, self.columns, restval='').writerow(row)
+
+  def drop_after(self, is_last: Callable[[Row], bool]) -> None:
+    """Keep the rows up to the last one for which `is_last` holds."""
+    keep = [i for i, row in enumerate(self.rows) if is_last(row)]
+    self.rows = self.rows[: keep[-1] + 1] if keep else []
+    self.rewrite()
+
+  def rewrite(self) -> None:
+    """Write the whole file anew."""
+
+    def write(file: Any) -> None:
+      writer = csv.DictWriter(file, self.columns, restval='')
+      writer.writeheader()
+      writer.writerows(self.rows)
+
+    _replace(self.path, write)
+
+
+def _plain(value: Any) -> Any:
+  """A Python scalar of a 0-d tensor or numpy scalar."""
+  return value.item() if hasattr(value, 'item') else value
+
+
+def plain_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+  """Metrics as Python scalars, which checkpoints and CSV files can hold."""
+  return {name: _plain(value) for name, value in metrics.items()}
+
+
+class MetricsLogger:
+  """What submissions and the runner write metrics to; on rank 0 only.
+
+  Args:
+    directory: The trial's directory.
+  """
+
+  def __init__(self, directory: str) -> None:
+    self._all = Table(os.path.join(directory, MEASUREMENTS))
+    self._evals = Table(os.path.join(directory, EVAL_MEASUREMENTS))
+
+  def append_scalar_metrics(
+    self,
+    metrics: dict[str, Any],
+    global_step: int,
+    preemption_count: int | None = None,
+    is_eval: bool = False,
+  ) -> None:
+    """Add a row of metrics; evaluations go to both files."""
+    row = {**plain_metrics(metrics), 'global_step': global_step}
+    if preemption_count is not None:
+      row['preemption_count'] = preemption_count
+    self._all.append(row)
+    if is_eval:
+      self._evals.append(row)
+
+  def rewind(self, global_step: int) -> None:
+    """Drop what was logged after the evaluation at `global_step`."""
+
+    def is_last(row: Row) -> bool:
+      return int(row['global_step']) == global_step and bool(
+        row.get('total_duration')
+      )
+
+    self._all.drop_after(is_last)
+    self._evals.drop_after(is_last)
+
+
+def _cpu_model() -> str | None:
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8') as file:
+      for line in file:
+        if line.startswith('model name'):
+          return line.split(':', 1)[1].strip()
+  except OSError:
+    pass
+  return platform.processor() or None
+
+
+def _git(*arguments: str) -> str | None:
+  try:
+    return subprocess.run(
+      ['git', *arguments], capture_output=True, check=True, text=True
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def meta_data(workload: Any, rng_seed: int) -> dict[str, Any]:
+  """The workload's constants, the machine and the software, for the record."""
+  content: dict[str, Any] = {}
+  for name in dir(workload):
+    if name.startswith('_') or name in ('param_shapes', 'model_params_types'):
+      continue
+    value = getattr(workload, name)
+    if isinstance(value, bool | int | float | str):
+      content[f'workload.{name}'] = value
+  content.update(
+    {
+      'os_platform': platform.platform(),
+      'python_version': platform.python_version(),
+      'python_compiler': platform.python_compiler(),
+      'torch_version': torch.__version__,
+      'cpu_model_name': _cpu_model(),
+      'cpu_count': os.cpu_count(),
+      'torch_num_threads': torch.get_num_threads(),
+      'byteorder': sys.byteorder,
+      'git_branch': _git('rev-parse', '--abbrev-ref', 'HEAD'),
+      'git_commit_hash': _git('rev-parse', 'HEAD'),
+      'rng_seed': rng_seed,
+    }
+  )
+  if torch.cuda.is_available():
+    content['gpu_model_name'] = torch.cuda.get_device_name()
+    content['gpu_count'] = torch.cuda.device_count()
+  return content

@@ -1,0 +1,43 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
+
+import sys
+from typing import Any
+
+from absl import logging
+
+
+class Progress:
+  """Counts the steps of a trial.
+
+  Args:
+    total: Steps of the whole trial.
+    start: Steps already made.
+    visible: Whether this process reports at all.
+  """
+
+  def __init__(self, total: int, start: int, visible: bool) -> None:
+    self._bar: Any = None
+    if visible and sys.stderr.isatty():
+      try:
+        from tqdm import tqdm
+      except ImportError:
+        return
+      self._bar = tqdm(total=total, initial=start, unit='step', leave=False)
+
+  def step(self) -> None:
+    """Count one step."""
+    if self._bar is not None:
+      self._bar.update()
+
+  def say(self, line: str) -> None:
+    """Log a line without breaking the bar."""
+    if self._bar is not None:
+      self._bar.clear()
+    logging.info(line)
+    if self._bar is not None:
+      self._bar.refresh()
+
+  def close(self) -> None:
+    """Take the bar away."""
+    if self._bar is not None:
+      self._bar.close()

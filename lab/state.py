@@ -1,0 +1,54 @@
+"""What changes while a trial runs."""
+
+import dataclasses
+from typing import Any
+
+
+def new_train_state() -> dict[str, Any]:
+  """The benchmark's bookkeeping, as submissions may read it."""
+  return {
+    'validation_goal_reached': False,
+    'test_goal_reached': False,
+    'is_time_remaining': True,
+    'last_eval_time': 0,
+    'training_complete': False,
+    'accumulated_submission_time': 0,
+    'accumulated_eval_time': 0,
+    'accumulated_logging_time': 0,
+    'last_step_end_time': None,
+  }
+
+
+@dataclasses.dataclass
+class RunState:
+  """State of one trial; what a checkpoint holds and nothing more.
+
+  Args:
+    optimizer_state: What `init_optimizer_state` returned.
+    model_params: The module that is trained, wrapped or not.
+    model_state: The workload's auxiliary state.
+    train_state: Goals, flags and accumulated times in seconds.
+    eval_results: Pairs of a step and its metrics.
+    global_step: Updates made so far.
+    preemption_count: How often the trial was resumed.
+  """
+
+  optimizer_state: dict[str, Any]
+  model_params: Any
+  model_state: Any
+  train_state: dict[str, Any] = dataclasses.field(
+    default_factory=new_train_state
+  )
+  eval_results: list[tuple[int, dict[str, Any]]] = dataclasses.field(
+    default_factory=list
+  )
+  global_step: int = 0
+  preemption_count: int = 0
+
+  @property
+  def goals_reached(self) -> bool:
+    """Whether both targets have been reached at some evaluation."""
+    return bool(
+      self.train_state['validation_goal_reached']
+      and self.train_state['test_goal_reached']
+    )

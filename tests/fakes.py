@@ -1,0 +1,285 @@
+"""A workload of milliseconds, and a way to run it through lab.runner.
+
+The model has what makes resuming hard: BatchNorm statistics, dropout drawn
+from torch's global generator, and an endless stream of batches.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lab import workloads
+from weightavg import spec
+
+NAME = 'fake'
+
+
+class Killed(BaseException):
+  """Stands for the end of the process; nothing in the runner catches it."""
+
+
+class _Model(nn.Module):
+  def __init__(self) -> None:
+    super().__init__()
+    self.hidden = nn.Linear(8, 16)
+    self.norm = nn.BatchNorm1d(16)
+    self.head = nn.Linear(16, 1)
+
+  def forward(self, inputs, dropout_rate):
+    x = torch.relu(self.norm(self.hidden(inputs)))
+    return self.head(nn.functional.dropout(x, dropout_rate, self.training))
+
+
+class Queue(Iterator):
+  """Batches by number, sliced for this rank."""
+
+  def __init__(self, seed: int, size: int) -> None:
+    self.seed, self.size, self.position = seed, size, 0
+
+  def __next__(self) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(self.seed + self.position)
+    self.position += 1
+    inputs = torch.randn(self.size, 8, generator=generator)
+    noise = torch.randn(self.size, 1, generator=generator)
+    targets = inputs.sum(1, keepdim=True).sin() + 0.1 * noise
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return {
+      'inputs': inputs.chunk(ranks)[rank],
+      'targets': targets.chunk(ranks)[rank],
+    }
+
+
+class QueueWithSkip(Queue):
+  """The same batches, with a short way past them."""
+
+  def skip(self, n: int) -> None:
+    self.position += n
+
+
+class Workload(spec.Workload):
+  """Regression on an endless stream; `on` is called at named moments."""
+
+  target_metric_name = 'loss'
+  higher_is_better = False
+  validation_target_value = 0.0
+  test_target_value = 0.0
+  loss_type = spec.LossType.MEAN_SQUARED_ERROR
+  num_train_examples = 1000
+  eval_batch_size = 64
+  num_eval_train_examples = 64
+  num_validation_examples = 64
+  num_test_examples = 64
+  train_mean = 0.0
+  train_stddev = 1.0
+  max_allowed_runtime_sec = 1000
+  eval_period_time_sec = 1
+  step_hint = 20
+  eval_every_steps = 5
+  queue: type[Queue] = QueueWithSkip
+
+  def on(self, moment: str, step: int) -> None:
+    """Hook for tests: 'update', 'prepare', 'evaluate' and the step."""
+
+  def has_reached_validation_target(self, eval_result):
+    return eval_result['validation/loss'] < self.validation_target_value
+
+  def has_reached_test_target(self, eval_result):
+    return eval_result['test/loss'] < self.test_target_value
+
+  def _build_input_queue(self, data_rng, split, data_dir, global_batch_size, cache=None, repeat_final_dataset=None, num_batches=None) -> Any:  # noqa: E501
+    return self.queue(int(data_rng[0]), global_batch_size)
+
+  def init_model_fn(self, rng):
+    torch.manual_seed(int(rng[0]))
+    model = _Model()
+    self._param_shapes = {k: p.shape for k, p in model.named_parameters()}
+    self._param_types = {
+      k: spec.ParameterType.WEIGHT for k, _ in model.named_parameters()
+    }
+    if dist.is_initialized() and dist.get_world_size() > 1:
+      return nn.parallel.DistributedDataParallel(model), None
+    return model, None
+
+  def is_output_params(self, param_key):
+    return 'head' in param_key
+
+  def model_fn(self, params, augmented_and_preprocessed_input_batch, model_state, mode, rng, update_batch_norm, dropout_rate=0.0):  # noqa: E501
+    train = mode == spec.ForwardPassMode.TRAIN
+    params.train(train)
+    with torch.set_grad_enabled(train):
+      inputs = augmented_and_preprocessed_input_batch['inputs']
+      return params(inputs, dropout_rate), model_state
+
+  def loss_fn(self, label_batch, logits_batch, mask_batch=None, label_smoothing=0.0):  # noqa: E501
+    losses = (logits_batch - label_batch).square().mean(1)
+    return {
+      'summed': losses.sum(),
+      'n_valid_examples': torch.tensor(float(len(losses))),
+      'per_example': losses,
+    }
+
+  def _eval_model_on_split(self, split, num_examples, global_batch_size, params, model_state, rng, data_dir, global_step=0):  # noqa: E501
+    if split == 'validation':
+      self.on('evaluate', global_step)
+    # Evaluations that draw random numbers must not disturb training.
+    torch.rand(7)
+    batch = next(Queue(len(split), num_examples))
+    logits, _ = self.model_fn(
+      params, batch, model_state, spec.ForwardPassMode.EVAL, rng, False
+    )
+    loss = self.loss_fn(batch['targets'], logits)['per_example'].mean()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+      dist.all_reduce(loss)
+      loss /= dist.get_world_size()
+    return {'loss': loss}
+
+
+def register(monkeypatch: Any = None, **attributes: Any) -> type[Workload]:
+  """Make the fake workload known to the runner, with some class attributes."""
+  kind = type('FakeWorkload', (Workload,), attributes)
+  build = workloads.build_workload
+
+  def build_workload(name: str) -> Any:
+    return kind() if name == NAME else build(name)
+
+  names = {**workloads.WORKLOADS, NAME: 'fakes:Workload'}
+  if monkeypatch is None:
+    workloads.WORKLOADS = names
+    workloads.build_workload = build_workload
+  else:
+    monkeypatch.setattr(workloads, 'WORKLOADS', names)
+    monkeypatch.setattr(workloads, 'build_workload', build_workload)
+  return kind
+
+
+SUBMISSION = '''
+"""SGD with momentum, and an average that is swapped in for evaluations."""
+
+import copy
+
+import torch
+from weightavg import spec
+
+
+class Average:
+  def __init__(self, model, decay):
+    self.model, self.decay = model, decay
+    inner = getattr(model, 'module', model)
+    self.params = [p for _, p in inner.named_parameters()]
+    self.average = [p.detach().clone() for p in self.params]
+    self.raw = []
+
+  @torch.no_grad()
+  def update(self):
+    for a, p in zip(self.average, self.params):
+      a.lerp_(p, 1 - self.decay)
+
+  @torch.no_grad()
+  def swap_in(self):
+    if not self.raw:
+      self.raw = [p.detach().clone() for p in self.params]
+    for a, p in zip(self.average, self.params):
+      p.copy_(a)
+
+  @torch.no_grad()
+  def swap_out(self):
+    for r, p in zip(self.raw, self.params):
+      p.copy_(r)
+    self.raw = []
+
+  def state_dict(self):
+    return {'average': self.average, 'raw': self.raw}
+
+  def load_state_dict(self, state):
+    if len(state['average']) != len(self.average):
+      raise ValueError('Invalid state.')
+    for a, s in zip(self.average, state['average']):
+      a.copy_(s)
+    self.raw = [t.clone() for t in state['raw']]
+
+
+def init_optimizer_state(workload, model_params, model_state, hyperparameters, rng):
+  if not 0 < hyperparameters.learning_rate < 10:
+    raise ValueError(
+      f'Invalid learning_rate={hyperparameters.learning_rate}. '
+      'Must be in (0, 10).')
+  if not isinstance(hyperparameters.decay, float):
+    raise ValueError(f'Invalid decay={hyperparameters.decay!r}. Must be a float.')
+  return {
+    'optimizer': torch.optim.SGD(
+      model_params.parameters(), lr=hyperparameters.learning_rate, momentum=0.9),
+    'average': Average(model_params, hyperparameters.decay),
+  }
+
+
+def update_params(workload, current_param_container, current_params_types,
+                  model_state, hyperparameters, batch, loss_type,
+                  optimizer_state, eval_results, global_step, rng,
+                  train_state=None):
+  workload.on('update', global_step)
+  average = optimizer_state['average']
+  # The runner hands on the bare module after a restore.
+  model = average.model
+  average.swap_out()
+  optimizer = optimizer_state['optimizer']
+  optimizer.zero_grad()
+  logits, model_state = workload.model_fn(
+    model, batch, model_state, spec.ForwardPassMode.TRAIN, rng, True, 0.2)
+  loss = workload.loss_fn(batch['targets'], logits)
+  loss = loss['summed'] / loss['n_valid_examples']
+  loss.backward()
+  optimizer.step()
+  average.update()
+  if global_step % 3 == 0 and workload.metrics_logger is not None:
+    workload.metrics_logger.append_scalar_metrics(
+      {'loss': loss.item()}, global_step)
+  return optimizer_state, model, model_state
+
+
+def prepare_for_eval(workload, current_param_container, current_params_types,
+                     model_state, hyperparameters, loss_type, optimizer_state,
+                     eval_results, global_step, rng):
+  optimizer_state['average'].swap_in()
+  workload.on('prepare', global_step)
+  return optimizer_state, optimizer_state['average'].model, model_state
+
+
+def data_selection(workload, input_queue, optimizer_state,
+                   current_param_container, model_state, hyperparameters,
+                   global_step, rng):
+  return next(input_queue)
+
+
+def get_batch_size(workload_name):
+  if workload_name != 'fake':
+    raise ValueError(f'Unknown workload {workload_name}.')
+  return 16
+'''
+POINTS = [
+  {'learning_rate': 0.05, 'decay': 0.8},
+  {'learning_rate': 0.01, 'decay': 0.5},
+]
+
+
+def write_submission(folder: Any, text: str = SUBMISSION) -> str:
+  """Write a submission below `folder`; its path relative to it.
+
+  The package is named after the folder: modules of earlier tests stay
+  imported in this process.
+  """
+  package = folder / f'package_{folder.name}_{abs(hash(str(folder)))}'
+  package.mkdir(exist_ok=True)
+  (package / 'submission.py').write_text(text)
+  return os.path.join(package.name, 'submission.py')
+
+
+if __name__ == '__main__':
+  register()
+  from lab import runner
+
+  runner.main()
