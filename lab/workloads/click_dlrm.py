@@ -69,6 +69,9 @@ def teacher() -> Teacher:
 class Model(nn.Module):
   """A small DLRM: embeddings, dense features, dot products, an MLP."""
 
+  offsets: torch.Tensor
+  pairs: torch.Tensor
+
   def __init__(self) -> None:
     super().__init__()
     # One table for all features, each with its own range of rows.
