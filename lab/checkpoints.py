@@ -13,7 +13,7 @@ from lab.state import RunState
 
 _NAME = re.compile(r'checkpoint_(\d+)')
 # Not checkpoint_*: a reader that globs for those must not find half a file.
-_TEMPORARY = '.temporary_checkpoint'
+TEMPORARY = '.temporary_checkpoint'
 KEYS = (
   'model_params',
   'optimizer_state',
@@ -52,7 +52,7 @@ def unwrapped(model: Any) -> Any:
 
 def _write(content: dict[str, Any], path: str) -> None:
   directory = os.path.dirname(path)
-  temporary = os.path.join(directory, _TEMPORARY)
+  temporary = os.path.join(directory, TEMPORARY)
   with open(temporary, 'wb') as file:
     torch.save(content, file)
     file.flush()
@@ -127,6 +127,12 @@ def read(path: str, device: torch.device) -> dict[str, Any]:
   return content
 
 
+def _short(error: Exception) -> str:
+  """An error in at most 200 characters; torch lists every parameter."""
+  text = ' '.join(f'{type(error).__name__}: {error}'.split())
+  return text if len(text) <= 200 else f'{text[:197]}...'
+
+
 def restore(state: RunState, path: str, device: torch.device) -> None:
   """Load a checkpoint into a freshly initialised run, on every rank.
 
@@ -153,8 +159,8 @@ def restore(state: RunState, path: str, device: torch.device) -> None:
   except Exception as error:
     # A foreign file fails in as many ways as there are load_state_dicts.
     raise InputError(
-      f'Cannot resume from {path}: made by another model or submission '
-      f'({type(error).__name__}: {error}).'
+      f'Cannot resume from {path}: made by another model or submission: '
+      f'{_short(error)}'
     ) from error
   state.model_params = model
   state.model_state = content['model_state']
@@ -167,4 +173,4 @@ def restore(state: RunState, path: str, device: torch.device) -> None:
 def remove_temporary(directory: str) -> None:
   """Remove what a run that was killed while saving left behind."""
   with contextlib.suppress(FileNotFoundError):
-    os.remove(os.path.join(directory, _TEMPORARY))
+    os.remove(os.path.join(directory, TEMPORARY))

@@ -155,7 +155,10 @@ def _cpu_model() -> str | None:
 def _git(*arguments: str) -> str | None:
   try:
     return subprocess.run(
-      ['git', *arguments], capture_output=True, check=True, text=True
+      ['git', '-C', os.path.dirname(__file__), *arguments],
+      capture_output=True,
+      check=True,
+      text=True,
     ).stdout.strip()
   except (OSError, subprocess.CalledProcessError):
     return None

@@ -24,9 +24,12 @@ _META_DATA = re.compile(r'meta_data_(\d+)\.json')
 
 def _workload(name: str) -> Any:
   try:
-    return workloads.build_workload(name)
+    workload = workloads.build_workload(name)
+    # Raise where nobody has set the workload's targets yet.
+    _ = workload.validation_target_value, workload.test_target_value
   except ValueError as error:
     raise InputError(str(error)) from error
+  return workload
 
 
 def _check_experiment(settings: Settings) -> None:

@@ -157,4 +157,4 @@ def load(path: str, count: int, seed: int) -> list[Point]:
 def as_hyperparameters(point: Point) -> Any:
   """The namedtuple `Hyperparameters` that a submission is given."""
   names = list(point)
-  return collections.namedtuple('Hyperparameters', names)(**point)  # type: ignore[misc]
+  return collections.namedtuple('Hyperparameters', names)(**point)

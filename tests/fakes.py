@@ -4,7 +4,9 @@ The model has what makes resuming hard: BatchNorm statistics, dropout drawn
 from torch's global generator, and an endless stream of batches.
 """
 
+import dataclasses
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lab import workloads
+from lab import runner, workloads
+from lab.distributed import Context
+from lab.settings import Settings
 from weightavg import spec
 
 NAME = 'fake'
@@ -91,7 +95,16 @@ class Workload(spec.Workload):
   def has_reached_test_target(self, eval_result):
     return eval_result['test/loss'] < self.test_target_value
 
-  def _build_input_queue(self, data_rng, split, data_dir, global_batch_size, cache=None, repeat_final_dataset=None, num_batches=None) -> Any:  # noqa: E501
+  def _build_input_queue(
+    self,
+    data_rng,
+    split,
+    data_dir,
+    global_batch_size,
+    cache=None,
+    repeat_final_dataset=None,
+    num_batches=None,
+  ) -> Any:
     return self.queue(int(data_rng[0]), global_batch_size)
 
   def init_model_fn(self, rng):
@@ -108,14 +121,25 @@ class Workload(spec.Workload):
   def is_output_params(self, param_key):
     return 'head' in param_key
 
-  def model_fn(self, params, augmented_and_preprocessed_input_batch, model_state, mode, rng, update_batch_norm, dropout_rate=0.0):  # noqa: E501
+  def model_fn(
+    self,
+    params,
+    augmented_and_preprocessed_input_batch,
+    model_state,
+    mode,
+    rng,
+    update_batch_norm,
+    dropout_rate=0.0,
+  ):
     train = mode == spec.ForwardPassMode.TRAIN
     params.train(train)
     with torch.set_grad_enabled(train):
       inputs = augmented_and_preprocessed_input_batch['inputs']
       return params(inputs, dropout_rate), model_state
 
-  def loss_fn(self, label_batch, logits_batch, mask_batch=None, label_smoothing=0.0):  # noqa: E501
+  def loss_fn(
+    self, label_batch, logits_batch, mask_batch=None, label_smoothing=0.0
+  ):
     losses = (logits_batch - label_batch).square().mean(1)
     return {
       'summed': losses.sum(),
@@ -123,7 +147,17 @@ class Workload(spec.Workload):
       'per_example': losses,
     }
 
-  def _eval_model_on_split(self, split, num_examples, global_batch_size, params, model_state, rng, data_dir, global_step=0):  # noqa: E501
+  def _eval_model_on_split(
+    self,
+    split,
+    num_examples,
+    global_batch_size,
+    params,
+    model_state,
+    rng,
+    data_dir,
+    global_step=0,
+  ):
     if split == 'validation':
       self.on('evaluate', global_step)
     # Evaluations that draw random numbers must not disturb training.
@@ -139,15 +173,21 @@ class Workload(spec.Workload):
     return {'loss': loss}
 
 
-def register(monkeypatch: Any = None, **attributes: Any) -> type[Workload]:
-  """Make the fake workload known to the runner, with some class attributes."""
-  kind = type('FakeWorkload', (Workload,), attributes)
+def register(
+  monkeypatch: Any = None, name: str = NAME, **attributes: Any
+) -> type[Workload]:
+  """Make the fake workload known to the runner under a name.
+
+  Under the name of a real workload, the submissions of the project know its
+  batch size.
+  """
+  kind = type('FakeWorkload', (Workload,), {'name': name, **attributes})
   build = workloads.build_workload
 
-  def build_workload(name: str) -> Any:
-    return kind() if name == NAME else build(name)
+  def build_workload(asked: str) -> Any:
+    return kind() if asked == name else build(asked)
 
-  names = {**workloads.WORKLOADS, NAME: 'fakes:Workload'}
+  names = {**workloads.WORKLOADS, name: 'fakes:Workload'}
   if monkeypatch is None:
     workloads.WORKLOADS = names
     workloads.build_workload = build_workload
@@ -157,113 +197,42 @@ def register(monkeypatch: Any = None, **attributes: Any) -> type[Workload]:
   return kind
 
 
-SUBMISSION = '''
-"""SGD with momentum, and an average that is swapped in for evaluations."""
-
-import copy
-
-import torch
-from weightavg import spec
-
-
-class Average:
-  def __init__(self, model, decay):
-    self.model, self.decay = model, decay
-    inner = getattr(model, 'module', model)
-    self.params = [p for _, p in inner.named_parameters()]
-    self.average = [p.detach().clone() for p in self.params]
-    self.raw = []
-
-  @torch.no_grad()
-  def update(self):
-    for a, p in zip(self.average, self.params):
-      a.lerp_(p, 1 - self.decay)
-
-  @torch.no_grad()
-  def swap_in(self):
-    if not self.raw:
-      self.raw = [p.detach().clone() for p in self.params]
-    for a, p in zip(self.average, self.params):
-      p.copy_(a)
-
-  @torch.no_grad()
-  def swap_out(self):
-    for r, p in zip(self.raw, self.params):
-      p.copy_(r)
-    self.raw = []
-
-  def state_dict(self):
-    return {'average': self.average, 'raw': self.raw}
-
-  def load_state_dict(self, state):
-    if len(state['average']) != len(self.average):
-      raise ValueError('Invalid state.')
-    for a, s in zip(self.average, state['average']):
-      a.copy_(s)
-    self.raw = [t.clone() for t in state['raw']]
-
-
-def init_optimizer_state(workload, model_params, model_state, hyperparameters, rng):
-  if not 0 < hyperparameters.learning_rate < 10:
-    raise ValueError(
-      f'Invalid learning_rate={hyperparameters.learning_rate}. '
-      'Must be in (0, 10).')
-  if not isinstance(hyperparameters.decay, float):
-    raise ValueError(f'Invalid decay={hyperparameters.decay!r}. Must be a float.')
-  return {
-    'optimizer': torch.optim.SGD(
-      model_params.parameters(), lr=hyperparameters.learning_rate, momentum=0.9),
-    'average': Average(model_params, hyperparameters.decay),
-  }
-
-
-def update_params(workload, current_param_container, current_params_types,
-                  model_state, hyperparameters, batch, loss_type,
-                  optimizer_state, eval_results, global_step, rng,
-                  train_state=None):
-  workload.on('update', global_step)
-  average = optimizer_state['average']
-  # The runner hands on the bare module after a restore.
-  model = average.model
-  average.swap_out()
-  optimizer = optimizer_state['optimizer']
-  optimizer.zero_grad()
-  logits, model_state = workload.model_fn(
-    model, batch, model_state, spec.ForwardPassMode.TRAIN, rng, True, 0.2)
-  loss = workload.loss_fn(batch['targets'], logits)
-  loss = loss['summed'] / loss['n_valid_examples']
-  loss.backward()
-  optimizer.step()
-  average.update()
-  if global_step % 3 == 0 and workload.metrics_logger is not None:
-    workload.metrics_logger.append_scalar_metrics(
-      {'loss': loss.item()}, global_step)
-  return optimizer_state, model, model_state
-
-
-def prepare_for_eval(workload, current_param_container, current_params_types,
-                     model_state, hyperparameters, loss_type, optimizer_state,
-                     eval_results, global_step, rng):
-  optimizer_state['average'].swap_in()
-  workload.on('prepare', global_step)
-  return optimizer_state, optimizer_state['average'].model, model_state
-
-
-def data_selection(workload, input_queue, optimizer_state,
-                   current_param_container, model_state, hyperparameters,
-                   global_step, rng):
-  return next(input_queue)
-
-
-def get_batch_size(workload_name):
-  if workload_name != 'fake':
-    raise ValueError(f'Unknown workload {workload_name}.')
-  return 16
-'''
+SUBMISSION = pathlib.Path(__file__).with_name('fake_submission.py').read_text()
 POINTS = [
   {'learning_rate': 0.05, 'decay': 0.8},
   {'learning_rate': 0.01, 'decay': 0.5},
 ]
+
+
+def settings(folder: Any, **changes: Any) -> Settings:
+  """Settings of a run in `folder`, the working directory."""
+  path = changes.get('submission_path') or write_submission(folder)
+  return Settings(
+    **{
+      'workload': NAME,
+      'tuning_search_space': 'space.json',
+      'experiment_dir': 'runs',
+      'experiment_name': 'x',
+      'rng_seed': 0,
+      **changes,
+      'submission_path': path,
+    }
+  )
+
+
+def run(folder: Any, context: Context | None = None, **changes: Any) -> Any:
+  """Run in this process; the final state of the first trial."""
+  chosen = settings(folder, **changes)
+  return runner.run(chosen, context or Context(), dataclasses.asdict(chosen))[0]
+
+
+def tree(folder: Any) -> dict[str, bytes]:
+  """Every file below a folder, and what it holds."""
+  return {
+    str(path): path.read_bytes()
+    for path in sorted(folder.rglob('*'))
+    if path.is_file() and '__pycache__' not in path.parts
+  }
 
 
 def write_submission(folder: Any, text: str = SUBMISSION) -> str:
@@ -280,6 +249,4 @@ def write_submission(folder: Any, text: str = SUBMISSION) -> str:
 
 if __name__ == '__main__':
   register()
-  from lab import runner
-
   runner.main()
