@@ -31,7 +31,7 @@ _LOCAL = {
 _SHAMPOO = {'librispeech_conformer': 200, 'librispeech_deepspeech': 224}
 
 
-def get_batch_size(workload_name: str, optimizer: str = 'nadamw') -> int:
+def get_batch_size(workload_name: str) -> int:
   """Global batch size of a workload, in examples.
 
   Raises:
@@ -39,14 +39,17 @@ def get_batch_size(workload_name: str, optimizer: str = 'nadamw') -> int:
       asks for the base workload of a variant.
   """
   sizes = _ALGOPERF | _LOCAL
-  if optimizer == 'shampoo':
-    sizes |= _SHAMPOO
   if workload_name not in sizes:
     raise ValueError(
       f'Unknown workload {workload_name!r}. Must be one of '
       f'{", ".join(sorted(sizes))}.'
     )
   return sizes[workload_name]
+
+
+def get_shampoo_batch_size(workload_name: str) -> int:
+  """Global batch size with Shampoo, in examples; as `get_batch_size` else."""
+  return _SHAMPOO.get(workload_name) or get_batch_size(workload_name)
 
 
 def workload_name(workload: Any) -> str:

@@ -100,19 +100,19 @@ def init_optimizer_state(
       model_params,
       config.averaging,
       budget,
-      _steps_per_epoch(workload, config, optimizer),
+      _steps_per_epoch(workload, config),
     ),
     'run': Run(model_params, config, optimizer, budget),
   }
 
 
 def _steps_per_epoch(
-  workload: spec.Workload, config: SubmissionConfig, optimizer: str
+  workload: spec.Workload, config: SubmissionConfig
 ) -> int | None:
   """One epoch in steps, for the preset that samples once per epoch."""
   if config.averaging.averaging_preset is None:
     return None
-  batch_size = get_batch_size(workload_name(workload), optimizer)
+  batch_size = get_batch_size(workload_name(workload))
   return max(1, workload.num_train_examples // batch_size)
 
 

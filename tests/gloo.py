@@ -1,0 +1,29 @@
+"""Run a function on several gloo ranks, each a process of its own."""
+
+import tempfile
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _rank_main(rank, world_size, rendezvous, function, args):
+  torch.set_num_threads(1)
+  dist.init_process_group(
+    'gloo',
+    init_method=f'file://{rendezvous}/store',
+    rank=rank,
+    world_size=world_size,
+  )
+  try:
+    function(rank, *args)
+  finally:
+    dist.destroy_process_group()
+
+
+def run_on_ranks(world_size, function, *args):
+  """Call function(rank, *args) on every rank; a failure on any is raised."""
+  with tempfile.TemporaryDirectory() as rendezvous:
+    mp.spawn(
+      _rank_main, (world_size, rendezvous, function, args), nprocs=world_size
+    )

@@ -1,0 +1,566 @@
+"""Averages against explicit sums; swaps, resume, dtypes, bad states."""
+
+import copy
+import io
+import re
+
+import pytest
+import torch
+from references import explicit_average
+from torch import nn
+
+from weightavg import AveragingConfig
+from weightavg.pytorch import Averager, NadamW, multi_tensor
+
+SCHEMES = {
+  'lawa': {'averaging_scheme': 'lawa', 'lawa_window': 3},
+  'ema': {'averaging_scheme': 'ema', 'ema_decay': 0.7},
+  'polynomial': {'averaging_scheme': 'polynomial', 'averaging_power': 2.0},
+  'polyak': {'averaging_scheme': 'polynomial', 'averaging_power': 0.0},
+}
+SWAPS = ('exchange', 'copy')
+
+
+def config(scheme, every=1, **kwargs):
+  return AveragingConfig(
+    averaging_every_steps=every, **SCHEMES[scheme], **kwargs
+  )
+
+
+class Net(nn.Module):
+  """Convolution, BatchNorm, a tied embedding: all kinds of weights."""
+
+  def __init__(self):
+    super().__init__()
+    self.conv = nn.Conv2d(3, 4, 3, padding=1)
+    self.norm = nn.BatchNorm2d(4)
+    self.embedding = nn.Embedding(6, 4)
+    self.out = nn.Linear(4, 6)
+    self.out.weight = self.embedding.weight
+    self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+  def forward(self, x):
+    h = torch.relu(self.norm(self.conv(x))).mean((2, 3))
+    return self.out(h + self.embedding(torch.arange(1)))
+
+
+def train_step(model, optimizer, step):
+  generator = torch.Generator().manual_seed(step)
+  x = torch.randn(8, 3, 5, 5, generator=generator)
+  y = torch.randint(0, 6, (8,), generator=generator)
+  optimizer.zero_grad()
+  nn.functional.cross_entropy(model(x), y).backward()
+  optimizer.step()
+
+
+def build(scheme, every=1, dtype=torch.float32, **kwargs):
+  torch.manual_seed(0)
+  model = Net().to(dtype)
+  optimizer = NadamW(model.parameters(), lr=0.05)
+  averager = Averager(model, config(scheme, every, **kwargs), budget=100)
+  return model, optimizer, averager
+
+
+def weights(model):
+  return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def assert_same(a, b):
+  assert a.keys() == b.keys()
+  for name in a:
+    assert torch.equal(a[name], b[name]), name
+
+
+# Literal arithmetic.
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'expected'),
+  [
+    ({'averaging_scheme': 'lawa', 'lawa_window': 2}, [1.0, 1.5, 3.0]),
+    # EMA, decay 1/2: (1), (1 + 2*2)/3, (1 + 2*2 + 4*4)/7
+    ({'averaging_scheme': 'ema', 'ema_decay': 0.5}, [1.0, 5 / 3, 3.0]),
+    # gamma = 1: c_2 = 2/3, c_3 = 1/2
+    (
+      {'averaging_scheme': 'polynomial', 'averaging_power': 1.0},
+      [1.0, 5 / 3, 17 / 6],
+    ),
+    (
+      {'averaging_scheme': 'polynomial', 'averaging_power': 0.0},
+      [1.0, 1.5, 7 / 3],
+    ),
+    # The decay of 0.2 that an int() once turned into 0:
+    # (0.2^2 * 1 + 0.2 * 2 + 4) / (0.04 + 0.2 + 1)
+    (
+      {'averaging_scheme': 'ema', 'ema_decay': 0.2},
+      [1.0, 2.2 / 1.2, 4.44 / 1.24],
+    ),
+  ],
+)
+def test_literal_three_steps(kwargs, expected):
+  p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+  averager = Averager(
+    [('p', p)], AveragingConfig(averaging_every_steps=1, **kwargs), budget=3
+  )
+  for value, average in zip((1.0, 2.0, 4.0), expected, strict=True):
+    p.data.fill_(value)
+    averager.update()
+    with averager.evaluating():
+      assert p.item() == pytest.approx(average, rel=1e-15)
+    assert p.item() == value
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_constant_weights_are_their_own_average(scheme):
+  p = nn.Parameter(torch.full((5,), 1.7))
+  averager = Averager([('p', p)], config(scheme), budget=50)
+  for _ in range(20):
+    averager.update()
+    with averager.evaluating():
+      # The window's mean divides a sum of three: at most one ulp.
+      torch.testing.assert_close(
+        p.data, torch.full((5,), 1.7), rtol=2e-7, atol=0
+      )
+
+
+# Invariant 4: online equals the explicit weighted sum, at every step.
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+@pytest.mark.parametrize('every', [1, 3])
+@pytest.mark.parametrize(
+  ('dtype', 'tolerance'),
+  # 20 samples: each enters with one rounding, of 2^-24 or 2^-53 relative.
+  [(torch.float32, 1e-6), (torch.float64, 1e-14)],
+)
+def test_online_equals_explicit_sum(scheme, every, dtype, tolerance):
+  generator = torch.Generator().manual_seed(3)
+  ps = [
+    nn.Parameter(torch.zeros(4, 3, dtype=dtype)),
+    nn.Parameter(torch.zeros(2, dtype=dtype)),
+  ]
+  averager = Averager(
+    [('a', ps[0]), ('b', ps[1])], config(scheme, every), budget=100
+  )
+  samples = []
+  for step in range(1, 21):
+    for p in ps:
+      p.data = torch.randn(p.shape, generator=generator, dtype=dtype)
+    averager.update()
+    if step % every == 0:
+      samples.append([p.detach().clone() for p in ps])
+    if not samples:
+      continue
+    expected = explicit_average(samples, averager.scheme.weights(len(samples)))
+    with averager.evaluating():
+      for p, e in zip(ps, expected, strict=True):
+        torch.testing.assert_close(
+          p.double(), e, rtol=tolerance, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_large_tensors_cut_into_pieces_equal_whole_ones(scheme, monkeypatch):
+  def run():
+    model, optimizer, averager = build(scheme)
+    model.to(memory_format=torch.channels_last)
+    for step in range(4):
+      train_step(model, optimizer, step)
+      averager.update()
+    with averager.evaluating():
+      return weights(model)
+
+  whole = run()
+  monkeypatch.setattr(multi_tensor, 'PIECE', 16)
+  assert_same(whole, run())
+
+
+# Invariants 1 and 2: swaps.
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_swap_in_and_out_gives_back_every_bit(scheme, swap):
+  model, optimizer, averager = build(scheme, averaging_swap=swap)
+  for step in range(4):
+    train_step(model, optimizer, step)
+    averager.update()
+  raw = weights(model)
+  averager.swap_in()
+  shown = weights(model)
+  assert not torch.equal(shown['conv.weight'], raw['conv.weight'])
+  averager.swap_in()
+  assert_same(weights(model), shown)
+  averager.swap_out()
+  assert_same(weights(model), raw)
+  averager.swap_out()
+  assert_same(weights(model), raw)
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_training_with_evaluations_equals_training_without(scheme, swap):
+  def run(evaluate):
+    model, optimizer, averager = build(scheme, every=2, averaging_swap=swap)
+    for step in range(9):
+      train_step(model, optimizer, step)
+      averager.update()
+      if evaluate:
+        with averager.evaluating():
+          model.eval()(torch.randn(2, 3, 5, 5))
+        model.train()
+    with averager.evaluating():
+      return weights(model)
+
+  assert_same(run(evaluate=True), run(evaluate=False))
+
+
+def test_exchange_copies_nothing():
+  model, _, averager = build('ema')
+  averager.update()
+  raw = model.conv.weight.data_ptr()
+  averager.swap_in()
+  average = averager.state_dict()['buffers'][0]['conv.weight']
+  assert model.conv.weight.data_ptr() == average.data_ptr()
+  averager.swap_out()
+  assert model.conv.weight.data_ptr() == raw
+
+
+def test_copy_leaves_storages_in_place():
+  model, _, averager = build('ema', averaging_swap='copy')
+  averager.update()
+  raw = model.conv.weight.data_ptr()
+  with averager.evaluating():
+    assert model.conv.weight.data_ptr() == raw
+
+
+def test_raw_weights_return_when_evaluation_fails():
+  model, optimizer, averager = build('polyak')
+  for step in range(2):
+    train_step(model, optimizer, step)
+    averager.update()
+  raw = weights(model)
+  with pytest.raises(KeyError), averager.evaluating():
+    raise KeyError
+  assert_same(weights(model), raw)
+
+
+def test_update_refuses_while_the_average_is_shown():
+  _, _, averager = build('ema')
+  averager.update()
+  averager.swap_in()
+  with pytest.raises(RuntimeError, match=r'Call swap_out\(\)'):
+    averager.update()
+
+
+def test_before_the_first_sample_evaluation_sees_the_raw_weights():
+  model, optimizer, averager = build('ema', every=4)
+  train_step(model, optimizer, 0)
+  averager.update()
+  raw = weights(model)
+  with averager.evaluating():
+    assert not averager.swapped
+    assert_same(weights(model), raw)
+
+
+def test_nothing_is_sampled_before_the_start():
+  p = nn.Parameter(torch.zeros(1))
+  averager = Averager(
+    [('p', p)], config('polyak', averaging_start=0.5), budget=10
+  )
+  for step in range(1, 11):
+    p.data.fill_(float(step))
+    averager.update()
+  with averager.evaluating():
+    assert p.item() == pytest.approx((5 + 6 + 7 + 8 + 9 + 10) / 6)
+
+
+def test_scheme_none_never_touches_the_model():
+  model, optimizer, _ = build('ema')
+  averager = Averager(model, AveragingConfig(), budget=10)
+  train_step(model, optimizer, 0)
+  averager.update()
+  raw = weights(model)
+  with averager.evaluating():
+    assert_same(weights(model), raw)
+  assert averager.state_dict()['buffers'] == []
+
+
+# Kinds of weights.
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+@pytest.mark.parametrize('scheme', SCHEMES)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_averaged_in_float32(scheme, dtype, swap):
+  p = nn.Parameter(torch.zeros(3, dtype=dtype))
+  averager = Averager(
+    [('p', p)], config(scheme, averaging_swap=swap), budget=10
+  )
+  samples = []
+  for step in range(1, 6):
+    p.data = torch.randn(3).to(dtype)
+    samples.append([p.detach().clone()])
+    averager.update()
+    assert averager.track.average()[0].dtype == torch.float32
+    expected = explicit_average(samples, averager.scheme.weights(step))[0]
+    with averager.evaluating():
+      assert p.dtype == dtype
+      # float32 rounding, then one rounding to the weights' dtype.
+      torch.testing.assert_close(
+        p.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6
+      )
+    assert torch.equal(p.data, samples[-1][0])
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+def test_tied_shared_and_strided_parameters(swap):
+  base = torch.arange(12.0).reshape(3, 4)
+  whole = nn.Parameter(base)
+  part = nn.Parameter(base[1:])
+  transposed = nn.Parameter(torch.arange(6.0).reshape(2, 3).t())
+  averager = Averager(
+    [('whole', whole), ('part', part), ('transposed', transposed)],
+    config('polyak', averaging_swap=swap),
+    budget=10,
+  )
+  averager.update()
+  base.add_(2.0)
+  averager.update()
+  with averager.evaluating():
+    assert torch.equal(whole.data, torch.arange(12.0).reshape(3, 4) + 1.0)
+    assert torch.equal(part.data, whole.data[1:])
+    assert transposed.stride() == (1, 3)
+    assert torch.equal(transposed.data, torch.arange(6.0).reshape(2, 3).t())
+  part.data.zero_()
+  assert whole.data[1:].abs().sum() == 0  # still one storage
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+def test_tied_parameters_stay_tied(swap):
+  model, optimizer, averager = build('lawa', averaging_swap=swap)
+  for step in range(3):
+    train_step(model, optimizer, step)
+    averager.update()
+  with averager.evaluating():
+    assert model.out.weight is model.embedding.weight
+
+
+def test_running_statistics_are_current_or_averaged():
+  for mode in ('current', 'averaged'):
+    model, optimizer, averager = build('polyak', averaging_batch_norm=mode)
+    means = []
+    for step in range(3):
+      train_step(model, optimizer, step)
+      averager.update()
+      means.append(model.norm.running_mean.clone())
+    expected = means[-1] if mode == 'current' else sum(means) / 3
+    with averager.evaluating():
+      # Three float32 additions.
+      torch.testing.assert_close(
+        model.norm.running_mean, expected, rtol=1e-6, atol=1e-7
+      )
+      assert model.norm.num_batches_tracked == 3
+    assert torch.equal(model.norm.running_mean, means[-1])
+
+
+def test_compiled_and_wrapped_names_are_clean():
+  model = Net()
+  compiled = torch.compile(model, backend='eager')
+  plain = Averager(model, config('ema'), budget=10)
+  wrapped = Averager(compiled, config('ema'), budget=10)
+  plain.update()
+  wrapped.update()
+  assert_same(
+    plain.state_dict()['buffers'][0], wrapped.state_dict()['buffers'][0]
+  )
+
+
+def test_compiled_model_is_evaluated_with_the_average():
+  model, optimizer, averager = build('polyak')
+  compiled = torch.compile(model, backend='eager')
+  for step in range(3):
+    train_step(compiled, optimizer, step)
+    averager.update()
+  x = torch.randn(2, 3, 5, 5)
+  model.eval()
+  with averager.evaluating():
+    expected = copy.deepcopy(model)(x)
+    assert torch.equal(compiled(x), expected)
+  assert not torch.equal(compiled(x), expected)
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_samples_that_are_not_finite_never_enter(scheme, bad):
+  p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+  averager = Averager([('p', p), ('q', q)], config(scheme), budget=10)
+  clean = Averager([('p', p), ('q', q)], config(scheme), budget=10)
+  for step in range(5):
+    p.data.fill_(float(step))
+    if step != 2:
+      clean.update()
+    else:
+      q.data[1] = bad
+    averager.update()
+    q.data.fill_(float(step))
+  assert (averager.skipped, averager.samples) == (1, 4)
+  assert_same(
+    averager._by_name(averager.track.average()),
+    clean._by_name(clean.track.average()),
+  )
+
+
+def test_a_caller_who_knows_can_say_so():
+  p = nn.Parameter(torch.ones(1))
+  averager = Averager([('p', p)], config('ema'), budget=10)
+  averager.update(finite=False)
+  assert (averager.skipped, averager.samples) == (1, 0)
+
+
+# Invariant 3: resume.
+
+
+def through_a_file(state):
+  file = io.BytesIO()
+  torch.save(state, file)
+  file.seek(0)
+  return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+@pytest.mark.parametrize('scheme', [*SCHEMES, 'none'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('stop', [0, 1, 3, 6])
+@pytest.mark.parametrize('shown', [False, True])
+@pytest.mark.parametrize('model_first', [False, True])
+def test_resume_is_bit_identical(scheme, dtype, stop, shown, model_first, swap):
+  def start():
+    if scheme == 'none':
+      model, optimizer, _ = build('ema', dtype=dtype)
+      return model, optimizer, Averager(model, AveragingConfig(), budget=100)
+    return build(scheme, every=2, dtype=dtype, averaging_swap=swap)
+
+  def go_on(model, optimizer, averager, first, last):
+    averager.swap_out()
+    for step in range(first, last):
+      for p in model.parameters():
+        generator = torch.Generator().manual_seed(step)
+        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+      optimizer.step()
+      averager.update()
+
+  def end(model, averager):
+    raw = weights(model)
+    averager.swap_in()
+    return raw | {f'shown {k}': v for k, v in weights(model).items()}
+
+  model, optimizer, averager = start()
+  go_on(model, optimizer, averager, 0, stop)
+  if shown:
+    averager.swap_in()
+  saved = through_a_file(
+    {
+      'model': model.state_dict(),
+      'optimizer': optimizer.state_dict(),
+      'averager': averager.state_dict(),
+    }
+  )
+  go_on(model, optimizer, averager, stop, 9)
+
+  fresh_model, fresh_optimizer, fresh_averager = start()
+  with torch.no_grad():
+    for p in fresh_model.parameters():
+      p.fill_(9.0)
+  if model_first:
+    fresh_model.load_state_dict(saved['model'])
+  fresh_optimizer.load_state_dict(saved['optimizer'])
+  fresh_averager.load_state_dict(saved['averager'])
+  if not model_first:
+    fresh_model.load_state_dict(saved['model'])
+  assert_same(weights(fresh_model), saved['model'])
+  go_on(fresh_model, fresh_optimizer, fresh_averager, stop, 9)
+  assert_same(end(fresh_model, fresh_averager), end(model, averager))
+  assert fresh_averager.step == averager.step
+
+
+def test_restoring_over_a_swapped_averager():
+  model, optimizer, averager = build('lawa')
+  train_step(model, optimizer, 0)
+  averager.update()
+  saved = through_a_file([weights(model), averager.state_dict()])
+  raw = weights(model)
+  train_step(model, optimizer, 1)
+  averager.update()
+  averager.swap_in()
+  averager.load_state_dict(saved[1])
+  model.load_state_dict(saved[0])
+  assert_same(weights(model), raw)
+  assert (averager.step, averager.samples) == (1, 1)
+
+
+@pytest.mark.parametrize(
+  ('other', 'message'),
+  [
+    (config('ema'), "saved with averaging_scheme='lawa'"),
+    (config('lawa', every=2), 'saved with every=1, this averager has every=2'),
+    (
+      AveragingConfig(
+        averaging_scheme='lawa', lawa_window=4, averaging_every_steps=1
+      ),
+      'saved with window=3, this averager has window=4',
+    ),
+  ],
+)
+def test_states_of_other_averagers_are_refused(other, message):
+  _, _, averager = build('lawa')
+  averager.update()
+  averager.swap_in()
+  state = averager.state_dict()
+  target = Averager(Net(), other, budget=100)
+  target.update()
+  before = copy.deepcopy(target.state_dict())
+  with pytest.raises(ValueError, match=re.escape(message)):
+    target.load_state_dict(state)
+  after = target.state_dict()
+  assert (after['step'], after['samples']) == (1, before['samples'])
+  for a, b in zip(after['buffers'], before['buffers'], strict=True):
+    assert_same(a, b)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda d: d.pop('out.bias'), "lacks tensor 'out.bias'"),
+    (lambda d: d.update(more=torch.ones(1)), "has the unknown tensor 'more'"),
+    (
+      lambda d: d.update({'out.bias': torch.ones(7)}),
+      "'out.bias' has shape (7,). Must be (6,)",
+    ),
+  ],
+)
+@pytest.mark.parametrize('part', ['buffers', 'raw'])
+def test_states_of_other_models_are_refused(change, message, part):
+  _, _, averager = build('ema')
+  averager.update()
+  averager.swap_in()
+  state = averager.state_dict()
+  change(state['raw'] if part == 'raw' else state['buffers'][0])
+  with pytest.raises(ValueError, match=re.escape(message)):
+    build('ema')[2].load_state_dict(state)
+
+
+def test_unknown_format_is_refused():
+  with pytest.raises(ValueError, match='format None'):
+    build('ema')[2].load_state_dict({})
+
+
+def test_two_tensors_of_one_name_are_refused():
+  p = nn.Parameter(torch.ones(1))
+  with pytest.raises(ValueError, match="two tensors are called 'p'"):
+    Averager([('p', p), ('p', p)], config('ema'), budget=1)
+
+
+def test_budget_must_be_positive():
+  with pytest.raises(ValueError, match='Invalid budget=0'):
+    Averager(Net(), config('ema'), budget=0)
