@@ -226,6 +226,12 @@ def run(folder: Any, context: Context | None = None, **changes: Any) -> Any:
   return runner.run(chosen, context or Context(), dataclasses.asdict(chosen))[0]
 
 
+def environment() -> dict[str, str]:
+  """Environment of a process that runs this file as the runner."""
+  root = pathlib.Path(__file__).parent.parent
+  return {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}
+
+
 def tree(folder: Any) -> dict[str, bytes]:
   """Every file below a folder, and what it holds."""
   return {
