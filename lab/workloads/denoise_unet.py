@@ -141,7 +141,7 @@ class Workload(base.LocalWorkload):
   metric = 'ssim'
   higher_is_better = True
   loss_kind = spec.LossType.MEAN_ABSOLUTE_ERROR
-  steps = 5000
+  steps = 4000
   batch_size = 8
   # 512 images of 1,024 pixels: 524,288 validation pixels.
   sizes: ClassVar = {'eval_train': 32, 'validation': 512, 'test': 128}

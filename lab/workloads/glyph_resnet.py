@@ -147,7 +147,7 @@ class Workload(base.LocalWorkload):
   metric = 'accuracy'
   higher_is_better = True
   loss_kind = spec.LossType.SOFTMAX_CROSS_ENTROPY
-  steps = 6000
+  steps = 5000
   batch_size = 32
   sizes: ClassVar = {'eval_train': 1000, 'validation': 10000, 'test': 4000}
   output_layer = 'head'

@@ -128,7 +128,7 @@ class Workload(base.LocalWorkload):
   metric = 'loss'
   higher_is_better = False
   loss_kind = spec.LossType.SOFTMAX_CROSS_ENTROPY
-  steps = 4000
+  steps = 3000
   batch_size = 16
   # Windows of LENGTH tokens: 16,384 validation tokens.
   sizes: ClassVar = {'eval_train': 32, 'validation': 256, 'test': 192}
