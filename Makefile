@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh clone: make quickstart, make test.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+# Two test processes on two cores, one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: quickstart test test-slow test-algoperf lint check format clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/python -m lab.quickstart
+
+test: $(INSTALLED)
+	$(PYTEST) -m 'not slow and not algoperf'
+
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
+
+# Needs an environment into which AlgoPerf is installed: PYTHON names it.
+test-algoperf:
+	WEIGHTAVG_REQUIRE_ALGOPERF=1 OMP_NUM_THREADS=1 \
+	  $(PYTHON) -m pytest -m algoperf
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+$(INSTALLED): constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "Python %d.%d found. Must be 3.11 or newer: make PYTHON=..." \
+	  % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e '.[test]'
+	touch $@
