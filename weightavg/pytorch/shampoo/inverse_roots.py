@@ -35,8 +35,10 @@ def half_roots(
     matrices.shape[-1], dtype=matrices.dtype, device=matrices.device
   )
   matrices = torch.where(finite[:, None, None], matrices, identity)
-  roots = _attempt(matrices, exponent, epsilon)
-  if roots is None:
+  batched = _attempt(matrices, exponent, epsilon)
+  if batched is not None:
+    roots = batched
+  else:
     roots = torch.full_like(matrices, torch.nan)
     for index, matrix in enumerate(matrices.split(1)):
       root = _attempt(matrix, exponent, epsilon)

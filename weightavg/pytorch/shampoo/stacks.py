@@ -5,8 +5,8 @@ once is a matter of speed only: on a GPU all of them, on a CPU as many as stay
 in the cache between the operations.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -16,19 +16,6 @@ from weightavg.pytorch.shampoo.blocking import Block
 
 # Elements of the blocks that are worked on together on a CPU.
 _CPU_CHUNK = 1 << 17
-
-
-@dataclasses.dataclass
-class Gradients:
-  """What a step hands to the blocks that take part in it.
-
-  Args:
-    gradients: views of the gradients, by block.
-    weights: views of the parameters, by block.
-  """
-
-  gradients: Mapping[Block, torch.Tensor]
-  weights: Mapping[Block, torch.Tensor]
 
 
 class BlockStack:
@@ -54,6 +41,7 @@ class BlockStack:
     self.shape = self.blocks[0].shape
     self.diagonal = self.blocks[0].diagonal
     self.dtype = dtype
+    self._device = device
     self.preconditioner_dtype = preconditioner_dtype
     # A block without factors cannot be stepped by anything but its grafting.
     self.grafting = 'adam' if self.diagonal else group['grafting']
@@ -82,24 +70,18 @@ class BlockStack:
     named |= {f'pair_{mode}': pair for mode, pair in enumerate(self.pairs)}
     return {name: t for name, t in named.items() if t is not None}
 
-  def chunks(self, present: Mapping[Block, object]) -> Iterator[slice]:
-    """Ranges of consecutive blocks that are in `present`."""
+  def chunks(self, classes: Mapping[Block, Hashable]) -> Iterator[slice]:
+    """Ranges of consecutive blocks of one class; blocks in none are skipped."""
     limit = len(self.blocks)
-    if self.blocks and self._device_type() == 'cpu':
-      limit = max(1, _CPU_CHUNK // self.blocks[0].numel)
-    start = None
-    for index, block in enumerate(self.blocks):
-      if block not in present:
-        if start is not None:
-          yield slice(start, index)
-        start = None
-      elif start is None:
-        start = index
-      elif index - start == limit:
-        yield slice(start, index)
-        start = index
-    if start is not None:
-      yield slice(start, len(self.blocks))
+    if self._device.type == 'cpu':
+      limit = max(1, _CPU_CHUNK // max(1, self.blocks[0].numel))
+    start = 0
+    for kind, run in itertools.groupby(self.blocks, classes.get):
+      stop = start + len(list(run))
+      if kind is not None:
+        for begin in range(start, stop, limit):
+          yield slice(begin, min(begin + limit, stop))
+      start = stop
 
   def gather(
     self, chunk: slice, views: Mapping[Block, torch.Tensor]
@@ -138,11 +120,6 @@ class BlockStack:
       product = packed.multiply(packed.root_half(pair[chunk]), rows)
       result = _fold(product, mode, result.shape)
     return result.to(self.dtype)
-
-  def _device_type(self) -> str:
-    for tensor in self.tensors().values():
-      return tensor.device.type
-    return 'cpu'
 
 
 def _unfold(blocks: torch.Tensor, mode: int) -> torch.Tensor:

@@ -1,0 +1,163 @@
+"""The parameters as the optimizer sees them: names, merged views, gradients."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from weightavg.pytorch.shampoo import blocking
+from weightavg.pytorch.shampoo.blocking import Block
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterInfo:
+  """A parameter, its clean name and its blocks.
+
+  Args:
+    name: without wrappers' prefixes (`module.`, `_orig_mod.`).
+    parameter: the weights.
+    merged: the shape that blocks are cut from.
+    blocks: in order.
+  """
+
+  name: str
+  parameter: torch.nn.Parameter
+  merged: tuple[int, ...]
+  blocks: tuple[Block, ...]
+
+  def views(self, tensor: torch.Tensor) -> dict[Block, torch.Tensor]:
+    """The blocks' views of a contiguous tensor of the parameter's shape."""
+    merged = tensor.view(self.merged)
+    return {block: block.cut(merged) for block in self.blocks}
+
+
+def named_groups(
+  params: Iterable[Any],
+) -> tuple[list[dict[str, Any]], list[list[str]]]:
+  """Parameter groups as torch wants them, and the names beside them.
+
+  Args:
+    params: parameters, (name, parameter) pairs, or dicts whose `params` hold
+      either. A parameter that occurs twice in a group (tied weights) counts
+      once; parameters without a name are called `<group>.<index>`.
+
+  Raises:
+    ValueError: if there is none, or two share a name.
+  """
+  items = list(params)
+  if not items:
+    raise ValueError('Invalid params=[]. Must hold at least one parameter.')
+  groups = (
+    [dict(item) for item in items]
+    if isinstance(items[0], Mapping)
+    else [{'params': items}]
+  )
+  names: list[list[str]] = []
+  used: set[str] = set()
+  for number, group in enumerate(groups):
+    members = group['params']
+    members = [members] if isinstance(members, torch.Tensor) else list(members)
+    if not members:
+      raise ValueError(
+        f'Invalid params=[] in group {number}. Must hold a parameter.'
+      )
+    unique: dict[int, tuple[str, torch.Tensor]] = {}
+    for index, member in enumerate(members):
+      named = isinstance(member, tuple)
+      name, tensor = member if named else (f'{number}.{index}', member)
+      if id(tensor) not in unique:
+        unique[id(tensor)] = (clean_name(name), tensor)
+    group['params'] = [tensor for _, tensor in unique.values()]
+    names.append([name for name, _ in unique.values()])
+    for name in names[-1]:
+      if name in used:
+        raise ValueError(f'Invalid params: two are named {name!r}.')
+      used.add(name)
+  return groups, names
+
+
+def clean_name(name: str) -> str:
+  """A parameter's name without the prefixes of DDP and torch.compile."""
+  name = name.replace('_orig_mod.', '')
+  while name.startswith('module.'):
+    name = name.removeprefix('module.')
+  return name
+
+
+def describe(
+  groups: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]]
+) -> list[ParameterInfo]:
+  """Cut all parameters into blocks, in order.
+
+  Raises:
+    ValueError: for a parameter that is not real and dense.
+  """
+  infos: list[ParameterInfo] = []
+  for number, group in enumerate(groups):
+    for name, parameter in zip(names[number], group['params'], strict=True):
+      if not parameter.dtype.is_floating_point:
+        raise ValueError(
+          f'Invalid dtype {parameter.dtype} of {name!r}. '
+          'Must be real floating point.'
+        )
+      if parameter.layout != torch.strided:
+        raise ValueError(
+          f'Invalid layout {parameter.layout} of {name!r}. Must be dense.'
+        )
+      shape = parameter.shape
+      diagonal = any(d >= group['diagonal_dim_threshold'] for d in shape)
+      limit = (
+        blocking.DIAGONAL_BLOCK_DIM
+        if diagonal
+        else group['max_preconditioner_dim']
+      )
+      merged = blocking.merge_dims(shape, limit)
+      blocks = blocking.cut_blocks(merged, limit, number, len(infos), diagonal)
+      infos.append(ParameterInfo(name, parameter, merged, tuple(blocks)))
+  return infos
+
+
+def check_gradients(infos: Sequence[ParameterInfo]) -> None:
+  """Raise ValueError for a sparse or complex gradient, naming the parameter."""
+  for info in infos:
+    gradient = info.parameter.grad
+    if gradient is None:
+      continue
+    if gradient.layout != torch.strided:
+      raise ValueError(
+        f'Invalid sparse gradient of {info.name!r}. Must be dense.'
+      )
+    if gradient.is_complex():
+      raise ValueError(
+        f'Invalid complex gradient of {info.name!r}. Must be real.'
+      )
+
+
+def nonfinite_gradients(infos: Sequence[ParameterInfo]) -> list[str]:
+  """Names of the parameters whose gradient's norm is not finite.
+
+  The norm, and not the elements, because the factor matrices hold squares: a
+  gradient whose square overflows would spoil them just as well. One read of
+  the gradients and one wait for the device.
+  """
+  norms = [
+    torch.linalg.vector_norm(
+      info.parameter.grad,
+      dtype=torch.promote_types(info.parameter.grad.dtype, torch.float32),
+    ).to(torch.float64)
+    for info in infos
+    if info.parameter.grad is not None
+  ]
+  if not norms:
+    return []
+  device = norms[0].device
+  finite = torch.isfinite(torch.stack([norm.to(device) for norm in norms]))
+  if finite.all():
+    return []
+  present = [info for info in infos if info.parameter.grad is not None]
+  return [
+    info.name
+    for info, good in zip(present, finite.tolist(), strict=True)
+    if not good
+  ]
