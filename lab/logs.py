@@ -170,7 +170,11 @@ def meta_data(workload: Any, rng_seed: int) -> dict[str, Any]:
   for name in dir(workload):
     if name.startswith('_') or name in ('param_shapes', 'model_params_types'):
       continue
-    value = getattr(workload, name)
+    try:
+      value = getattr(workload, name)
+    except Exception:
+      # A property may raise anything; the record does without it.
+      continue
     if isinstance(value, bool | int | float | str):
       content[f'workload.{name}'] = value
   content.update(

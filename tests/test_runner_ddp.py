@@ -1,0 +1,143 @@
+"""The runner on two gloo processes, as torchrun starts them."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import ddp_scenarios
+import fakes
+import pytest
+import torch
+
+from lab import checkpoints
+
+HERE = pathlib.Path(__file__).parent
+SUBMISSIONS = [
+  'fake',
+  *sorted(
+    path.parent.name for path in HERE.parent.glob('submissions/*/submission.py')
+  ),
+]
+
+
+def torchrun(script, *arguments):
+  return [
+    *(sys.executable, '-m', 'torch.distributed.run'),
+    *('--standalone', '--nproc_per_node=2'),
+    *map(str, (script, *arguments)),
+  ]
+
+
+@pytest.fixture(scope='module')
+def ran(tmp_path_factory):
+  """Folder with what all scenarios left, run in one pair of processes."""
+  folder = tmp_path_factory.mktemp('ddp')
+  package = folder / 'fake_package'
+  package.mkdir()
+  (package / 'submission.py').write_text(fakes.SUBMISSION)
+  done = subprocess.run(
+    torchrun(HERE / 'ddp_scenarios.py', folder, *SUBMISSIONS),
+    capture_output=True,
+    text=True,
+    env=fakes.environment(),
+  )
+  assert done.returncode == 0, done.stderr
+  return folder
+
+
+def load(folder, name, experiment, rank):
+  path = folder / f'{name}_{experiment}_{rank}.pt'
+  return torch.load(path, weights_only=True)
+
+
+def assert_same(a, b, buffers=True):
+  """Two ranks' states bit for bit; BatchNorm's buffers if asked."""
+  for key, value in a['model'].items():
+    if buffers or 'norm.' not in key:
+      assert torch.equal(value, b['model'][key]), key
+  torch.testing.assert_close(a['optimizer'], b['optimizer'], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', SUBMISSIONS)
+def test_both_ranks_hold_the_same_weights(ran, name):
+  for experiment in ('whole', *ddp_scenarios.CUTS):
+    ranks = [load(ran, name, experiment, rank) for rank in (0, 1)]
+    # Each rank keeps statistics of its own batches.
+    assert_same(*ranks, buffers=False)
+    assert ranks[0]['evaluations'] == ranks[1]['evaluations']
+
+
+@pytest.mark.parametrize('cut', ddp_scenarios.CUTS)
+@pytest.mark.parametrize('name', SUBMISSIONS)
+def test_resumed_run_equals_the_undisturbed_one(ran, name, cut):
+  whole, resumed = (load(ran, name, kind, 0) for kind in ('whole', cut))
+  assert_same(whole, resumed)
+  assert whole['evaluations'] == resumed['evaluations']
+
+
+def test_only_rank_0_writes_and_both_ranks_read_its_files(ran):
+  (trial,) = ran.glob('runs/fake/whole/*/trial_1')
+  evals = (trial / 'eval_measurements.csv').read_text().splitlines()
+  assert len(evals) == 1 + 4
+  assert checkpoints.steps(str(trial)) == [5, 10, 15, 20]
+
+
+def test_an_error_of_one_rank_is_an_error_of_all(ran):
+  messages = [(ran / f'error_{rank}').read_text() for rank in (0, 1)]
+  assert messages == ['of rank 1'] * 2
+
+
+def arguments(folder, **changes):
+  values = {
+    'workload': 'fake',
+    'submission_path': fakes.write_submission(folder),
+    'tuning_search_space': 'space.json',
+    'experiment_dir': 'runs',
+    'experiment_name': 'x',
+    'rng_seed': 0,
+    **changes,
+  }
+  return [f'--{key}={value}' for key, value in values.items()]
+
+
+def test_bad_input_ends_all_ranks_with_one_line(tmp_path):
+  (tmp_path / 'space.json').write_text('[]')
+  done = subprocess.run(
+    torchrun(HERE / 'fakes.py', *arguments(tmp_path)),
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env=fakes.environment(),
+  )
+  assert done.returncode == 1
+  # torchrun adds lines of its own about a child that failed.
+  assert done.stderr.count('error: Invalid tuning search space') == 1
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_what_killed_processes_leave_is_resumed_by_one(tmp_path, monkeypatch):
+  (tmp_path / 'space.json').write_text(json.dumps(fakes.POINTS))
+  trial = tmp_path / 'runs/x/fake_pytorch/trial_1'
+  # Never ends by itself, so that it is certainly killed.
+  command = torchrun(
+    HERE / 'fakes.py', *arguments(tmp_path, max_global_steps=10**9)
+  )
+  process = subprocess.Popen(command, cwd=tmp_path, env=fakes.environment())
+  try:
+    while len(checkpoints.steps(str(trial))) < 4:
+      assert process.poll() is None
+      time.sleep(0.05)
+  finally:
+    # torchrun passes it on and waits for its children.
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+  saved = checkpoints.steps(str(trial))[-1]
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  fakes.register(monkeypatch)
+  state = fakes.run(tmp_path, resume_last_run=True, max_global_steps=saved + 7)
+  assert checkpoints.steps(str(trial))[-2:] == [saved + 5, saved + 7]
+  assert len(state.eval_results) == saved // 5 + 2
