@@ -23,16 +23,15 @@ DEFAULT_HORIZON = 0.01
 DEFAULT_EVERY = 0.002
 DEFAULT_POWER = 4.0
 
-# Which knobs speak of which schemes: one given in vain is an error, since a
-# search over a knob without effect costs as much as one over a real knob.
+# Which knobs speak of some schemes only; the others speak of any but 'none'.
+# One given in vain is an error, since a search over a knob without effect costs
+# as much as one over a real knob.
 _KNOBS_OF_SCHEME = {
   'averaging_horizon': ('lawa', 'ema'),
   'lawa_window': ('lawa',),
   'averaging_preset': ('lawa',),
   'ema_decay': ('ema',),
   'averaging_power': ('polynomial',),
-  'averaging_every': ('lawa', 'ema', 'polynomial'),
-  'averaging_every_steps': ('lawa', 'ema', 'polynomial'),
 }
 
 
@@ -68,22 +67,41 @@ class AveragingConfig:
   averaging_batch_norm: str = knob(
     'current', str, ('current', 'averaged'), 'running statistics in evaluation'
   )
+  averaging_placement: str = knob(
+    'device',
+    str,
+    ('device', 'cpu', 'sharded'),
+    'where the average is kept: beside the weights, in host memory, or divided '
+    'over the ranks',
+  )
+  averaging_checkpoints: bool = knob(
+    True, bool, (True, False), 'whether sharded averages can be saved'
+  )
   averaging_swap: str = knob(
     'exchange', str, ('exchange', 'copy'), 'how evaluation gets the average'
   )
 
   def __post_init__(self) -> None:
     check_knobs(self)
-    for name, schemes in _KNOBS_OF_SCHEME.items():
-      value = getattr(self, name)
-      if value is not None and self.averaging_scheme not in schemes:
+    self._check_effect()
+    self._check_cadence()
+    self._check_horizon()
+
+  def _check_effect(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      schemes = _KNOBS_OF_SCHEME.get(field.name, AVERAGING_SCHEMES[1:])
+      if value != field.default and self.averaging_scheme not in schemes:
         raise ValueError(
-          f'Invalid {name}={value!r}. It has no effect with '
+          f'Invalid {field.name}={value!r}. It has no effect with '
           f'averaging_scheme={self.averaging_scheme!r}, only with '
           f'{" or ".join(schemes)}.'
         )
-    self._check_cadence()
-    self._check_horizon()
+    if not self.averaging_checkpoints and self.averaging_placement != 'sharded':
+      raise ValueError(
+        'Invalid averaging_checkpoints=False. It has no effect with '
+        f'averaging_placement={self.averaging_placement!r}, only with sharded.'
+      )
 
   def _check_cadence(self) -> None:
     given = [

@@ -24,7 +24,7 @@ _LOCAL = {
   'stdlib_lm': 16,
   'glyph_resnet': 32,
   'click_dlrm': 128,
-  'denoise_unet': 16,
+  'denoise_unet': 8,
 }
 
 # Shampoo's winning submission trained the speech workloads on smaller batches.

@@ -10,7 +10,8 @@ from absl import logging
 from torch import Tensor, nn
 
 from weightavg.config import AveragingConfig
-from weightavg.pytorch import models, multi_tensor, tracks
+from weightavg.pytorch import models, multi_tensor
+from weightavg.pytorch.placement import build_placement
 
 _FORMAT = 1
 
@@ -79,10 +80,15 @@ class Averager:
     self._exchange = config.averaging_swap == 'exchange'
     self.sampling, self.scheme = config.resolve(budget, steps_per_epoch)
     self._recipe = _recipe(config, self.sampling, self.scheme)
-    self.track = (
+    self.placement = (
       None
       if self.scheme is None
-      else tracks.build_track(self.scheme, self._tensors)
+      else build_placement(
+        config.averaging_placement,
+        self.scheme,
+        self._data(),
+        config.averaging_checkpoints,
+      )
     )
     self.step = 0
     self.skipped = 0
@@ -94,7 +100,7 @@ class Averager:
   @property
   def samples(self) -> int:
     """Number of samples that have entered the average."""
-    return 0 if self.track is None else self.track.count
+    return 0 if self.placement is None else self.placement.count
 
   @property
   def swapped(self) -> bool:
@@ -115,11 +121,11 @@ class Averager:
         'The model holds the average. Call swap_out() before training goes on.'
       )
     self.step += 1
-    if self.track is None or not self.sampling.is_sampled(self.step):
+    if self.placement is None or not self.sampling.is_sampled(self.step):
       return
     tensors = self._data()
     if multi_tensor.all_finite(tensors) if finite is None else finite:
-      self.track.add(tensors)
+      self.placement.add(tensors)
     else:
       self.skipped += 1
       logging.warning(
@@ -131,11 +137,18 @@ class Averager:
 
   @torch.no_grad()
   def swap_in(self) -> None:
-    """Show the average; nothing happens if it is shown already."""
-    if self.swapped or not self.samples:
+    """Show the average; nothing happens if it is shown already.
+
+    With averaging_placement='sharded' every rank must call it: one all-gather,
+    and the start of another one to rank 0 for the checkpoint.
+    """
+    if self.swapped or self.placement is None or not self.samples:
       return
-    assert self.track is not None
-    self._raw = self._exchange_in() if self._exchange else self._copy_in()
+    self.placement.collect()
+    shown = self.placement.shown(self._data())
+    self._raw = (
+      self._exchange_in(shown) if self._exchange else self._copy_in(shown)
+    )
 
   @torch.no_grad()
   def swap_out(self) -> None:
@@ -162,9 +175,14 @@ class Averager:
     """Everything needed to continue, in tensors, numbers, strings and dicts.
 
     The raw weights are among it while the average is swapped in, since the
-    model's own state dict then holds the average. Tensors are not copied.
+    model's own state dict then holds the average. Tensors are not copied. The
+    state does not depend on the placement and loads into any other. It makes
+    no collective: what a sharded average needs of other ranks is on its way to
+    rank 0 since `swap_in`. Where it is not (on another rank, after a sample
+    since, or with averaging_checkpoints=False) the state says so and cannot be
+    loaded.
     """
-    buffers = [] if self.track is None else self.track.buffers()
+    buffers = [] if self.placement is None else self.placement.buffers()
     return {
       'format': _FORMAT,
       'recipe': dict(self._recipe),
@@ -172,7 +190,8 @@ class Averager:
       'samples': self.samples,
       'skipped': self.skipped,
       'swapped': self.swapped,
-      'buffers': [self._by_name(tensors) for tensors in buffers],
+      'complete': buffers is not None,
+      'buffers': [self._by_name(tensors) for tensors in buffers or []],
       'raw': {} if self._raw is None else self._by_name(self._raw),
     }
 
@@ -191,9 +210,9 @@ class Averager:
     self.swap_out()
     self.step = state_dict['step']
     self.skipped = state_dict['skipped']
-    if self.track is not None:
+    if self.placement is not None:
       saved = [self._in_order(named) for named in state_dict['buffers']]
-      self.track.restore(state_dict['samples'], saved)
+      self.placement.restore(state_dict['samples'], saved, self._data())
     if state_dict['swapped']:
       multi_tensor.copy_(self._data(), self._in_order(state_dict['raw']))
       self.swap_in()
@@ -201,27 +220,17 @@ class Averager:
   def _data(self) -> list[Tensor]:
     return [tensor.data for tensor in self._tensors]
 
-  def _shown(self) -> list[Tensor]:
-    """The average in the weights' dtypes."""
-    assert self.track is not None
-    return [
-      average.to(tensor.dtype)
-      for average, tensor in zip(
-        self.track.average(), self._tensors, strict=True
-      )
-    ]
-
-  def _exchange_in(self) -> list[Tensor]:
+  def _exchange_in(self, shown: list[Tensor]) -> list[Tensor]:
     raw = self._data()
-    for tensor, average in zip(self._tensors, self._shown(), strict=True):
+    for tensor, average in zip(self._tensors, shown, strict=True):
       tensor.data = average
     return raw
 
-  def _copy_in(self) -> list[Tensor]:
+  def _copy_in(self, shown: list[Tensor]) -> list[Tensor]:
     if self._backup is None:
       self._backup = [torch.empty_like(t) for t in self._data()]
     multi_tensor.copy_(self._backup, self._data())
-    multi_tensor.copy_(self._data(), self._shown())
+    multi_tensor.copy_(self._data(), shown)
     return self._backup
 
   def _by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -235,6 +244,12 @@ class Averager:
       raise ValueError(
         f'Invalid averager state: format {state_dict.get("format")!r}. Must be '
         f'{_FORMAT}.'
+      )
+    if not state_dict['complete']:
+      raise ValueError(
+        'Invalid averager state: it was saved without the shares of the other '
+        'ranks. Save on rank 0, right after swap_in() on all ranks and with '
+        'averaging_checkpoints=True.'
       )
     for key, value in (state_dict['recipe'] | self._recipe).items():
       saved = state_dict['recipe'].get(key)

@@ -21,7 +21,7 @@ from torch import Tensor
 PIECE = 1 << 17
 
 
-def _flat(tensor: Tensor) -> Tensor | None:
+def flat(tensor: Tensor) -> Tensor | None:
   """The tensor's memory as one dimension, None if it has gaps or overlaps."""
   if tensor.is_contiguous():
     return tensor.view(-1)
@@ -38,7 +38,7 @@ def _cut(lists: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
     # Memory order is common to a group only where its strides are: a gradient
     # may be laid out otherwise than its channels-last parameter.
     alike = len({t.stride() for t in group}) == 1
-    flats = [_flat(t) for t in group] if numel > PIECE and alike else [None]
+    flats = [flat(t) for t in group] if numel > PIECE and alike else [None]
     if all(f is not None for f in flats):
       for begin in range(0, numel, PIECE):
         yield [[f[begin : begin + PIECE]] for f in flats]  # type: ignore[index]

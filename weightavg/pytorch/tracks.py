@@ -1,11 +1,11 @@
 """What an averager stores: a running average, or a window of samples.
 
 A track is fed lists of tensors and gives back their average. It does not know
-names, steps or models. Its buffers have the shapes, strides and devices of the
-tensors it was made for.
+names, steps or models. Its buffers have the shapes and strides of the tensors
+it was made for; where they lie is up to `allocate`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -18,6 +18,20 @@ from weightavg.pytorch import multi_tensor
 def average_dtype(dtype: torch.dtype) -> torch.dtype:
   """float32, and wider only where the weights themselves are wider."""
   return torch.promote_types(dtype, torch.float32)
+
+
+# Makes an uninitialised tensor like another one, in the given dtype.
+Allocate = Callable[[Tensor, torch.dtype], Tensor]
+
+
+def allocate_beside(like: Tensor, dtype: torch.dtype) -> Tensor:
+  """On the device of the tensor itself."""
+  return torch.empty_like(like, dtype=dtype, requires_grad=False)
+
+
+def nbytes(tensors: Sequence[Tensor]) -> int:
+  """Bytes of tensors that own their memory."""
+  return sum(t.numel() * t.element_size() for t in tensors)
 
 
 class Track(Protocol):
@@ -34,21 +48,30 @@ class Track(Protocol):
   def buffers(self) -> list[list[Tensor]]:
     """What has to be saved: lists of tensors, parallel to the tracked ones."""
 
-  def restore(self, count: int, buffers: Sequence[Sequence[Tensor]]) -> None:
-    """Continue from saved buffers, which are copied."""
+  def restore(
+    self,
+    count: int,
+    buffers: Sequence[Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+  ) -> None:
+    """Continue from saved buffers, which are copied, as if fed `tensors`."""
+
+  def nbytes(self) -> int:
+    """Bytes of all buffers."""
 
 
 class RunningTrack:
   """a <- a + c_k (x_k - a), in float32: EMA and polynomial averages."""
 
   def __init__(
-    self, scheme: coefficients.Recursive, tensors: Sequence[Tensor]
+    self,
+    scheme: coefficients.Recursive,
+    tensors: Sequence[Tensor],
+    allocate: Allocate = allocate_beside,
   ) -> None:
     self.scheme = scheme
     self.count = 0
-    self._averages = [
-      torch.empty_like(t, dtype=average_dtype(t.dtype)) for t in tensors
-    ]
+    self._averages = [allocate(t, average_dtype(t.dtype)) for t in tensors]
 
   def add(self, tensors: Sequence[Tensor]) -> None:
     """Take the tensors in as the next sample."""
@@ -67,11 +90,21 @@ class RunningTrack:
     """The running average, once there is one."""
     return [self._averages] if self.count else []
 
-  def restore(self, count: int, buffers: Sequence[Sequence[Tensor]]) -> None:
+  def restore(
+    self,
+    count: int,
+    buffers: Sequence[Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+  ) -> None:
     """Continue from a saved average."""
+    del tensors  # the average's own buffers are there
     self.count = count
     for saved in buffers:
       multi_tensor.copy_(self._averages, saved)
+
+  def nbytes(self) -> int:
+    """Bytes of the average."""
+    return nbytes(self._averages)
 
 
 class WindowTrack:
@@ -82,29 +115,27 @@ class WindowTrack:
   """
 
   def __init__(
-    self, scheme: coefficients.Lawa, tensors: Sequence[Tensor]
+    self,
+    scheme: coefficients.Lawa,
+    tensors: Sequence[Tensor],
+    allocate: Allocate = allocate_beside,
   ) -> None:
+    del tensors  # the first sample says what the buffers are like
     self.scheme = scheme
     self.count = 0
-    self._like = [torch.empty_like(t, device='meta') for t in tensors]
-    self._devices = [t.device for t in tensors]
+    self._allocate = allocate
     self._samples: list[list[Tensor]] = []
     self._mean: list[Tensor] | None = None
 
-  def _new_buffers(self, wide: bool = False) -> list[Tensor]:
-    return [
-      torch.empty_like(
-        t, device=device, dtype=average_dtype(t.dtype) if wide else t.dtype
-      )
-      for t, device in zip(self._like, self._devices, strict=True)
-    ]
+  def _new_sample(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [self._allocate(t, t.dtype) for t in tensors]
 
   def add(self, tensors: Sequence[Tensor]) -> None:
     """Take the tensors in as the next sample."""
     if len(self._samples) == self.scheme.window:
       slot = self._samples.pop(0)
     else:
-      slot = self._new_buffers()
+      slot = self._new_sample(tensors)
     multi_tensor.copy_(slot, tensors)
     self._samples.append(slot)
     self.count += 1
@@ -112,7 +143,9 @@ class WindowTrack:
   def average(self) -> list[Tensor]:
     """The mean of the window; its buffers are made at the first call."""
     if self._mean is None:
-      self._mean = self._new_buffers(wide=True)
+      self._mean = [
+        self._allocate(t, average_dtype(t.dtype)) for t in self._samples[0]
+      ]
     multi_tensor.mean_(self._mean, self._samples)
     return self._mean
 
@@ -120,20 +153,30 @@ class WindowTrack:
     """The samples, oldest first."""
     return self._samples
 
-  def restore(self, count: int, buffers: Sequence[Sequence[Tensor]]) -> None:
+  def restore(
+    self,
+    count: int,
+    buffers: Sequence[Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+  ) -> None:
     """Continue from saved samples, oldest first."""
     self.count = count
-    while len(self._samples) < len(buffers):
-      self._samples.append(self._new_buffers())
-    del self._samples[len(buffers) :]
+    self._samples = [self._new_sample(tensors) for _ in buffers]
     for slot, saved in zip(self._samples, buffers, strict=True):
       multi_tensor.copy_(slot, saved)
 
+  def nbytes(self) -> int:
+    """Bytes of the samples and, once it has been asked for, of the mean."""
+    lists = [*self._samples, self._mean or []]
+    return sum(nbytes(tensors) for tensors in lists)
+
 
 def build_track(
-  scheme: coefficients.Scheme, tensors: Sequence[Tensor]
+  scheme: coefficients.Scheme,
+  tensors: Sequence[Tensor],
+  allocate: Allocate = allocate_beside,
 ) -> Track:
   """The track of a scheme over tensors."""
   if isinstance(scheme, coefficients.Lawa):
-    return WindowTrack(scheme, tensors)
-  return RunningTrack(scheme, tensors)
+    return WindowTrack(scheme, tensors, allocate)
+  return RunningTrack(scheme, tensors, allocate)

@@ -1,0 +1,109 @@
+"""Averages in host memory: the accelerator keeps none of them.
+
+A sample is copied to a pinned staging buffer on a side stream, and a worker
+thread takes it from there into the average. Training waits only if the next
+sample comes before the last one has been taken in.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor
+
+from weightavg import coefficients
+from weightavg.pytorch import background, tracks
+
+
+class HostPlacement:
+  """Keeps a track in host memory; samples arrive behind training's back.
+
+  For weights on the CPU the same path runs synchronously.
+
+  Args:
+    scheme: of the average.
+    tensors: the weights, on one device.
+    transfers: how copies are made; by default as the device asks for.
+    worker: who takes samples in; by default a thread beside a device.
+  """
+
+  def __init__(
+    self,
+    scheme: coefficients.Scheme,
+    tensors: Sequence[Tensor],
+    transfers: background.Transfers | None = None,
+    worker: background.Worker | background.Inline | None = None,
+  ) -> None:
+    cuda = next((t.device for t in tensors if t.is_cuda), None)
+    if transfers is None:
+      transfers = (
+        background.SynchronousTransfers()
+        if cuda is None
+        else background.CudaTransfers(cuda)
+      )
+    if worker is None:
+      worker = background.Inline() if cuda is None else background.Worker()
+    self.count = 0
+    self._transfers = transfers
+    self._worker = worker
+    self._pinned = cuda is not None
+    self._staging = [self._allocate(t, t.dtype) for t in tensors]
+    self._track = tracks.build_track(scheme, self._staging, self._allocate)
+    self._under_way: Future | None = None
+
+  def _allocate(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+    host = torch.empty_like(
+      like, dtype=dtype, device='cpu', requires_grad=False
+    )
+    # Pinned memory makes the way back at evaluation fast, too.
+    return host.pin_memory() if self._pinned else host
+
+  def _settle(self) -> None:
+    """Wait until the staging buffer is free and the track complete."""
+    if self._under_way is not None:
+      self._under_way.result()
+      self._under_way = None
+
+  def add(self, tensors: Sequence[Tensor]) -> None:
+    """Start taking the tensors in as the next sample."""
+    self._settle()
+    self.count += 1
+    self._transfers.copy_out(self._staging, tensors)
+    self._under_way = self._worker.submit(self._take_in)
+
+  def _take_in(self) -> None:
+    self._transfers.wait()
+    self._track.add(self._staging)
+
+  def shown(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The average, copied to the weights' device."""
+    self._settle()
+    return [
+      average.to(device=t.device, dtype=t.dtype, non_blocking=True)
+      for average, t in zip(self._track.average(), tensors, strict=True)
+    ]
+
+  def collect(self) -> None:
+    """Nothing to do: every rank has everything."""
+
+  def buffers(self) -> list[list[Tensor]]:
+    """The track's buffers themselves."""
+    self._settle()
+    return self._track.buffers()
+
+  def restore(
+    self,
+    count: int,
+    buffers: Sequence[Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+  ) -> None:
+    """Continue from whole buffers, which are copied."""
+    del tensors
+    self._settle()
+    self.count = count
+    self._track.restore(count, buffers, self._staging)
+
+  def nbytes(self) -> int:
+    """Bytes in host memory, the staging buffer included."""
+    self._settle()
+    return self._track.nbytes() + tracks.nbytes(self._staging)

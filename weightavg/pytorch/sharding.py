@@ -1,0 +1,284 @@
+"""Averages divided over the ranks: each keeps and updates 1/world of them.
+
+All weights hold the same values on every rank, so each rank can average its
+share of them without a word to the others. One all-gather at evaluation puts
+the average together.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import torch
+import torch.distributed as dist
+from absl import logging
+from torch import Tensor
+
+from weightavg import coefficients
+from weightavg.pytorch import background, multi_tensor, tracks
+
+# Every tensor and every share begins at a multiple of this many bytes, so that
+# a share ends between two elements of any dtype and loads are aligned.
+_ALIGNMENT = 64
+
+
+def _aligned(size: int) -> int:
+  return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """Elements begin..end, in memory order, of the index-th tensor."""
+
+  index: int
+  begin: int
+  end: int
+  offset: int  # bytes from the start of the share
+
+
+class Layout:
+  """All tensors laid out behind each other and cut into equal shares.
+
+  >>> layout = Layout([torch.zeros(48), torch.zeros(80)], world_size=2)
+  >>> layout.share_bytes
+  256
+  >>> [(s.index, s.begin, s.end) for s in layout.segments(0)]
+  [(0, 0, 48), (1, 0, 16)]
+  """
+
+  def __init__(self, tensors: Sequence[Tensor], world_size: int) -> None:
+    self._sizes = [(t.numel(), t.element_size()) for t in tensors]
+    self.offsets = []
+    end = 0
+    for numel, itemsize in self._sizes:
+      self.offsets.append(end)
+      end += _aligned(numel * itemsize)
+    self.share_bytes = _aligned(-(-end // world_size))
+
+  def segments(self, rank: int) -> list[Segment]:
+    """What lies in a rank's share."""
+    first = rank * self.share_bytes
+    last = first + self.share_bytes
+    result = []
+    for index, (numel, itemsize) in enumerate(self._sizes):
+      start = self.offsets[index]
+      begin = max(first - start, 0) // itemsize
+      end = min((last - start) // itemsize, numel)
+      if begin < end:
+        offset = start + begin * itemsize - first
+        result.append(Segment(index, begin, end, offset))
+    return result
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+  """The elements as one dimension; a view, unless memory has gaps."""
+  dense = multi_tensor.flat(tensor)
+  return tensor.reshape(-1) if dense is None else dense
+
+
+def _like(flat: Tensor, template: Tensor) -> Tensor:
+  """View flat memory in the shape and, if it is dense, strides of template."""
+  if multi_tensor.flat(template) is None:
+    return flat.view(template.shape)
+  offset = flat.storage_offset()
+  return flat.as_strided(template.shape, template.stride(), offset)
+
+
+class ShardedPlacement:
+  """Keeps this rank's share of a track.
+
+  Args:
+    scheme: of the average.
+    tensors: the weights, equal on all ranks.
+    checkpoints: whether `collect` brings all shares to rank 0, over a gloo
+      group of its own, so that the collectives of an evaluation that goes on
+      meanwhile cannot get mixed up with it.
+  """
+
+  def __init__(
+    self,
+    scheme: coefficients.Scheme,
+    tensors: Sequence[Tensor],
+    checkpoints: bool = True,
+  ) -> None:
+    is_alone = not dist.is_initialized() or dist.get_world_size() == 1
+    self._rank = 0 if is_alone else dist.get_rank()
+    self._world_size = 1 if is_alone else dist.get_world_size()
+    if not dist.is_initialized():
+      logging.log_first_n(
+        logging.INFO, 'No process group: the average is sharded over 1 rank.', 1
+      )
+    self._layout = Layout(tensors, self._world_size)
+    self._segments = self._layout.segments(self._rank)
+    self._track = tracks.build_track(scheme, self._share_of(tensors))
+    self._templates = [torch.empty_like(t, device='meta') for t in tensors]
+    self._checkpoints = checkpoints
+    self._group = None
+    if not is_alone and checkpoints:
+      self._group = dist.new_group(backend='gloo')
+      self._worker = background.Worker()
+    self._collected: Future | None = None
+
+  @property
+  def count(self) -> int:
+    """Samples so far."""
+    return self._track.count
+
+  def _share_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [
+      in_memory_order(tensors[s.index])[s.begin : s.end] for s in self._segments
+    ]
+
+  def add(self, tensors: Sequence[Tensor]) -> None:
+    """Take this rank's share of the tensors in as the next sample."""
+    self._collected = None
+    self._track.add(self._share_of(tensors))
+
+  def shown(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The whole average: one all-gather in the weights' dtypes."""
+    device = tensors[0].device
+    size = self._layout.share_bytes
+    share = torch.empty(size, dtype=torch.uint8, device=device)
+    for segment, average in zip(
+      self._segments, self._track.average(), strict=True
+    ):
+      dtype = tensors[segment.index].dtype
+      part = share[segment.offset :]
+      part = part[: average.numel() * dtype.itemsize]
+      part.view(dtype).copy_(average)
+    if self._world_size == 1:
+      whole = share
+    else:
+      whole = torch.empty(
+        size * self._world_size, dtype=torch.uint8, device=device
+      )
+      dist.all_gather_into_tensor(whole, share)
+    result = []
+    for tensor, offset in zip(tensors, self._layout.offsets, strict=True):
+      nbytes = tensor.numel() * tensor.element_size()
+      flat = whole[offset : offset + nbytes].view(tensor.dtype)
+      result.append(_like(flat, tensor))
+    return result
+
+  def collect(self) -> None:
+    """Start to gather all shares on rank 0; nothing waits here.
+
+    What is sent is a copy in host memory, the only part that is billed:
+    evaluation and training may go on.
+    """
+    if self._group is None or self._collected is not None:
+      return
+    shares = [
+      torch.cat([b.cpu().view(torch.uint8) for b in buffer])
+      if buffer
+      else torch.empty(0, dtype=torch.uint8)
+      for buffer in self._track.buffers()
+    ]
+    dtypes = [
+      tracks.average_dtype(t.dtype) if self._is_recursive else t.dtype
+      for t in self._templates
+    ]
+    self._collected = self._worker.submit(lambda: self._gather(shares, dtypes))
+
+  @property
+  def _is_recursive(self) -> bool:
+    return isinstance(self._track, tracks.RunningTrack)
+
+  def _gather(
+    self, shares: list[Tensor], dtypes: list[torch.dtype]
+  ) -> list[list[Tensor]]:
+    """Whole buffers on rank 0, nothing elsewhere; runs on the worker."""
+    result = []
+    sizes = [
+      [
+        (s.end - s.begin) * dtypes[s.index].itemsize
+        for s in self._layout.segments(rank)
+      ]
+      for rank in range(self._world_size)
+    ]
+    largest = max(map(sum, sizes))
+    for share in shares:
+      padded = torch.zeros(largest, dtype=torch.uint8)
+      padded[: share.numel()] = share
+      received = None
+      if self._rank == 0:
+        received = [torch.empty_like(padded) for _ in sizes]
+      dist.gather(padded, received, dst=0, group=self._group)
+      if received is not None:
+        result.append(self._unpack(received, sizes, dtypes))
+    return result
+
+  def _unpack(
+    self,
+    received: list[Tensor],
+    sizes: list[list[int]],
+    dtypes: list[torch.dtype],
+  ) -> list[Tensor]:
+    flats = [
+      torch.empty(t.numel(), dtype=dtype)
+      for t, dtype in zip(self._templates, dtypes, strict=True)
+    ]
+    for rank, share in enumerate(received):
+      parts = share[: sum(sizes[rank])].split(sizes[rank])
+      segments = self._layout.segments(rank)
+      for segment, part in zip(segments, parts, strict=True):
+        flat = flats[segment.index].view(torch.uint8)
+        itemsize = dtypes[segment.index].itemsize
+        flat[segment.begin * itemsize : segment.end * itemsize] = part
+    return [
+      _like(flat, template)
+      for flat, template in zip(flats, self._templates, strict=True)
+    ]
+
+  def buffers(self) -> list[list[Tensor]] | None:
+    """Whole buffers, on rank 0 and after `collect`; None else."""
+    if self._track.count == 0:
+      return []
+    if self._world_size == 1:
+      return [self._alone(buffer) for buffer in self._track.buffers()]
+    if self._rank != 0 or self._collected is None:
+      return None
+    return self._collected.result()
+
+  def _alone(self, buffer: list[Tensor]) -> list[Tensor]:
+    """A single rank's share is the whole; tensors without elements lack."""
+    flats = {
+      s.index: flat for s, flat in zip(self._segments, buffer, strict=True)
+    }
+    empty = buffer[0].new_empty(0)
+    return [
+      _like(flats.get(index, empty), template)
+      for index, template in enumerate(self._templates)
+    ]
+
+  def restore(
+    self,
+    count: int,
+    buffers: Sequence[Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+  ) -> None:
+    """Take this rank's share of whole buffers.
+
+    The whole ones are kept until the next sample: a run that is resumed at its
+    very end saves again without another evaluation.
+    """
+    whole = [
+      [
+        saved
+        if saved.stride() == tensor.stride()
+        else torch.empty_like(tensor, device='cpu', dtype=saved.dtype).copy_(
+          saved
+        )
+        for saved, tensor in zip(buffer, tensors, strict=True)
+      ]
+      for buffer in buffers
+    ]
+    shares = [self._share_of(buffer) for buffer in whole]
+    self._track.restore(count, shares, self._share_of(tensors))
+    if self._group is not None:
+      self._collected = Future()
+      self._collected.set_result(whole)
+
+  def nbytes(self) -> int:
+    """Bytes of this rank's share."""
+    return self._track.nbytes()
