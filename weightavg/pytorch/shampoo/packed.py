@@ -5,15 +5,13 @@ d x (d + 1) array whose lower triangle (with the diagonal) is A's and whose
 remaining entries, shifted by one column, are X's upper triangle: d (d + 1)
 numbers for both, and neither is ever unpacked as a whole in a step.
 
-`factor_half` and `root_half` are views of that array, [batch, d, d], in which
-only the lower triangle belongs to the matrix; all functions here take such a
-view and leave its strict upper triangle alone. Work goes tile column by tile
-column: tiles on the diagonal are computed whole and masked, the panel below
-one is a single matrix product. So the product of G with its own transpose takes
-little more than half of the multiplications (36 of 64 tiles at d = 1024).
+`SymmetricHalf` is a view of that array in which only the lower triangle belongs
+to the matrix; nothing here touches its strict upper triangle. Work goes tile
+column by tile column: tiles on the diagonal are computed whole and masked, the
+panel below one is a single matrix product. So the product of G with its own
+transpose takes little more than half of the multiplications (36 of 64 tiles at
+d = 1024), and multiplying by X reads each panel twice, once transposed.
 """
-
-from collections.abc import Iterator
 
 import torch
 
@@ -32,116 +30,142 @@ def new_pair(
   return storage
 
 
-def factor_half(storage: torch.Tensor) -> torch.Tensor:
-  """A in the lower triangle of a [batch, d, d] view."""
-  return storage[:, :, :-1]
+def factor_half(storage: torch.Tensor) -> 'SymmetricHalf':
+  """A of the storage [batch, d, d + 1]."""
+  return SymmetricHalf(storage[:, :, :-1])
 
 
-def root_half(storage: torch.Tensor) -> torch.Tensor:
-  """X in the lower triangle of a [batch, d, d] view."""
-  return storage[:, :, 1:].mT
+def root_half(storage: torch.Tensor) -> 'SymmetricHalf':
+  """X of the storage [batch, d, d + 1]."""
+  return SymmetricHalf(storage[:, :, 1:].mT)
 
 
-def unpack(half: torch.Tensor) -> torch.Tensor:
-  """The full symmetric matrices, a new tensor."""
-  lower = torch.tril(half)
-  return lower + torch.tril(half, -1).mT
+class SymmetricHalf:
+  """Symmetric matrices, [batch, d, d], of which a view holds the lower half.
 
-
-def add_gram(
-  half: torch.Tensor, rows: torch.Tensor, keep: float, add: float
-) -> None:
-  """half <- keep * half + add * rows rows^T, in place.
+  The views of tiles and panels are cut once: cutting them in every step takes
+  as long as multiplying small ones. A batch of one is kept without its batch
+  dimension, because single products have less overhead than batched ones.
 
   Args:
-    half: [batch, d, d], lower triangle.
-    rows: [batch, d, k], any strides.
-    keep: factor of the old matrix; 0 ignores its values, even NaN.
-    add: factor of the product.
+    view: [batch, d, d], any strides.
   """
-  dim = half.shape[1]
-  for tiles, start, stop in _diagonal_tiles(half):
-    count, size = tiles.shape[1:3]
-    part = rows[:, start:stop].unflatten(1, (count, size))
-    product = part @ part.mT
-    if add != 1:
-      product.mul_(add)
-    if keep != 0:
-      product.add_(tiles, alpha=keep)
-    mask = _lower_mask(size, half.device)
-    torch.where(mask, product, tiles, out=tiles)
-  for start, stop in _panels(dim, half.device):
-    half[:, stop:, start:stop].baddbmm_(
-      rows[:, stop:], rows[:, start:stop].mT, beta=keep, alpha=add
+
+  def __init__(self, view: torch.Tensor) -> None:
+    self._single = view.shape[0] == 1
+    self._view = view[0] if self._single else view
+    self._dim = view.shape[-1]
+    self._tile = _TILES.get(view.device.type, _OTHER_TILE)
+    whole = self._dim - self._dim % self._tile
+    # All full tiles in one view, then the smaller last one, if any.
+    self._diagonals = [
+      (start, stop, self._tiles(start, stop, size))
+      for start, stop, size in (
+        (0, whole, self._tile),
+        (whole, self._dim, self._dim - whole),
+      )
+      if start < stop
+    ]
+    self._panels = [
+      (
+        stop - self._tile,
+        stop,
+        self._view[..., stop:, stop - self._tile : stop],
+      )
+      for stop in range(self._tile, self._dim, self._tile)
+    ]
+
+  def _tiles(self, start: int, stop: int, size: int) -> torch.Tensor:
+    """The diagonal tiles, [batch, count, size, size], of some rows."""
+    *batch, row, column = self._view.stride()
+    return self._view.as_strided(
+      (*self._view.shape[:-2], (stop - start) // size, size, size),
+      (*batch, size * (row + column), row, column),
+      self._view.storage_offset() + start * (row + column),
     )
 
+  def unpack(self) -> torch.Tensor:
+    """The full matrices, a new tensor [batch, d, d]."""
+    lower = torch.tril(self._view)
+    full = lower + torch.tril(self._view, -1).mT
+    return full.unsqueeze(0) if self._single else full
 
-def multiply(half: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-  """The symmetric matrices times `right`.
+  def add_gram(self, rows: torch.Tensor, keep: float, add: float) -> None:
+    """matrix <- keep * matrix + add * rows rows^T, in place.
 
-  Args:
-    half: [batch, d, d], lower triangle.
-    right: [batch, d, k], any strides.
+    Args:
+      rows: [batch, d, k], any strides.
+      keep: factor of the old matrix: 1 - add, or 1.
+      add: factor of the product.
+    """
+    rows = rows[0] if self._single else rows
+    for start, stop, tiles in self._diagonals:
+      part = rows[..., start:stop, :].unflatten(-2, tiles.shape[-3:-1])
+      product = part @ part.mT
+      weights = _lower_weights(tiles.shape[-1], add, tiles)
+      if keep == 1:
+        tiles.addcmul_(product, weights)
+      else:
+        tiles.lerp_(product, weights)
+    for start, stop, panel in self._panels:
+      update = panel.addmm_ if self._single else panel.baddbmm_
+      update(
+        rows[..., stop:, :],
+        rows[..., start:stop, :].mT,
+        beta=keep,
+        alpha=add,
+      )
 
-  Returns:
-    [batch, d, k], laid out as `right`.
-  """
-  out = torch.empty_like(right)
-  dim = half.shape[1]
-  for tiles, start, stop in _diagonal_tiles(half):
-    shape = tiles.shape[1:3]
-    part = right[:, start:stop].unflatten(1, shape)
-    out[:, start:stop].unflatten(1, shape).copy_(unpack(tiles) @ part)
-  for start, stop in _panels(dim, half.device):
-    panel = half[:, stop:, start:stop]
-    out[:, start:stop].baddbmm_(panel.mT, right[:, stop:])
-    out[:, stop:].baddbmm_(panel, right[:, start:stop])
-  return out
+  def multiply(self, right: torch.Tensor) -> torch.Tensor:
+    """The matrices times `right`.
+
+    Args:
+      right: [batch, d, k], any strides.
+
+    Returns:
+      [batch, d, k], laid out as `right`.
+    """
+    result = torch.empty_like(right)
+    out = result[0] if self._single else result
+    right = right[0] if self._single else right
+    for start, stop, tiles in self._diagonals:
+      shape = tiles.shape[-3:-1]
+      part = right[..., start:stop, :].unflatten(-2, shape)
+      target = out[..., start:stop, :].unflatten(-2, shape)
+      lower = _lower_mask(tiles.shape[-1], tiles.device)
+      full = torch.where(lower, tiles, tiles.mT)
+      if self._single:
+        torch.bmm(full, part, out=target)
+      else:
+        target.copy_(full @ part)
+    for start, stop, panel in self._panels:
+      above, below = right[..., start:stop, :], right[..., stop:, :]
+      out_above, out_below = out[..., start:stop, :], out[..., stop:, :]
+      if self._single:
+        out_above.addmm_(panel.mT, below)
+        out_below.addmm_(panel, above)
+      else:
+        out_above.baddbmm_(panel.mT, below)
+        out_below.baddbmm_(panel, above)
+    return result
 
 
-def _tile(device: torch.device) -> int:
-  return _TILES.get(device.type, _OTHER_TILE)
+_weights: dict[tuple, torch.Tensor] = {}
 
 
-def _panels(dim: int, device: torch.device) -> Iterator[tuple[int, int]]:
-  """Column ranges that have rows below their diagonal tile."""
-  tile = _tile(device)
-  for stop in range(tile, dim, tile):
-    yield stop - tile, stop
-
-
-def _diagonal_tiles(
-  half: torch.Tensor,
-) -> Iterator[tuple[torch.Tensor, int, int]]:
-  """Views [batch, count, size, size] of the diagonal tiles, and their rows.
-
-  One view of all full tiles, then one of the smaller last tile, if any.
-  """
-  batch, dim, _ = half.shape
-  tile = _tile(half.device)
-  step, row, column = half.stride()
-  whole = dim - dim % tile
-  for start, stop, size in ((0, whole, tile), (whole, dim, dim - whole)):
-    if start == stop:
-      continue
-    count = (stop - start) // size
-    yield (
-      half.as_strided(
-        (batch, count, size, size),
-        (step, size * (row + column), row, column),
-        half.storage_offset() + start * (row + column),
-      ),
-      start,
-      stop,
-    )
-
-
-_masks: dict[tuple[int, torch.device], torch.Tensor] = {}
+def _lower_weights(size: int, value: float, like: torch.Tensor) -> torch.Tensor:
+  """`value` in the lower triangle with the diagonal, 0 above; cached."""
+  key = (size, value, like.dtype, like.device)
+  if key not in _weights:
+    full = torch.full((size, size), value, dtype=like.dtype, device=like.device)
+    _weights[key] = full.tril_()
+  return _weights[key]
 
 
 def _lower_mask(size: int, device: torch.device) -> torch.Tensor:
+  """The same as booleans."""
   key = (size, device)
-  if key not in _masks:
+  if key not in _weights:
     ones = torch.ones(size, size, dtype=torch.bool, device=device)
-    _masks[key] = ones.tril_()
-  return _masks[key]
+    _weights[key] = ones.tril_()
+  return _weights[key]

@@ -43,7 +43,7 @@ def update_roots(jobs: Sequence[RootJob]) -> list[str]:
   for batch in _batches(jobs):
     first = batch[0]
     factors = torch.cat(
-      [packed.unpack(packed.factor_half(job.pair)) for job in batch]
+      [packed.factor_half(job.pair).unpack() for job in batch]
     )
     factors.div_(first.correction)
     roots, good = half_roots(factors, first.exponent, first.epsilon)
@@ -52,7 +52,7 @@ def update_roots(jobs: Sequence[RootJob]) -> list[str]:
     ):
       if is_good:
         half = packed.root_half(job.pair)
-        packed.add_gram(half, roots[index : index + 1], keep=0.0, add=1.0)
+        half.add_gram(roots[index : index + 1], keep=0.0, add=1.0)
       else:
         kept.append(job.label)
   return kept

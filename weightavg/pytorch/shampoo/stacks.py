@@ -60,6 +60,11 @@ class BlockStack:
       for dim in (() if self.diagonal else self.shape)
     ]
 
+    self._cut: dict[
+      tuple[int, int],
+      list[tuple[packed.SymmetricHalf, packed.SymmetricHalf]],
+    ] = {}
+
   def tensors(self) -> dict[str, torch.Tensor]:
     """All state tensors by name."""
     named = {
@@ -97,9 +102,9 @@ class BlockStack:
     """A_k <- beta A_k + (1 - beta) G_(k) G_(k)^T for every mode k."""
     keep, add = (1.0, 1.0) if beta == 1 else (beta, 1 - beta)
     gradient = gradient.to(self.preconditioner_dtype)
-    for mode, pair in enumerate(self.pairs):
+    for mode, (factor, _) in enumerate(self._halves(chunk)):
       rows = _unfold(gradient, mode)
-      packed.add_gram(packed.factor_half(pair[chunk]), rows, keep, add)
+      factor.add_gram(rows, keep, add)
 
   def filter(
     self, chunk: slice, gradient: torch.Tensor, beta: float, nadam: bool
@@ -115,11 +120,24 @@ class BlockStack:
   def precondition(self, chunk: slice, filtered: torch.Tensor) -> torch.Tensor:
     """`filtered` times the inverse root of every mode."""
     result = filtered.to(self.preconditioner_dtype)
-    for mode, pair in enumerate(self.pairs):
-      rows = _unfold(result, mode)
-      product = packed.multiply(packed.root_half(pair[chunk]), rows)
+    for mode, (_, root) in enumerate(self._halves(chunk)):
+      product = root.multiply(_unfold(result, mode))
       result = _fold(product, mode, result.shape)
     return result.to(self.dtype)
+
+  def _halves(
+    self, chunk: slice
+  ) -> list[tuple[packed.SymmetricHalf, packed.SymmetricHalf]]:
+    """Factor and root of every mode; views, cut once for each chunk."""
+    key = (chunk.start, chunk.stop)
+    if key not in self._cut:
+      if len(self._cut) > 4 * len(self.blocks):
+        self._cut.clear()
+      self._cut[key] = [
+        (packed.factor_half(pair[chunk]), packed.root_half(pair[chunk]))
+        for pair in self.pairs
+      ]
+    return self._cut[key]
 
 
 def _unfold(blocks: torch.Tensor, mode: int) -> torch.Tensor:
