@@ -8,7 +8,7 @@ import gloo
 import numpy as np
 import pytest
 import torch
-from torch.nn.parallel import DistributedDataParallel
+import workload_ranks
 
 from lab import workloads
 from lab.workloads import (
@@ -374,40 +374,20 @@ def test_ssim_equals_its_definition():
   assert denoise_unet.ssim(same, same).item() == pytest.approx(1.0)
 
 
-def _train_and_evaluate(rank, folder):
-  workload = workloads.build_workload('click_dlrm')
-  workload.sizes = {'eval_train': 30, 'validation': 30, 'test': 30}
-  model, _ = workload.init_model_fn(RNG)
-  assert isinstance(model, DistributedDataParallel)
-  metrics = workload.eval_model(8, model, None, RNG, '', None, 0)
-  batch = next(queue_of(workload, batch_size=8))
-  loss = workload.loss_fn(batch['targets'], forward(workload, model, batch))
-  (loss['summed'] / loss['n_valid_examples']).backward()
-  gradient = model.module.hidden1.weight.grad.tolist()
-  pathlib.Path(folder, f'{rank}.json').write_text(
-    json.dumps([metrics, gradient])
-  )
-
-
 def test_two_ranks_give_the_metrics_and_gradients_of_one(tmp_path):
-  gloo.run_on_ranks(2, _train_and_evaluate, str(tmp_path))
+  write = workload_ranks.write_metrics_and_gradient
+  gloo.run_on_ranks(2, write, str(tmp_path))
   (metrics, gradient), (other_metrics, _) = (
     json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2)
   )
   assert metrics == other_metrics
-  workload = workloads.build_workload('click_dlrm')
-  workload.sizes = {'eval_train': 30, 'validation': 30, 'test': 30}
-  model, _ = workload.init_model_fn(RNG)
-  alone = workload.eval_model(8, model, None, RNG, '', None, 0)
+  model, alone = workload_ranks.metrics_and_gradient()
   assert set(alone) == {
     *('train/loss', 'validation/loss', 'test/loss'),
     *('validation/num_examples', 'test/num_examples'),
   }
   # float32 sums in another order.
   assert metrics == pytest.approx(alone, rel=1e-5)
-  batch = next(queue_of(workload, batch_size=8))
-  loss = workload.loss_fn(batch['targets'], forward(workload, model, batch))
-  (loss['summed'] / loss['n_valid_examples']).backward()
   np.testing.assert_allclose(
     gradient, model.hidden1.weight.grad, rtol=1e-4, atol=1e-7
   )
