@@ -123,37 +123,56 @@ def _cost(block: Block, frequency: int) -> float:
 class Exchange:
   """One all-gather of flat buffers: a segment for each rank, its blocks in it.
 
-  Segments are padded to the largest, so a step sends size x largest segment.
+  Segments are padded to the largest, so each step a rank sends the largest and
+  receives `size` of them. What is sent are the new weights where the dtype of
+  communication holds them exactly, as in the competition; otherwise the
+  updates, so that only steps are rounded. All ranks then write the same bits,
+  the owner too.
+
+  Args:
+    owners: the owner's rank of each block.
+    ranks: who takes part.
+    tensors: the parameters, all on one device.
+    dtype: of the buffers; None for the widest of the parameters, at least
+      float32.
+    weights: whether weights are sent rather than updates; None for the rule
+      above.
   """
 
   def __init__(
     self,
     owners: Mapping[Block, int],
     ranks: RankGroup,
-    dtype: torch.dtype,
-    device: torch.device,
+    tensors: Sequence[torch.Tensor],
+    dtype: torch.dtype | None,
+    weights: bool | None,
   ) -> None:
-    self.ranks = ranks
-    self.dtype = dtype
+    widest = torch.float32
+    for tensor in tensors:
+      widest = torch.promote_types(widest, tensor.dtype)
+    dtype = dtype or widest
+    exact = torch.promote_types(dtype, widest) == dtype
+    self.weights = exact if weights is None else weights
+    self._group = ranks.process_group
     places = {}
     filled = [0] * ranks.size
     for block, owner in owners.items():
       places[block] = (owner, filled[owner])
       filled[owner] += -(-block.numel // _ALIGN) * _ALIGN
     segment = max(filled)
+    device = tensors[0].device
     self._send = torch.zeros(segment, dtype=dtype, device=device)
     self._receive = torch.zeros(
       ranks.size * segment, dtype=dtype, device=device
     )
-    self.received: dict[Block, torch.Tensor] = {}
     self.sent: dict[Block, torch.Tensor] = {}
-    for block, (owner, offset) in places.items():
-      end = offset + block.numel
-      begin = owner * segment
-      flat = self._receive[begin + offset : begin + end]
-      self.received[block] = flat.view(block.shape)
+    self._received: dict[Block, torch.Tensor] = {}
+    for block, (owner, start) in places.items():
+      stop = start + block.numel
+      theirs = self._receive[owner * segment :][start:stop]
+      self._received[block] = theirs.view(block.shape)
       if owner == ranks.rank:
-        self.sent[block] = self._send[offset:end].view(block.shape)
+        self.sent[block] = self._send[start:stop].view(block.shape)
 
   @property
   def bytes(self) -> int:
@@ -161,8 +180,20 @@ class Exchange:
     count = self._send.numel() + self._receive.numel()
     return count * self._send.element_size()
 
-  def run(self) -> None:
-    """Fill `received` of every rank with `sent` of the owners."""
-    dist.all_gather_into_tensor(
-      self._receive, self._send, group=self.ranks.process_group
-    )
+  def share(self, weights: Mapping[Block, torch.Tensor]) -> None:
+    """Bring the weights of the blocks that had a gradient up to date."""
+    if self.weights:
+      mine = [block for block in self.sent if block in weights]
+      if mine:
+        torch._foreach_copy_(
+          [self.sent[block] for block in mine],
+          [weights[block] for block in mine],
+        )
+    dist.all_gather_into_tensor(self._receive, self._send, group=self._group)
+    if not weights:
+      return
+    received = [self._received[block] for block in weights]
+    if self.weights:
+      torch._foreach_copy_(list(weights.values()), received)
+    else:
+      torch._foreach_add_(list(weights.values()), received)

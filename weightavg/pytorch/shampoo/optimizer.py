@@ -8,22 +8,92 @@ import torch.distributed as dist
 from absl import logging
 
 from weightavg.pytorch.shampoo import (
+  checkpoint,
   distribution,
   parameters,
   root_schedule,
   settings,
 )
 from weightavg.pytorch.shampoo.blocking import Block
-from weightavg.pytorch.shampoo.grafting import (
-  grafted_direction,
-  update_second_moment,
-)
-from weightavg.pytorch.shampoo.root_update import RootJob, update_roots
-from weightavg.pytorch.shampoo.stacks import BlockStack
+from weightavg.pytorch.shampoo.directions import direction_of, gradient_of
+from weightavg.pytorch.shampoo.root_update import root_jobs, update_roots
+from weightavg.pytorch.shampoo.stacks import BlockStack, make_stacks
 
 
 class DistributedShampoo(torch.optim.Optimizer):
-  """TODO."""
+  """Shampoo with grafting, its blocks dealt to all ranks.
+
+  With t the number of calls, and for each block G of the gradient (dims merged
+  and cut to at most `max_preconditioner_dim`) and each of its modes k:
+
+    A_k <- beta2 A_k + (1 - beta2) G_(k) G_(k)^T      every step
+    X_k <- (A_k / (1 - beta2^t) + epsilon I)^(-q)     at T0, then every F steps
+    m <- beta1 m + (1 - beta1) G
+    f = m / (1 - beta1^t), or its NAdam look-ahead
+    S = f multiplied by X_k on every mode,  P = S |a| / |S|
+    W <- W - lr (P + weight_decay W)
+
+  where a is the direction of the grafting method (and P = a before T0) and
+  q = exponent_multiplier / (2 order). Behaves as the winning submission of
+  AlgoPerf v0.5 by default, its slips included (see `directions`); differences:
+  moments of 16-bit parameters are float32, roots have preconditioner_dtype, a
+  failing root does not raise, and .grad is never written.
+
+  Parameters with a dimension of `diagonal_dim_threshold` or more (embedding
+  tables) have no factors and take the step of (N)AdamW. Under DDP every rank
+  must step with the same, averaged gradients. With several ranks, call
+  `gather_state_for_checkpoint` on all of them before rank 0's `state_dict`.
+
+  Args:
+    params: parameters, (name, parameter) pairs, or groups of either. Names
+      key the saved state; give them if there are any.
+    lr: >= 0.
+    betas: decay of m, in [0, 1) with 0 for no filter, and of the factors, in
+      (0, 1] with 1 for plain sums.
+    epsilon: > 0, added to the factors' spectra.
+    momentum: mu in [0, 1): of an average of P, h <- mu h + (1 - mu) P.
+    weight_decay: >= 0.
+    max_preconditioner_dim: largest dimension of a block.
+    precondition_frequency: F, steps between roots.
+    start_preconditioning_step: T0 >= F; -1 for F.
+    inv_root_override: p for the exponent -exponent_multiplier / p, or a list
+      of them by order (index 0 is unused); 0 for 2 x order.
+    exponent_multiplier: > 0.
+    grafting: 'adam', 'adagrad', 'rmsprop', 'sgd', or None: no step before T0.
+    grafting_beta2: in (0, 1]; None for betas[1].
+    grafting_epsilon: >= 0.
+    use_nadam: look ahead with f.
+    use_nesterov: look ahead with h: P <- (1 - mu) P + mu h.
+    use_decoupled_weight_decay: otherwise the decay is added to G.
+    preconditioner_dtype: of factors and roots, torch.float32 or float64.
+    communication_dtype: of what ranks exchange; None for the widest dtype of
+      the parameters, at least float32.
+    communicate_params: exchange weights (True) or updates; None for weights
+      unless communication_dtype would round them.
+    num_trainers_per_group: consecutive ranks that share the work; -1 for all.
+    spread_roots: take roots at T0 + p, T0 + p + F, ... with a phase p of its
+      own for each block, so that no step takes them all.
+    diagonal_dim_threshold: see above.
+    skip_nonfinite_gradients: skip such a step (counted in `skipped_steps`)
+      instead of raising.
+    process_group: the ranks to use; None for all.
+
+  Attributes:
+    kept_roots: how often a root failed and the last good one was kept.
+    skipped_steps: how many steps were skipped.
+
+  Raises:
+    ValueError: for a hyperparameter out of range, no parameters, or sparse or
+      complex ones.
+
+  Sources: Gupta et al. 2018 (arXiv 1802.09568), Anil et al. 2020 (2002.09018),
+  Shi et al. 2023 (2309.06497).
+
+  >>> layer = torch.nn.Linear(4, 3)
+  >>> optimizer = DistributedShampoo(layer.named_parameters(), lr=0.01)
+  >>> layer(torch.ones(2, 4)).sum().backward()
+  >>> optimizer.step()
+  """
 
   def __init__(
     self,
@@ -83,9 +153,14 @@ class DistributedShampoo(torch.optim.Optimizer):
     self.skip_nonfinite_gradients = skip_nonfinite_gradients
     self.kept_roots = 0
     self.skipped_steps = 0
+    # Grows with every change of the state: tells whether what rank 0 has
+    # gathered is still the state.
+    self._version = 0
+    self._gathering: checkpoint.Gathering | None = None
+    self._names = names
     self._infos = parameters.describe(self.param_groups, names)
     self._blocks = [block for info in self._infos for block in info.blocks]
-    self._phases = self._root_phases()
+    self._phases = root_schedule.phases(self._blocks, self.param_groups)
     self._ranks = distribution.form_groups(
       process_group, num_trainers_per_group
     )
@@ -95,16 +170,20 @@ class DistributedShampoo(torch.optim.Optimizer):
     )
     self._stacks = self._make_stacks(self._ranks.rank)
     self._exchange: distribution.Exchange | None = None
-    self._communicate_params = True
     if self._ranks.size > 1:
-      self._start_exchange(communication_dtype, communicate_params)
+      self._exchange = distribution.Exchange(
+        self._owners,
+        self._ranks,
+        [info.parameter for info in self._infos],
+        communication_dtype,
+        communicate_params,
+      )
 
   def state_bytes(self) -> int:
     """Bytes of this rank's state (not of the buffers for communication)."""
     return sum(
       tensor.numel() * tensor.element_size()
-      for stacks in self._stacks
-      for stack in stacks
+      for stack in _flatten(self._stacks)
       for tensor in stack.tensors().values()
     )
 
@@ -131,6 +210,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     if bad:
       self._refuse(bad)
       return loss
+    self._version += 1
     present = [i for i in self._infos if i.parameter.grad is not None]
     gradients: dict[Block, torch.Tensor] = {}
     weights: dict[Block, torch.Tensor] = {}
@@ -148,10 +228,92 @@ class DistributedShampoo(torch.optim.Optimizer):
       group['step'] += 1
       self._step_group(number, gradients, weights)
     if self._exchange is not None:
-      self._share(weights)
+      self._exchange.share(weights)
     for values, contiguous in copies:
       values.copy_(contiguous)
     return loss
+
+  def gather_state_for_checkpoint(self) -> None:
+    """Start sending all blocks' state to rank 0; every rank must call this.
+
+    Does not wait: `state_dict` on rank 0 does. Costs each rank but rank 0 a
+    copy of its state in host memory, and rank 0 one of everybody else's, until
+    training has gone on. Calling it again before that does nothing.
+    """
+    ranks = self._ranks
+    if ranks.size == 1 or not ranks.first:
+      return
+    if self._gathering is not None:
+      if self._gathering.version == self._version:
+        return
+      self._gathering.wait()
+    if ranks.rank == 0:
+      cpu = torch.device('cpu')
+      stacks = [
+        _flatten(self._make_stacks(rank, cpu)) for rank in range(1, ranks.size)
+      ]
+    else:
+      stacks = [_flatten(self._stacks)]
+    self._gathering = checkpoint.Gathering(ranks, self._version, stacks)
+
+  def state_dict(self) -> dict[str, Any]:
+    """The whole state as plain data, on the rank that saves.
+
+    With several ranks that is rank 0, after `gather_state_for_checkpoint` on
+    all of them and before the next step; a state that could not be gathered
+    says so and is refused by `load_state_dict`. Tensors are the live ones.
+    """
+    reason = checkpoint.why_incomplete(
+      self._ranks, self._gathering, self._version
+    )
+    states = checkpoint.block_states(_flatten(self._stacks))
+    if not reason and self._gathering is not None:
+      self._gathering.wait()
+      for stacks in self._gathering.stacks:
+        states |= checkpoint.block_states(stacks)
+    return {
+      'format': checkpoint.FORMAT,
+      'complete': not reason,
+      'reason': reason,
+      'param_groups': [
+        checkpoint.save_group(group, names)
+        for group, names in zip(self.param_groups, self._names, strict=True)
+      ],
+      'parameters': (
+        {} if reason else checkpoint.save_parameters(self._infos, states)
+      ),
+      'kept_roots': self.kept_roots,
+      'skipped_steps': self.skipped_steps,
+    }
+
+  @torch.no_grad()
+  def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    """Continue from a state that was saved on any number of ranks.
+
+    Raises:
+      ValueError: if the state is incomplete or belongs to another model; then
+        nothing has changed.
+    """
+    stacks = _flatten(self._stacks)
+    groups = checkpoint.check(
+      state_dict, self._infos, self.param_groups, self._names, stacks
+    )
+    self._version += 1
+    checkpoint.load_blocks(state_dict, self._infos, stacks)
+    for group, saved in zip(self.param_groups, groups, strict=True):
+      group.update(saved)
+    self._phases = root_schedule.phases(self._blocks, self.param_groups)
+    self.kept_roots = state_dict['kept_roots']
+    self.skipped_steps = state_dict['skipped_steps']
+
+  def add_param_group(self, param_group: dict[str, Any]) -> None:
+    """Only the constructor may: blocks are dealt to the ranks once."""
+    if hasattr(self, '_infos'):
+      raise RuntimeError(
+        'Invalid call of add_param_group. All parameters must be given to the '
+        'constructor, which deals their blocks to the ranks.'
+      )
+    super().add_param_group(param_group)
 
   def _step_group(
     self,
@@ -160,7 +322,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     weights: Mapping[Block, torch.Tensor],
   ) -> None:
     group, stacks = self.param_groups[number], self._stacks[number]
-    due = self._due_blocks(group, stacks)
+    due = root_schedule.due_blocks(group, self._phases, number)
     step, start = group['step'], settings.start_step(group)
     rooted = {
       block: root_schedule.is_rooted(step, start, self._phases[block])
@@ -170,7 +332,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     waiting = []
     for stack in stacks:
       for chunk in stack.chunks(rooted):
-        gradient = self._gradient(group, stack, chunk, gradients, weights)
+        gradient = gradient_of(group, stack, chunk, gradients, weights)
         stack.add_factors(chunk, gradient, group['betas'][1])
         if due.isdisjoint(stack.blocks[chunk]):
           # At once, while the chunk is in the cache.
@@ -187,7 +349,8 @@ class DistributedShampoo(torch.optim.Optimizer):
     stacks: list[BlockStack],
     due: set[Block],
   ) -> None:
-    kept = update_roots(self._root_jobs(group, stacks, due))
+    names = [info.name for info in self._infos]
+    kept = update_roots(root_jobs(group, stacks, due, names))
     if kept:
       self.kept_roots += len(kept)
       logging.warning(
@@ -197,20 +360,6 @@ class DistributedShampoo(torch.optim.Optimizer):
         self.kept_roots,
         ', '.join(kept),
       )
-
-  def _gradient(
-    self,
-    group: Mapping[str, Any],
-    stack: BlockStack,
-    chunk: slice,
-    gradients: Mapping[Block, torch.Tensor],
-    weights: Mapping[Block, torch.Tensor],
-  ) -> torch.Tensor:
-    gradient = stack.gather(chunk, gradients)
-    if group['weight_decay'] and not group['use_decoupled_weight_decay']:
-      decay = stack.gather(chunk, weights)
-      gradient = gradient.add(decay, alpha=group['weight_decay'])
-    return gradient
 
   def _update(
     self,
@@ -223,7 +372,7 @@ class DistributedShampoo(torch.optim.Optimizer):
   ) -> None:
     """Change the weights of a chunk, or put its update into the exchange."""
     preconditioned = not stack.diagonal and rooted[stack.blocks[chunk][0]]
-    direction = self._direction(group, stack, chunk, gradient, preconditioned)
+    direction = direction_of(group, stack, chunk, gradient, preconditioned)
     targets = [weights[block] for block in stack.blocks[chunk]]
     if group['weight_decay'] and group['use_decoupled_weight_decay']:
       torch._foreach_add_(
@@ -238,51 +387,12 @@ class DistributedShampoo(torch.optim.Optimizer):
         else velocity
       )
     rate = -float(group['lr'])
-    if self._communicate_params:
+    exchange = self._exchange
+    if exchange is None or exchange.weights:
       torch._foreach_add_(targets, list(direction.unbind()), alpha=rate)
     else:
-      assert self._exchange is not None
-      sent = [self._exchange.sent[block] for block in stack.blocks[chunk]]
+      sent = [exchange.sent[block] for block in stack.blocks[chunk]]
       torch._foreach_copy_(sent, list((direction * rate).unbind()))
-
-  def _direction(
-    self,
-    group: Mapping[str, Any],
-    stack: BlockStack,
-    chunk: slice,
-    gradient: torch.Tensor,
-    preconditioned: bool,
-  ) -> torch.Tensor:
-    """P of a chunk before weight decay and momentum, a new tensor."""
-    step = group['step']
-    beta1, beta2 = group['betas']
-    beta_g = group['grafting_beta2']
-    beta_g = beta2 if beta_g is None else beta_g
-    filtered = stack.filter(chunk, gradient, beta1, group['use_nadam'])
-    correction = 1 / (1 - beta1**step)
-    moment = None
-    if stack.second_moment is not None:
-      moment = stack.second_moment[chunk]
-      update_second_moment(stack.grafting, moment, gradient, beta_g)
-    grafted = grafted_direction(
-      stack.grafting,
-      filtered,
-      moment,
-      beta_g,
-      group['grafting_epsilon'],
-      step,
-    )
-    if not preconditioned:
-      if stack.grafting is None:
-        return torch.zeros_like(filtered)
-      return grafted * correction
-    shampoo = stack.precondition(chunk, filtered)
-    if stack.grafting is None:
-      return shampoo.mul_(correction)
-    # S and a both carry the correction c: c S |c a| / (|c S| + 1e-16).
-    ratio = _norms(grafted).mul_(correction**2)
-    ratio.div_(_norms(shampoo).mul_(correction).add_(1e-16))
-    return shampoo.mul_(ratio)
 
   def _refuse(self, names: list[str]) -> None:
     if not self.skip_nonfinite_gradients:
@@ -297,116 +407,18 @@ class DistributedShampoo(torch.optim.Optimizer):
       ', '.join(names),
     )
 
-  def _root_phases(self) -> dict[Block, int]:
-    phases: dict[Block, int] = {}
-    for number, group in enumerate(self.param_groups):
-      phases |= root_schedule.phases(
-        [block for block in self._blocks if block.group == number],
-        group['precondition_frequency'],
-        group['spread_roots'],
-      )
-    return phases
-
-  def _due_blocks(
-    self, group: Mapping[str, Any], stacks: list[BlockStack]
-  ) -> set[Block]:
-    """This rank's blocks whose roots are taken now, gradient or not."""
-    return {
-      block
-      for stack in stacks
-      for block in stack.blocks
-      if not stack.diagonal
-      and root_schedule.is_due(
-        group['step'],
-        settings.start_step(group),
-        group['precondition_frequency'],
-        self._phases[block],
-        group['spread_roots'],
-      )
-    }
-
-  def _root_jobs(
-    self,
-    group: Mapping[str, Any],
-    stacks: list[BlockStack],
-    due: set[Block],
-  ) -> list[RootJob]:
-    step, beta2 = group['step'], group['betas'][1]
-    correction = 1.0 if beta2 == 1 else 1 - beta2**step
-    return [
-      RootJob(
-        pair[index : index + 1],
-        correction,
-        settings.exponent(group, len(stack.shape)),
-        group['epsilon'],
-        f'{self._infos[block.parameter].name}'
-        f'[block {block.index}, mode {mode}]',
-      )
-      for stack in stacks
-      for index, block in enumerate(stack.blocks)
-      if block in due
-      for mode, pair in enumerate(stack.pairs)
-    ]
-
   def _make_stacks(
     self, rank: int, device: torch.device | None = None
   ) -> list[list[BlockStack]]:
     """The stacks of a rank's blocks, by parameter group."""
-    members: list[dict[tuple, list[Block]]] = [{} for _ in self.param_groups]
-    for block in self._blocks:
-      if self._owners[block] == rank:
-        parameter = self._infos[block.parameter].parameter
-        dtype = torch.promote_types(parameter.dtype, torch.float32)
-        place = device or parameter.device
-        key = (block.shape, block.diagonal, dtype, place)
-        members[block.group].setdefault(key, []).append(block)
-    return [
-      [
-        BlockStack(blocks, group, key[2], self.preconditioner_dtype, key[3])
-        for key, blocks in stacks.items()
-      ]
-      for group, stacks in zip(self.param_groups, members, strict=True)
-    ]
-
-  def _start_exchange(
-    self,
-    dtype: torch.dtype | None,
-    communicate_params: bool | None,
-  ) -> None:
-    tensors = [info.parameter for info in self._infos]
-    widest = torch.float32
-    for tensor in tensors:
-      widest = torch.promote_types(widest, tensor.dtype)
-    dtype = dtype or widest
-    exact = torch.promote_types(dtype, widest) == dtype
-    self._communicate_params = (
-      exact if communicate_params is None else communicate_params
-    )
-    self._exchange = distribution.Exchange(
-      self._owners, self._ranks, dtype, tensors[0].device
+    return make_stacks(
+      [block for block in self._blocks if self._owners[block] == rank],
+      [info.parameter for info in self._infos],
+      self.param_groups,
+      self.preconditioner_dtype,
+      device,
     )
 
-  def _share(self, weights: Mapping[Block, torch.Tensor]) -> None:
-    """Hand round what each rank computed; all ranks end up with equal bits."""
-    exchange = self._exchange
-    assert exchange is not None
-    if self._communicate_params:
-      mine = [block for block in exchange.sent if block in weights]
-      if mine:
-        torch._foreach_copy_(
-          [exchange.sent[b] for b in mine], [weights[b] for b in mine]
-        )
-    exchange.run()
-    if not weights:
-      return
-    received = [exchange.received[block] for block in weights]
-    if self._communicate_params:
-      torch._foreach_copy_(list(weights.values()), received)
-    else:
-      torch._foreach_add_(list(weights.values()), received)
 
-
-def _norms(blocks: torch.Tensor) -> torch.Tensor:
-  """Frobenius norm of each block, shaped to multiply the blocks with."""
-  dims = tuple(range(1, blocks.dim()))
-  return torch.linalg.vector_norm(blocks, dim=dims, keepdim=True)
+def _flatten(stacks: list[list[BlockStack]]) -> list[BlockStack]:
+  return [stack for group in stacks for stack in group]

@@ -9,31 +9,48 @@ number of ranks computes the same.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from weightavg.pytorch.shampoo import settings
 from weightavg.pytorch.shampoo.blocking import Block
 
 
 def phases(
-  blocks: Sequence[Block], frequency: int, spread: bool
+  blocks: Iterable[Block], groups: Sequence[Mapping[str, Any]]
 ) -> dict[Block, int]:
-  """The phase of each block; all 0 unless spread."""
-  if not spread:
-    return dict.fromkeys(blocks, 0)
-  loads = [(0, phase) for phase in range(frequency)]
+  """The phase of each block; 0 where the group does not spread its roots."""
+  loads = [
+    [(0, phase) for phase in range(group['precondition_frequency'])]
+    for group in groups
+  ]
   result = {}
   for block in sorted(blocks, key=_cubes, reverse=True):
-    load, phase = heapq.heappop(loads)
+    phase = 0
+    if groups[block.group]['spread_roots']:
+      heap = loads[block.group]
+      load, phase = heapq.heappop(heap)
+      heapq.heappush(heap, (load + _cubes(block), phase))
     result[block] = phase
-    heapq.heappush(loads, (load + _cubes(block), phase))
   return result
 
 
-def is_due(step: int, start: int, frequency: int, phase: int, spread: bool):
-  """Whether a block's roots are taken at `step`."""
-  if spread:
-    return step >= start + phase and (step - start - phase) % frequency == 0
-  return step == start or (step > start and step % frequency == 0)
+def due_blocks(
+  group: Mapping[str, Any], phases: Mapping[Block, int], number: int
+) -> set[Block]:
+  """Blocks of the group (its number) whose roots are taken in this step."""
+  step, start = group['step'], settings.start_step(group)
+  frequency = group['precondition_frequency']
+  if not group['spread_roots']:
+    due = step == start or (step > start and step % frequency == 0)
+    return {b for b in phases if b.group == number} if due else set()
+  return {
+    block
+    for block, phase in phases.items()
+    if block.group == number
+    and is_rooted(step, start, phase)
+    and (step - start - phase) % frequency == 0
+  }
 
 
 def is_rooted(step: int, start: int, phase: int) -> bool:

@@ -1,12 +1,15 @@
 """New inverse roots for factor matrices that are due, batched by size."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from weightavg.pytorch.shampoo import packed
+from weightavg.pytorch.shampoo import packed, settings
+from weightavg.pytorch.shampoo.blocking import Block
 from weightavg.pytorch.shampoo.inverse_roots import half_roots
+from weightavg.pytorch.shampoo.stacks import BlockStack
 
 # Elements decomposed at once: a GPU needs many matrices to be busy, a CPU works
 # on one at a time anyway and only pays for the memory.
@@ -31,6 +34,33 @@ class RootJob:
   exponent: float
   epsilon: float
   label: str
+
+
+def root_jobs(
+  group: Mapping[str, Any],
+  stacks: Sequence[BlockStack],
+  due: Container[Block],
+  names: Sequence[str],
+) -> list[RootJob]:
+  """One job for each factor matrix of the stacks' blocks that are due.
+
+  Blocks without a gradient in this step take part.
+  """
+  step, beta2 = group['step'], group['betas'][1]
+  correction = 1.0 if beta2 == 1 else 1 - beta2**step
+  return [
+    RootJob(
+      pair[index : index + 1],
+      correction,
+      settings.exponent(group, len(stack.shape)),
+      group['epsilon'],
+      f'{names[block.parameter]}[block {block.index}, mode {mode}]',
+    )
+    for stack in stacks
+    for index, block in enumerate(stack.blocks)
+    if block in due
+    for mode, pair in enumerate(stack.pairs)
+  ]
 
 
 def update_roots(jobs: Sequence[RootJob]) -> list[str]:

@@ -140,6 +140,37 @@ class BlockStack:
     return self._cut[key]
 
 
+def make_stacks(
+  blocks: Sequence[Block],
+  tensors: Sequence[torch.Tensor],
+  groups: Sequence[Mapping],
+  preconditioner_dtype: torch.dtype,
+  device: torch.device | None,
+) -> list[list[BlockStack]]:
+  """Stack equal blocks, by parameter group.
+
+  Args:
+    blocks: those whose state is wanted.
+    tensors: the parameters, in the order that the blocks count them.
+    groups: the parameter groups.
+    preconditioner_dtype: of factors and roots.
+    device: of the state; None for the parameters' own.
+  """
+  members: list[dict[tuple, list[Block]]] = [{} for _ in groups]
+  for block in blocks:
+    tensor = tensors[block.parameter]
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    key = (block.shape, block.diagonal, dtype, device or tensor.device)
+    members[block.group].setdefault(key, []).append(block)
+  return [
+    [
+      BlockStack(equal, group, key[2], preconditioner_dtype, key[3])
+      for key, equal in stacks.items()
+    ]
+    for group, stacks in zip(groups, members, strict=True)
+  ]
+
+
 def _unfold(blocks: torch.Tensor, mode: int) -> torch.Tensor:
   """[n, d_0, ...] -> [n, d_mode, product of the others]."""
   order = blocks.dim() - 1
