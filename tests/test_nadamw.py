@@ -2,12 +2,13 @@
 
 import copy
 import io
+import shutil
 
 import pytest
 import torch
 from references import ReferenceNadamW
 
-from weightavg.pytorch import NadamW, multi_tensor
+from weightavg.pytorch import NadamW, multi_tensor, nadamw
 
 SETTINGS = {'lr': 0.01, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 0.1}
 
@@ -188,3 +189,61 @@ def test_complex_and_sparse_are_refused():
   p.grad = torch.eye(3)[0].to_sparse()
   with pytest.raises(RuntimeError, match='sparse'):
     NadamW([p]).step()
+
+
+def test_without_a_compiler_it_warns_once_and_makes_the_same_step(monkeypatch):
+  def no_compiler(*args):
+    raise RuntimeError('no C++ compiler')
+
+  monkeypatch.setattr(nadamw, '_compiled_update', lambda: no_compiler)
+  params, others = parameters(torch.float32), parameters(torch.float32)
+  compiled = NadamW(params, **SETTINGS, fused='compile')
+  plain = NadamW(others, **SETTINGS)
+  for step in range(2):
+    for group, optimizer in ((params, compiled), (others, plain)):
+      for p, g in zip(group, gradients(group, step), strict=True):
+        p.grad = g
+      if optimizer is compiled and step == 0:
+        with pytest.warns(UserWarning, match='runs uncompiled: RuntimeError'):
+          optimizer.step()
+      else:
+        optimizer.step()
+  for p, q in zip(params, others, strict=True):
+    assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_what_is_compiled_is_the_same_arithmetic(dtype, monkeypatch):
+  monkeypatch.setattr(
+    nadamw, '_compiled_update', lambda: torch.no_grad()(nadamw._plain_update)
+  )
+  params, others = parameters(dtype), parameters(dtype)
+  compiled = NadamW(params, **SETTINGS, fused='compile')
+  plain = NadamW(others, **SETTINGS)
+  for step in range(5):
+    for group, optimizer in ((params, compiled), (others, plain)):
+      for p, g in zip(group, gradients(group, step), strict=True):
+        p.grad = g
+      optimizer.step()
+  # Another order of the same operations; bfloat16 may round the other way.
+  tolerance = 1e-13 if dtype == torch.float64 else 2**-7
+  for p, q in zip(params, others, strict=True):
+    torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_the_compiled_kernel_makes_the_same_steps():
+  if shutil.which('g++') is None:
+    pytest.skip('no C++ compiler')
+  params, others = parameters(torch.float32), parameters(torch.float32)
+  compiled = NadamW(params, **SETTINGS, fused='compile')
+  plain = NadamW(others, **SETTINGS)
+  for step in range(3):
+    for group, optimizer in ((params, compiled), (others, plain)):
+      for p, g in zip(group, gradients(group, step), strict=True):
+        p.grad = g
+      optimizer.step()
+  assert compiled._compiled
+  for p, q in zip(params, others, strict=True):
+    torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)

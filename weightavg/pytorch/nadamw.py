@@ -1,6 +1,8 @@
 """NadamW: Adam with decoupled decay and a Nesterov look-ahead."""
 
+import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,6 +34,10 @@ class NadamW(torch.optim.Optimizer):
     betas: (b1, b2), each in [0, 1).
     eps: added to the denominator, in [0, inf).
     weight_decay: decoupled decay, in [0, inf).
+    fused: None runs a few operations over pieces that fit the cache (on a GPU,
+      multi-tensor operations); 'compile' has torch.compile make one kernel of
+      them, which takes a compiler: without one, the first step warns and goes
+      on as with None.
 
   Raises:
     ValueError: for an argument out of range or a complex parameter.
@@ -52,6 +58,7 @@ class NadamW(torch.optim.Optimizer):
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
+    fused: str | None = None,
   ) -> None:
     for name, value in (
       ('lr', lr),
@@ -63,6 +70,8 @@ class NadamW(torch.optim.Optimizer):
     for index, beta in enumerate(betas):
       if not 0.0 <= beta < 1.0:
         raise ValueError(f'Invalid betas[{index}]={beta}. Must be in [0, 1).')
+    if fused not in (None, 'compile'):
+      raise ValueError(f'Invalid fused={fused!r}. Must be None or compile.')
     defaults = {
       'lr': lr,
       'betas': betas,
@@ -70,6 +79,7 @@ class NadamW(torch.optim.Optimizer):
       'weight_decay': weight_decay,
     }
     super().__init__(params, defaults)
+    self._compiled = fused == 'compile'
     for group in self.param_groups:
       for p in group['params']:
         if p.is_complex():
@@ -114,8 +124,26 @@ class NadamW(torch.optim.Optimizer):
       [self.state[p]['exp_avg_sq'] for p in params],
     )
     for tensors in multi_tensor.by_device_and_dtype(*lists):  # type: ignore[arg-type]
+      if self._compiled and self._update_compiled(tensors, t, group):
+        continue
       for piece in multi_tensor.pieces(*tensors):
         _update(piece, t, group)
+
+  def _update_compiled(
+    self, tensors: list[list[Tensor]], t: int, group: dict[str, Any]
+  ) -> bool:
+    """Whether the compiled kernel made the step; False: nothing has changed."""
+    try:
+      _compiled_update()(*tensors, *_scalars(t, group))
+    # Whatever goes wrong in a compiler goes wrong before the kernel runs.
+    except Exception as error:
+      self._compiled = False
+      warnings.warn(
+        f"NadamW(fused='compile') runs uncompiled: {type(error).__name__}.",
+        stacklevel=4,
+      )
+      return False
+    return True
 
   def load_state_dict(self, state_dict: dict) -> None:
     """Restore; moments keep their saved dtype, which torch would cast."""
@@ -153,3 +181,46 @@ def _update(piece: list[list[Tensor]], t: int, group: dict[str, Any]) -> None:
   )
   if weights is not params:
     torch._foreach_copy_(params, weights)
+
+
+def _scalars(t: int, group: dict[str, Any]) -> list[Tensor]:
+  """What changes from step to step, as tensors: numbers would recompile."""
+  beta1, beta2 = group['betas']
+  values = (
+    group['lr'] / (1.0 - beta1**t),
+    1.0 - group['lr'] * group['weight_decay'],
+    math.sqrt(1.0 - beta2**t),
+    group['eps'],
+    beta1,
+    beta2,
+  )
+  return [torch.tensor(value, dtype=torch.float64) for value in values]
+
+
+def _plain_update(
+  params: list[Tensor],
+  grads: list[Tensor],
+  exp_avgs: list[Tensor],
+  exp_avg_sqs: list[Tensor],
+  step_size: Tensor,
+  decay: Tensor,
+  correction: Tensor,
+  eps: Tensor,
+  beta1: Tensor,
+  beta2: Tensor,
+) -> None:
+  """One step, written for a compiler: one expression for each tensor."""
+  for p, grad, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+    g = grad.to(m.dtype)
+    new_m = g + beta1 * (m - g)
+    new_v = beta2 * v + (1.0 - beta2) * (g * g)
+    m.copy_(new_m)
+    v.copy_(new_v)
+    n = g + beta1 * (new_m - g)
+    wide = p.to(m.dtype) * decay
+    p.copy_(wide - step_size * n / (new_v.sqrt() / correction + eps))
+
+
+@functools.cache
+def _compiled_update() -> Callable[..., None]:
+  return torch.compile(_plain_update, dynamic=False)

@@ -86,6 +86,7 @@ def init_optimizer_state(
     betas=(1.0 - config.optimizer.one_minus_beta1, config.optimizer.beta2),
     eps=config.optimizer.epsilon,
     weight_decay=config.optimizer.weight_decay,
+    fused=config.optimizer.fused,
   )
   return {
     'optimizer': trainer,

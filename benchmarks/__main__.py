@@ -1,0 +1,32 @@
+"""Run the benchmarks: `python -m benchmarks [names] [--output FILE]`."""
+
+import argparse
+import importlib
+import pathlib
+
+from benchmarks import measure
+
+QUESTIONS = (
+  'ema_update',
+  'lawa',
+  'swap',
+  'nadamw',
+  'state_bytes',
+  'train_step',
+)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('names', nargs='*', choices=[[], *QUESTIONS])
+  parser.add_argument(
+    '--output', type=pathlib.Path, default='results/bench/bench.json'
+  )
+  arguments = parser.parse_args()
+  for name in arguments.names or QUESTIONS:
+    results = importlib.import_module(f'benchmarks.{name}').measure()
+    measure.report(results, arguments.output)
+
+
+if __name__ == '__main__':
+  main()

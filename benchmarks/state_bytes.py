@@ -1,0 +1,74 @@
+"""How much memory does an average take, per rank, in models?"""
+
+import json
+import pathlib
+import tempfile
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from benchmarks.measure import Ratio, transformer_parameters
+from weightavg import AveragingConfig
+from weightavg.pytorch import Averager
+
+RANKS = {'device': 1, 'cpu': 1, 'sharded': 2}
+SCHEMES = ('lawa', 'ema', 'polynomial')
+
+
+def _bytes(placement: str, scheme: str) -> float:
+  parameters = transformer_parameters()
+  averager = Averager(
+    [(str(i), p) for i, p in enumerate(parameters)],
+    AveragingConfig(
+      averaging_scheme=scheme,
+      averaging_placement=placement,
+      averaging_every_steps=1,
+      # At the default horizon, five samples.
+      averaging_horizon=0.01 if scheme != 'polynomial' else None,
+    ),
+    budget=500,
+  )
+  for _ in range(6):
+    averager.update()
+  with averager.evaluating():
+    pass
+  assert averager.placement is not None
+  model = sum(p.numel() * p.element_size() for p in parameters)
+  return averager.placement.nbytes() / model
+
+
+def _rank(rank: int, folder: str) -> None:
+  torch.set_num_threads(1)
+  dist.init_process_group(
+    'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
+  )
+  sizes = {scheme: _bytes('sharded', scheme) for scheme in SCHEMES}
+  dist.barrier()
+  dist.destroy_process_group()
+  pathlib.Path(folder, f'{rank}.json').write_text(json.dumps(sizes))
+
+
+def measure() -> dict[str, Ratio]:
+  results = {}
+  for placement in ('device', 'cpu'):
+    for scheme in SCHEMES:
+      results[placement, scheme] = _bytes(placement, scheme)
+  with tempfile.TemporaryDirectory() as folder:
+    mp.spawn(_rank, (folder,), nprocs=2)
+    ranks = [
+      json.loads(pathlib.Path(folder, f'{r}.json').read_text())
+      for r in range(2)
+    ]
+  for scheme in SCHEMES:
+    results['sharded', scheme] = max(r[scheme] for r in ranks)
+  return {
+    f'state_bytes/{placement}/{scheme}': Ratio(
+      ratio,
+      None,
+      None,
+      f"the model's bytes; the larger of {RANKS[placement]} rank(s)",
+      1,
+    )
+    for (placement, scheme), ratio in results.items()
+  }
