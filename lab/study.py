@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from absl import app, flags, logging
 
-from lab import logs, search_space, submissions
+from lab import logs, report, search_space, submissions
 from lab.distributed import Context
 from lab.settings import Settings
 from lab.training import Trial, TrialRun
@@ -165,29 +165,19 @@ def run(
   }
 
 
-def steps_to_target(
-  curve: Iterable[Sequence[float]], target: float, higher_is_better: bool
-) -> int | None:
-  """First evaluated step at which the target is reached, None if none.
-
-  >>> steps_to_target([[10, 0.5], [20, 0.2]], 0.3, higher_is_better=False)
-  20
-  """
-  for step, value in curve:
-    if value >= target if higher_is_better else value <= target:
-      return int(step)
-  return None
-
-
 def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
   """One row for each candidate of a finished run."""
-  better = max if result['higher_is_better'] else min
-  rows = []
-  reached = {
-    name: steps_to_target(curve, result['target'], result['higher_is_better'])
+  higher = result['higher_is_better']
+  curves = {
+    name: [report.Point(int(step), 0.0, value) for step, value in curve]
     for name, curve in result['curves'].items()
   }
-  for name, curve in result['curves'].items():
+  reached = {}
+  for name, curve in curves.items():
+    point = report.first_at_target(curve, result['target'], higher)
+    reached[name] = None if point is None else point.step
+  rows = []
+  for name, curve in curves.items():
     steps, plain = reached[name], reached['nadamw']
     rows.append(
       {
@@ -197,7 +187,7 @@ def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         'target': result['target'],
         'steps_to_target': steps,
         'ratio_to_nadamw': steps / plain if steps and plain else None,
-        'best_validation': better(value for _, value in curve),
+        'best_validation': report.best(curve, higher),
         'budget_steps': result['budget_steps'],
       }
     )

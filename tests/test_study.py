@@ -77,12 +77,6 @@ def test_ratios_are_unknown_where_nadamw_never_arrives():
   assert [r['ratio_to_nadamw'] for r in rows] == [None, None]
 
 
-def test_steps_to_target_respect_the_metrics_direction():
-  curve = [[1, 0.2], [2, 0.8]]
-  assert study.steps_to_target(curve, 0.5, higher_is_better=True) == 2
-  assert study.steps_to_target(curve, 0.5, higher_is_better=False) == 1
-
-
 def test_medians_count_missing_runs_as_later_than_all():
   def rows(*ratios):
     return [{'ratio_to_nadamw': r} for r in ratios]

@@ -1,0 +1,118 @@
+"""Fill the README's tables from results and from the configuration.
+
+`make readme`, or `python -m lab.readme`. A table stands between the lines
+`<!-- begin NAME -->` and `<!-- end NAME -->`; one whose results are not there
+is left as it is.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from lab import study
+from weightavg import config
+from weightavg.knobs import REQUIRED, allowed_text
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _results(name: str) -> Any:
+  path = ROOT / 'results' / name
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def knobs() -> str:
+  """Every key that a point may have, from the configuration itself."""
+  parts = [
+    config.AveragingConfig,
+    config.ScheduleConfig,
+    config.RegularizationConfig,
+    *config.OPTIMIZER_CONFIGS.values(),
+  ]
+  lines = ['| key | default | allowed | meaning |', '|---|---|---|---|']
+  for part in parts:
+    for field in dataclasses.fields(part):
+      default = 'required' if field.default is REQUIRED else field.default
+      allowed = re.sub('^in ', '', allowed_text(field))
+      lines.append(
+        f'| `{field.name}` | {_plain(default)} | {allowed} | '
+        f'{field.metadata["help"]} |'
+      )
+  return '\n'.join(lines)
+
+
+def _plain(value: Any) -> str:
+  return {None: 'null', True: 'true', False: 'false'}.get(value, str(value))
+
+
+def steps() -> str | None:
+  """Steps to target on the local workloads, from results/study."""
+  rows = _results('study/study.json')
+  return None if rows is None else study.table(rows)
+
+
+# What each ratio should be at most.
+_LIMITS = {
+  'ema_update/flat_lerp': 1.1,
+  'lawa_sample/flat_copy': 1.1,
+  'lawa_mean_10/bytes_limit': 1.3,
+  'swap/flat_copy': 0.05,
+  'nadamw_step/adamw_fused': 2.0,
+  'nadamw_compiled_step/adamw_fused': 1.3,
+}
+_LIMITS_BY_ROOM = {'train_step': 1.003, 'train_step_every_step': 1.02}
+
+
+def performance() -> str | None:
+  """Every benchmark's ratio and what it should be, from results/bench."""
+  results = _results('bench/bench.json')
+  if results is None:
+    return None
+  lines = [
+    '| benchmark | ratio | at most | ours, ms | other, ms | against |',
+    '|---|---|---|---|---|---|',
+  ]
+  for name, row in sorted(results.items()):
+    limit = _LIMITS.get(name, _LIMITS_BY_ROOM.get(name.split('/')[0]))
+    goal = ''
+    if limit is not None:
+      goal = f'{limit:g}' + ('' if row['ratio'] <= limit else ' **missed**')
+    times = [
+      '' if row[key] is None else f'{row[key]:.3g}'
+      for key in ('ours_ms', 'other_ms')
+    ]
+    lines.append(
+      f'| `{name}` | {row["ratio"]:.3f} | {goal} | {times[0]} | {times[1]} | '
+      f'{row["against"]} |'
+    )
+  return '\n'.join(lines)
+
+
+TABLES: dict[str, Callable[[], str | None]] = {
+  'knobs': knobs,
+  'steps': steps,
+  'performance': performance,
+}
+
+
+def filled(text: str) -> str:
+  """The README with every table replaced that can be made."""
+  for name, make in TABLES.items():
+    table = make()
+    pattern = f'(<!-- begin {name} -->\n).*?(<!-- end {name} -->)'
+    if table is not None:
+      text = re.sub(
+        pattern,
+        lambda match, table=table: f'{match[1]}{table}\n{match[2]}',  # type: ignore[misc]
+        text,
+        flags=re.DOTALL,
+      )
+  return text
+
+
+if __name__ == '__main__':
+  readme = ROOT / 'README.md'
+  readme.write_text(filled(readme.read_text()))
