@@ -7,10 +7,24 @@ INSTALLED := $(VENV)/installed
 # Two test processes on two cores, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: quickstart test test-slow test-algoperf lint check format clean
+.PHONY: quickstart study bench readme test test-slow test-algoperf lint check \
+  format clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m lab.quickstart
+
+# Twelve runs, two at a time: half an hour on two cores.
+study: $(INSTALLED)
+	$(BIN)/python -m lab.study
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks
+
+# Fills the README's tables from results/ and from the configuration.
+readme: $(INSTALLED)
+	$(BIN)/python -m lab.readme
 
 test: $(INSTALLED)
 	$(PYTEST) -m 'not slow and not algoperf'

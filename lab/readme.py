@@ -35,17 +35,19 @@ def knobs() -> str:
   lines = ['| key | default | allowed | meaning |', '|---|---|---|---|']
   for part in parts:
     for field in dataclasses.fields(part):
-      default = 'required' if field.default is REQUIRED else field.default
+      default = 'required'
+      if field.default is not REQUIRED:
+        default = _plain(field.default, field.metadata['stands_for'])
       allowed = re.sub('^in ', '', allowed_text(field))
       lines.append(
-        f'| `{field.name}` | {_plain(default)} | {allowed} | '
-        f'{field.metadata["help"]} |'
+        f'| `{field.name}` | {default} | {allowed} | {field.metadata["help"]} |'
       )
   return '\n'.join(lines)
 
 
-def _plain(value: Any) -> str:
-  return {None: 'null', True: 'true', False: 'false'}.get(value, str(value))
+def _plain(value: Any, stands_for: Any) -> str:
+  text = value if isinstance(value, str) else json.dumps(value)
+  return text if stands_for is None else f'{text} ({stands_for})'
 
 
 def steps() -> str | None:

@@ -43,10 +43,14 @@ class AveragingConfig:
     'none', str, AVERAGING_SCHEMES, 'which average evaluation sees'
   )
   averaging_horizon: float | None = knob(
-    None, float, '(0, 1]', 'length of the average, fraction of T (0.01)'
+    None,
+    float,
+    '(0, 1]',
+    'length of the average, fraction of T',
+    DEFAULT_HORIZON,
   )
   averaging_every: float | None = knob(
-    None, float, '(0, 1]', 'between two samples, fraction of T (0.002)'
+    None, float, '(0, 1]', 'between two samples, fraction of T', DEFAULT_EVERY
   )
   averaging_every_steps: int | None = knob(
     None, int, '[1, inf)', 'between two samples, in steps'
@@ -59,7 +63,11 @@ class AveragingConfig:
   )
   ema_decay: float | None = knob(None, float, '[0, 1)', 'EMA decay per sample')
   averaging_power: float | None = knob(
-    None, float, '[0, inf)', 'gamma of the polynomial average (4); 0: Polyak'
+    None,
+    float,
+    '[0, inf)',
+    'of the polynomial average; 0: Polyak',
+    DEFAULT_POWER,
   )
   averaging_preset: str | None = knob(
     None, str, ('kaddour2022',), 'one sample per epoch, window 6'

@@ -14,7 +14,9 @@ REQUIRED = dataclasses.MISSING
 Config = TypeVar('Config')
 
 
-def knob(default: Any, kind: type, allowed: Any, help: str) -> Any:
+def knob(
+  default: Any, kind: type, allowed: Any, help: str, stands_for: Any = None
+) -> Any:
   """Declare a field of a configuration.
 
   Args:
@@ -22,8 +24,14 @@ def knob(default: Any, kind: type, allowed: Any, help: str) -> Any:
     kind: float (accepts integers), int, bool or str.
     allowed: an interval such as '(0, 1]', or a tuple of values.
     help: one line for the table of knobs.
+    stands_for: what null means, where it is not nothing.
   """
-  metadata = {'kind': kind, 'allowed': allowed, 'help': help}
+  metadata = {
+    'kind': kind,
+    'allowed': allowed,
+    'help': help,
+    'stands_for': stands_for,
+  }
   return dataclasses.field(default=default, metadata=metadata)
 
 
