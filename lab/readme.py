@@ -15,6 +15,7 @@ from typing import Any
 from lab import study
 from weightavg import config
 from weightavg.knobs import REQUIRED, allowed_text
+from weightavg.optimizer_config import OPTIMIZER_CONFIGS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -26,14 +27,16 @@ def _results(name: str) -> Any:
 
 def knobs() -> str:
   """Every key that a point may have, from the configuration itself."""
-  parts = [
-    config.AveragingConfig,
-    config.ScheduleConfig,
-    config.RegularizationConfig,
-    *config.OPTIMIZER_CONFIGS.values(),
-  ]
+  parts: dict[str, Any] = {
+    'averaging': config.AveragingConfig,
+    'budget and learning rate': config.ScheduleConfig,
+    'training step': config.RegularizationConfig,
+    'NadamW': OPTIMIZER_CONFIGS['nadamw'],
+    'Shampoo': OPTIMIZER_CONFIGS['shampoo'],
+  }
   lines = ['| key | default | allowed | meaning |', '|---|---|---|---|']
-  for part in parts:
+  for title, part in parts.items():
+    lines.append(f'| **{title}** | | | |')
     for field in dataclasses.fields(part):
       default = 'required'
       if field.default is not REQUIRED:

@@ -18,6 +18,9 @@ SCHEME_OF = {
   'nadamw_lawa': 'lawa',
   'nadamw_ema': 'ema',
   'nadamw_polynomial': 'polynomial',
+  'shampoo': 'none',
+  'shampoo_lawa': 'lawa',
+  'shampoo_ema': 'ema',
 }
 
 
@@ -163,22 +166,43 @@ def test_budget_follows_the_step_hint_factor():
   assert parse({'step_hint_factor': 0.6}).schedule.budget(1000) == 600
 
 
-@pytest.mark.parametrize('name', sorted(SCHEME_OF))
-def test_search_spaces_hold_the_five_published_points(name):
-  path = ROOT / 'tuning_search_spaces' / f'{name}.json'
-  points = json.loads(path.read_text())
-  assert [p['learning_rate'] for p in points] == [
+RATES = {
+  'nadamw': [
     0.001308209823469072,
     0.0008445074561975979,
     0.001308209823469072,
     0.004958460849689891,
     0.0017486387539278373,
-  ]
+  ],
+  'shampoo': [
+    0.0017486387539278373,
+    0.0014381744028656841,
+    4.199449275251465,
+    0.0012,
+    0.001308209823469072,
+  ],
+}
+
+
+@pytest.mark.parametrize('name', sorted(SCHEME_OF))
+def test_search_spaces_hold_the_five_published_points(name):
+  optimizer = name.split('_')[0]
+  scheme = SCHEME_OF[name]
+  path = ROOT / 'tuning_search_spaces' / f'{name}.json'
+  points = json.loads(path.read_text())
+  assert [p['learning_rate'] for p in points] == RATES[optimizer]
   for point in points:
-    config = SubmissionConfig.from_point(point, 'nadamw', SCHEME_OF[name])
+    # The benchmark makes one namedtuple class of the first point.
+    assert point.keys() == points[0].keys()
+    config = SubmissionConfig.from_point(point, optimizer, scheme)
     assert config.averaging.resolve(10_000) == AveragingConfig(
-      averaging_scheme=SCHEME_OF[name]
+      averaging_scheme=scheme
     ).resolve(10_000)
+
+
+def test_every_submission_has_its_search_space_tested():
+  spaces = {p.stem for p in (ROOT / 'tuning_search_spaces').glob('*.json')}
+  assert spaces == set(SCHEME_OF)
 
 
 def test_every_knob_explains_itself():

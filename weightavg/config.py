@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from weightavg import coefficients
-from weightavg.knobs import REQUIRED, check_knobs, knob, read_knobs
+from weightavg.knobs import check_knobs, knob, read_knobs
+from weightavg.optimizer_config import OPTIMIZER_CONFIGS, SELF_TUNING_POINTS
 
 AVERAGING_SCHEMES = ('none', 'lawa', 'ema', 'polynomial')
 DEFAULT_HORIZON = 0.01
@@ -242,42 +243,6 @@ class RegularizationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NadamWConfig:
-  """NadamW's hyperparameters, as AlgoPerf's search spaces name them."""
-
-  learning_rate: float = knob(REQUIRED, float, '(0, inf)', 'peak')
-  one_minus_beta1: float = knob(
-    0.1, float, '(0, 1]', 'of the first moment; beta1 = 0 is allowed'
-  )
-  beta2: float = knob(0.999, float, '[0, 1)', 'of the second moment')
-  weight_decay: float = knob(0.0, float, '[0, inf)', 'decoupled')
-  epsilon: float = knob(1e-8, float, '[0, inf)', 'added to the denominator')
-  fused: str | None = knob(
-    None, str, ('compile',), 'torch.compile makes one kernel of the step'
-  )
-
-  def __post_init__(self) -> None:
-    check_knobs(self)
-
-
-OPTIMIZER_CONFIGS = {'nadamw': NadamWConfig}
-
-# Point 5 of AlgoPerf's published baselines; the self-tuning ruleset allows one
-# and a half times the budget.
-_SELF_TUNING_POINTS: dict[str, dict[str, float]] = {
-  'nadamw': {
-    'learning_rate': 0.0017486387539278373,
-    'one_minus_beta1': 0.06733926164,
-    'beta2': 0.9955159689799007,
-    'weight_decay': 0.08121616522670176,
-    'warmup_factor': 0.02,
-    'dropout_rate': 0.1,
-    'step_hint_factor': 1.5,
-  }
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SubmissionConfig:
   """Everything that a submission is told."""
 
@@ -303,7 +268,7 @@ class SubmissionConfig:
         contradicting key.
     """
     if point is None:
-      point = _SELF_TUNING_POINTS[optimizer]
+      point = SELF_TUNING_POINTS[optimizer]
     values = dict(point if isinstance(point, Mapping) else point._asdict())
     scheme = values.setdefault('averaging_scheme', averaging_scheme)
     if scheme != averaging_scheme:

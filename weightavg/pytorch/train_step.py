@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from weightavg import spec
 from weightavg.config import SubmissionConfig
 from weightavg.pytorch.averagers import Averager
-from weightavg.pytorch.nadamw import NadamW
+from weightavg.pytorch.optimizers import build_optimizer
 from weightavg.pytorch.profiling import section
 from weightavg.pytorch.schedules import build_scheduler
 from weightavg.workloads import get_batch_size, workload_name
@@ -70,7 +70,7 @@ def init_optimizer_state(
     workload: gives the step hint and, for epochs, the number of examples.
     model_params: the model, wrapped or not.
     hyperparameters: a point of the search space; None under self-tuning.
-    optimizer: 'nadamw'.
+    optimizer: 'nadamw' or 'shampoo'.
     averaging_scheme: 'none', 'lawa', 'ema' or 'polynomial'.
 
   Raises:
@@ -80,14 +80,7 @@ def init_optimizer_state(
     hyperparameters, optimizer, averaging_scheme
   )
   budget = config.schedule.budget(workload.step_hint)
-  trainer = NadamW(
-    model_params.parameters(),
-    lr=config.optimizer.learning_rate,
-    betas=(1.0 - config.optimizer.one_minus_beta1, config.optimizer.beta2),
-    eps=config.optimizer.epsilon,
-    weight_decay=config.optimizer.weight_decay,
-    fused=config.optimizer.fused,
-  )
+  trainer = build_optimizer(model_params, config.optimizer)
   return {
     'optimizer': trainer,
     'scheduler': build_scheduler(
@@ -232,6 +225,8 @@ def prepare_for_eval(
   del loss_type, eval_results, global_step, rng
   with section('Swap'):
     optimizer_state['averager'].swap_in()
+    if hasattr(optimizer_state['optimizer'], 'gather_state_for_checkpoint'):
+      optimizer_state['optimizer'].gather_state_for_checkpoint()
   return optimizer_state, optimizer_state['run'].model, model_state
 
 
