@@ -72,6 +72,7 @@ class ReferenceShampoo:
     use_nesterov=False,
     use_decoupled_weight_decay=True,
     diagonal=False,
+    phase=None,
   ):
     self.options = dict(locals())
     self.weight = weight.clone()
@@ -108,6 +109,10 @@ class ReferenceShampoo:
     start = o['start_preconditioning_step']
     start = frequency if start == -1 else start
     due = self.t == start or (self.t > start and self.t % frequency == 0)
+    if o['phase'] is not None:
+      # Spread: a cadence of its own, from T0 + phase on.
+      start += o['phase']
+      due = self.t >= start and (self.t - start) % frequency == 0
     weight = self.weight.reshape(self.merged).clone()
     full = None if gradient is None else gradient.reshape(self.merged)
     for where, state in zip(self.slices, self.blocks, strict=True):

@@ -71,7 +71,7 @@ def test_matches_reference_for_every_order(shape):
   'grafting', ['adam', 'sgd', 'adagrad', 'rmsprop', None]
 )
 def test_matches_reference_for_every_grafting(grafting):
-  # Without grafting steps are as long as the roots make them, and so are errors.
+  # Without grafting the roots decide how long steps are, and errors with them.
   tolerance = TOLERANCE if grafting else 1e-10
   check(
     [(7, 12), (7,)],
@@ -106,6 +106,33 @@ def test_matches_reference_for_every_option(options):
 def test_matches_reference_without_some_gradients():
   missing = {(1, 1), (3, 0), (4, 1), (6, 2), (7, 0), (7, 1), (7, 2)}
   check([(7, 12), (7, 12), (7,)], missing=missing, momentum=0.5)
+
+
+def test_spread_roots_match_reference_with_a_phase_each():
+  weights = [
+    torch.nn.Parameter(torch.randn(4, d, dtype=torch.float64))
+    for d in (5, 4, 3, 2)
+  ]
+  optimizer = DistributedShampoo(
+    weights,
+    spread_roots=True,
+    preconditioner_dtype=torch.float64,
+    **COMMON,
+  )
+  # Three phases; the largest block first, the smallest beside the third.
+  references = [
+    ReferenceShampoo(w.detach(), phase=phase, **COMMON)
+    for w, phase in zip(weights, (0, 1, 2, 2), strict=True)
+  ]
+  for _ in range(10):
+    for weight, reference in zip(weights, references, strict=True):
+      weight.grad = torch.randn_like(weight)
+      reference.step(weight.grad)
+    optimizer.step()
+    for weight, reference in zip(weights, references, strict=True):
+      torch.testing.assert_close(
+        weight.detach(), reference.weight, rtol=TOLERANCE, atol=TOLERANCE
+      )
 
 
 def test_matches_reference_beyond_one_tile(monkeypatch):

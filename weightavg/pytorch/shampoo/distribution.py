@@ -21,6 +21,13 @@ from weightavg.pytorch.shampoo.blocking import Block
 _ROOT_COST = 12.0
 _ELEMENT_COST = 100.0
 
+# torch 2.13 gave the collective a new name and warns of the old one.
+_ALL_GATHER = (
+  'all_gather_single'
+  if hasattr(dist, 'all_gather_single')
+  else 'all_gather_into_tensor'
+)
+
 # Blocks start at multiples of this many elements in the flat buffers.
 _ALIGN = 16
 
@@ -189,7 +196,8 @@ class Exchange:
           [self.sent[block] for block in mine],
           [weights[block] for block in mine],
         )
-    dist.all_gather_into_tensor(self._receive, self._send, group=self._group)
+    gather = getattr(dist, _ALL_GATHER)
+    gather(self._receive, self._send, group=self._group)
     if not weights:
       return
     received = [self._received[block] for block in weights]

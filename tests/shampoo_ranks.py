@@ -1,0 +1,122 @@
+"""What ranks do in the tests of distributed Shampoo; importable by spawn."""
+
+import pathlib
+
+import torch
+import torch.distributed as dist
+
+from weightavg.pytorch.shampoo import DistributedShampoo
+
+STEPS, SAVED_AT = 9, 5
+OPTIONS = {
+  'lr': 0.05,
+  'betas': (0.9, 0.95),
+  'epsilon': 1e-4,
+  'momentum': 0.5,
+  'weight_decay': 0.01,
+  'max_preconditioner_dim': 5,
+  'precondition_frequency': 2,
+  'use_nadam': True,
+  'preconditioner_dtype': torch.float64,
+}
+
+
+def build_weights(dtype=torch.float64):
+  """Linear, bias, channels-last convolution, and a table without factors."""
+  generator = torch.Generator().manual_seed(1)
+  shapes = {'w': (7, 12), 'b': (7,), 'conv': (3, 6, 2, 2), 'table': (40, 2)}
+  weights = {
+    name: torch.randn(shape, generator=generator, dtype=dtype)
+    for name, shape in shapes.items()
+  }
+  weights['conv'] = weights['conv'].to(memory_format=torch.channels_last)
+  return {k: torch.nn.Parameter(w) for k, w in weights.items()}
+
+
+def build(dtype=torch.float64, **options):
+  weights = build_weights(dtype)
+  options = OPTIONS | {'diagonal_dim_threshold': 40} | options
+  return weights, DistributedShampoo(weights.items(), **options)
+
+
+def train(weights, optimizer, first, last):
+  """Steps first..last; the gradients depend on the step alone."""
+  for step in range(first, last + 1):
+    generator = torch.Generator().manual_seed(100 + step)
+    for name, weight in weights.items():
+      gradient = torch.randn(
+        weight.shape, generator=generator, dtype=torch.float64
+      )
+      missing = name == 'b' and step in (2, 4)
+      weight.grad = None if missing else gradient.to(weight.dtype)
+    optimizer.step()
+
+
+def trained(weights):
+  return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def train_all_ways(rank, folder):
+  """Everything that needs two ranks, in one start of the processes."""
+  folder = pathlib.Path(folder)
+  results = {}
+
+  weights, optimizer = build()
+  results['state_bytes'] = optimizer.state_bytes()
+  train(weights, optimizer, 1, SAVED_AT)
+  results['ungathered'] = optimizer.state_dict()
+  optimizer.gather_state_for_checkpoint()
+  optimizer.gather_state_for_checkpoint()
+  results['saved_weights'] = trained(weights)
+  if rank == 0:
+    torch.save(optimizer.state_dict(), folder / 'state.pt')
+    train(weights, optimizer, SAVED_AT + 1, STEPS)
+  else:
+    # The other rank does not wait for the saving one.
+    train(weights, optimizer, SAVED_AT + 1, STEPS)
+  results['uninterrupted'] = trained(weights)
+  results['stale'] = optimizer.state_dict()
+  optimizer.gather_state_for_checkpoint()
+  results['end'] = optimizer.state_dict()
+
+  dist.barrier()
+  state = torch.load(folder / 'state.pt', weights_only=True)
+  weights, optimizer = build()
+  optimizer.load_state_dict(state)
+  restore(weights, results['saved_weights'])
+  train(weights, optimizer, SAVED_AT + 1, STEPS)
+  results['resumed'] = trained(weights)
+
+  for name, options in {
+    'float32': {'dtype': torch.float32},
+    'updates': {'communicate_params': False},
+    'bfloat16': {'communication_dtype': torch.bfloat16},
+    'spread': {'spread_roots': True},
+    'groups of one': {'num_trainers_per_group': 1},
+  }.items():
+    weights, optimizer = build(**options)
+    train(weights, optimizer, 1, STEPS)
+    results[name] = trained(weights)
+  torch.save(results, folder / f'{rank}.pt')
+
+
+def restore(weights, values):
+  with torch.no_grad():
+    for name, weight in weights.items():
+      weight.copy_(values[name])
+
+
+def train_in_groups(rank, folder):
+  """Four ranks, two groups of two."""
+  weights, optimizer = build(num_trainers_per_group=2)
+  train(weights, optimizer, 1, STEPS)
+  optimizer.gather_state_for_checkpoint()
+  state = optimizer.state_dict()
+  # As after an evaluation: nobody leaves before everything has been sent.
+  dist.barrier()
+  results = {
+    'weights': trained(weights),
+    'complete': state['complete'],
+    'state_bytes': optimizer.state_bytes(),
+  }
+  torch.save(results, pathlib.Path(folder, f'{rank}.pt'))
