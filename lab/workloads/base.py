@@ -347,7 +347,7 @@ class LocalWorkload(spec.Workload):
         module.track_running_stats = update_batch_norm or not train
     with torch.set_grad_enabled(train and torch.is_grad_enabled()):
       inputs = augmented_and_preprocessed_input_batch['inputs']
-      return params(inputs, dropout_rate if train else 0.0), None
+      return params(inputs, dropout_rate), None
 
   # Evaluation.
 
