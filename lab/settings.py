@@ -3,8 +3,6 @@
 import dataclasses
 import os
 
-_FRAMEWORK = 'pytorch'
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -14,7 +12,7 @@ class Settings:
   submission_path: str
   experiment_dir: str
   experiment_name: str
-  framework: str = _FRAMEWORK
+  framework: str = 'pytorch'
   tuning_ruleset: str = 'external'
   tuning_search_space: str | None = None
   num_tuning_trials: int = 1

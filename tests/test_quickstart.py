@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -100,11 +102,39 @@ def test_rows_and_table_say_when_the_target_was_reached(tmp_path):
   assert (tmp_path / 'curves.png').exists()
 
 
-def test_a_failed_run_stops_the_others_and_says_why(tmp_path, capsys):
+class Scripted(quickstart.Run):
+  """A run that is a line of Python instead of a training."""
+
+  @property
+  def log(self):
+    return self.results / f'{abs(hash(self.submission))}.log'
+
+  def start(self):
+    self.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(self.log, 'w') as file:
+      self.process = subprocess.Popen(
+        [sys.executable, '-c', self.submission], stderr=file
+      )
+
+
+def test_a_failed_run_stops_the_others_and_says_why(tmp_path):
   workload = build_workload(QUICKSTART_WORKLOAD)
-  runs = [
-    quickstart.Run(name, workload, tmp_path) for name in ('nadamw', 'nosuch')
-  ]
-  with pytest.raises(quickstart.RunFailed, match='nosuch: error: Invalid'):
+  texts = ('import time; time.sleep(600)', 'raise SystemExit("error: no")')
+  runs = [Scripted(text, workload, tmp_path) for text in texts]
+  with pytest.raises(quickstart.RunFailed, match='error: no'):
     quickstart.run_all(runs)
   assert runs[0].process.poll() is not None
+
+
+def test_at_most_two_run_at_once(tmp_path):
+  workload = build_workload(QUICKSTART_WORKLOAD)
+  code = (
+    'import os, pathlib, time\n'
+    f'path = pathlib.Path({str(tmp_path)!r}, str(os.getpid()))\n'
+    'path.touch()\n'
+    'time.sleep(0.3)\n'
+    'assert len(list(path.parent.glob("[0-9]*"))) <= 2\n'
+    'path.unlink()\n'
+  )
+  runs = [Scripted(f'{code}# {i}', workload, tmp_path) for i in range(5)]
+  quickstart.run_all(runs)

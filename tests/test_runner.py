@@ -1,6 +1,7 @@
 """The local runner: order of calls, clock, budget, logs."""
 
 import csv
+import dataclasses
 import json
 import logging as std_logging
 import os
@@ -8,9 +9,11 @@ import os
 import fakes
 import pytest
 import torch
+from absl import flags
 
 from lab import checkpoints
 from lab.distributed import Context
+from lab.settings import Settings
 from weightavg import spec
 
 EVAL_COLUMNS = [
@@ -210,15 +213,29 @@ def test_one_target_alone_does_not_end_a_run(folder, monkeypatch):
   assert not state.train_state['test_goal_reached']
 
 
-def test_a_submission_may_end_its_run(folder, monkeypatch):
+@pytest.mark.parametrize('last', [7, 5])
+def test_a_submission_may_end_its_run(folder, monkeypatch, last):
   def on(self, moment, step):
-    if (moment, step) == ('update', 7):
+    if (moment, step) == ('update', last):
       raise spec.TrainingCompleteError
 
   fakes.register(monkeypatch, on=on)
   state = fakes.run(folder)
-  assert state.global_step == 8
-  assert steps_of_evaluations(state) == [5, 8]
+  assert state.global_step == last + 1
+  assert steps_of_evaluations(state) == [5, last + 1]
+  if last == 5:
+    # Two evaluations with no step in between see the same weights.
+    first, second = (m['validation/loss'] for _, m in state.eval_results)
+    assert first == second
+
+
+def test_the_flags_are_the_settings():
+  for field in dataclasses.fields(Settings):
+    flag = flags.FLAGS[field.name]
+    if field.default is not dataclasses.MISSING:
+      assert flag.default == field.default, field.name
+    assert flag.help
+  assert 'click_dlrm' in flags.FLAGS['workload'].help
 
 
 def test_the_same_seed_repeats_a_run_and_another_does_not(folder, monkeypatch):
