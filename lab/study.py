@@ -2,11 +2,12 @@
 
 `make study`, or `python -m lab.study --workloads=click_dlrm --seeds=0`.
 
-One NadamW run is trained for each workload and seed, through the runner's own
-loop, and several averagers follow it; each evaluation looks at every average in
-turn. Averaging never touches training (tests/test_averagers.py), so each curve
-is, bit for bit, that of a run of its own submission (tests/test_study.py), at a
-fraction of the cost. Finished runs are kept in --output_dir/runs.
+One run is trained for each optimizer, workload and seed, through the runner's
+own loop, and several averagers follow it; each evaluation looks at every one.
+Averaging never touches training (tests/test_averagers.py), so each curve is,
+bit for bit, that of a run of its own submission (tests/test_study.py), at a
+fraction of the cost. Shampoo, grafted from Adam, trains with NadamW's tuned point
+as it is. Finished runs are kept in --output_dir/runs.
 """
 
 import concurrent.futures
@@ -31,12 +32,12 @@ from weightavg.config import AveragingConfig
 from weightavg.pytorch import Averager
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SUBMISSION = 'submissions/nadamw/submission.py'
+OPTIMIZERS = ('nadamw', 'shampoo')
 
-# The four submissions at their defaults, and with a horizon of 10 % of the
-# budget; a polynomial average's horizon is 1 / (gamma + 1) of the steps so far.
+# The submissions at their defaults, and with a horizon of 10 % of the budget; a
+# polynomial average's horizon is 1 / (gamma + 1) of the steps so far.
 CANDIDATES: dict[str, dict[str, Any]] = {
-  'nadamw': {'averaging_scheme': 'none'},
+  'raw': {'averaging_scheme': 'none'},
   'lawa 1 %': {'averaging_scheme': 'lawa'},
   'lawa 10 %': {'averaging_scheme': 'lawa', 'averaging_horizon': 0.1},
   'ema 1 %': {'averaging_scheme': 'ema'},
@@ -49,10 +50,12 @@ _FLAGS = flags.FLAGS
 
 
 class _Followed:
-  """The NadamW submission, with averagers that look on after each step."""
+  """A bare submission, with averagers that look on after each step."""
 
-  def __init__(self, candidates: Mapping[str, Mapping[str, Any]]) -> None:
-    self._module = submissions.load(str(ROOT / SUBMISSION)).module
+  def __init__(
+    self, path: str, candidates: Mapping[str, Mapping[str, Any]]
+  ) -> None:
+    self._module = submissions.load(str(ROOT / path)).module
     self._candidates = candidates
     self.averagers: dict[str, Averager] = {}
 
@@ -67,7 +70,7 @@ class _Followed:
     hyperparameters: Any,
     rng: Any,
   ) -> dict[str, Any]:
-    """NadamW's state; the averagers are kept here, in no checkpoint."""
+    """The submission's state; averagers are kept here, in no checkpoint."""
     state = self._module.init_optimizer_state(
       workload, model_params, model_state, hyperparameters, rng
     )
@@ -79,7 +82,7 @@ class _Followed:
     return state
 
   def update_params(self, **kwargs: Any) -> tuple[Any, Any, Any]:
-    """NadamW's step, then every averager's."""
+    """The submission's step, then every averager's."""
     result = self._module.update_params(**kwargs)
     for averager in self.averagers.values():
       averager.update()
@@ -111,12 +114,22 @@ class StudyRun(TrialRun):
       self.curves.setdefault(name, []).append([state.global_step, value])
 
 
+def shampoo_point(point: Mapping[str, float]) -> dict[str, float]:
+  """NadamW's point in Shampoo's terms.
+
+  >>> shampoo_point({'learning_rate': 0.1, 'beta2': 0.75})
+  {'learning_rate': 0.1, 'one_minus_beta2': 0.25}
+  """
+  rest = {key: value for key, value in point.items() if key != 'beta2'}
+  return rest | {'one_minus_beta2': 1.0 - point['beta2']}
+
+
 def run(
   workload_name: str,
   seed: int,
   directory: str,
+  optimizer: str = 'nadamw',
   candidates: Mapping[str, Mapping[str, Any]] = CANDIDATES,
-  max_steps: int | None = None,
 ) -> dict[str, Any]:
   """Train once and evaluate every candidate; the curves, by candidate.
 
@@ -124,38 +137,42 @@ def run(
     workload_name: a local workload.
     seed: of the run; the same numbers as `lab.runner --rng_seed`.
     directory: for the run's logs.
+    optimizer: 'nadamw' or 'shampoo'.
     candidates: name to the knobs of its averager.
-    max_steps: ends the run early; None: the step hint.
   """
   workload = build_workload(workload_name)
+  path = f'submissions/{optimizer}/submission.py'
   settings = Settings(
     workload=workload_name,
-    submission_path=SUBMISSION,
+    submission_path=path,
     experiment_dir=directory,
-    experiment_name=f'seed_{seed}',
+    experiment_name=f'{optimizer}_{seed}',
     rng_seed=seed,
     run_to_budget=True,
     save_checkpoints=False,
   )
   (point,) = search_space.load(str(ROOT / workload.tuned_search_space), 1, seed)
-  followed = _Followed(candidates)
+  if optimizer == 'shampoo':
+    point = shampoo_point(point)
+  followed = _Followed(path, candidates)
   os.makedirs(settings.trial_dir(1), exist_ok=True)
   trial = Trial(
     workload=workload,
-    submission=submissions.Submission(SUBMISSION, followed),
+    submission=submissions.Submission(path, followed),
     settings=settings,
     context=Context(),
     hyperparameters=search_space.as_hyperparameters(point),
     rng_seed=seed,
     batch_size=followed.get_batch_size(workload_name),
     eval_batch_size=workload.eval_batch_size,
-    budget=max_steps or workload.step_hint,
+    budget=workload.step_hint,
     eval_every=workload.eval_every_steps,
     directory=settings.trial_dir(1),
   )
   study_run = StudyRun(trial)
   study_run.run()
   return {
+    'optimizer': optimizer,
     'workload': workload_name,
     'seed': seed,
     'budget_steps': workload.step_hint,
@@ -165,32 +182,35 @@ def run(
   }
 
 
-def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """One row for each candidate of a finished run."""
-  higher = result['higher_is_better']
-  curves = {
-    name: [report.Point(int(step), 0.0, value) for step, value in curve]
-    for name, curve in result['curves'].items()
-  }
-  reached = {}
-  for name, curve in curves.items():
-    point = report.first_at_target(curve, result['target'], higher)
-    reached[name] = None if point is None else point.step
+def rows_of(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """A row for each candidate of finished runs; ratios to NadamW's raw weights.
+
+  Of the same workload and seed, that is; None where one did not arrive.
+  """
   rows = []
-  for name, curve in curves.items():
-    steps, plain = reached[name], reached['nadamw']
-    rows.append(
-      {
-        'workload': result['workload'],
-        'seed': result['seed'],
-        'candidate': name,
-        'target': result['target'],
-        'steps_to_target': steps,
-        'ratio_to_nadamw': steps / plain if steps and plain else None,
-        'best_validation': report.best(curve, higher),
-        'budget_steps': result['budget_steps'],
-      }
-    )
+  for result in results:
+    for name, values in result['curves'].items():
+      curve = [report.Point(int(step), 0.0, value) for step, value in values]
+      higher = result['higher_is_better']
+      point = report.first_at_target(curve, result['target'], higher)
+      rows.append(
+        {key: result[key] for key in ('optimizer', 'workload', 'seed')}
+        | {
+          'candidate': name,
+          'target': result['target'],
+          'steps_to_target': None if point is None else point.step,
+          'best_validation': report.best(curve, higher),
+          'budget_steps': result['budget_steps'],
+        }
+      )
+  plain = {
+    (row['workload'], row['seed']): row['steps_to_target']
+    for row in rows
+    if (row['optimizer'], row['candidate']) == ('nadamw', 'raw')
+  }
+  for row in rows:
+    steps, other = row['steps_to_target'], plain[row['workload'], row['seed']]
+    row['ratio_to_nadamw'] = steps / other if steps and other else None
   return rows
 
 
@@ -205,51 +225,69 @@ def median_ratio(rows: Iterable[Mapping[str, Any]]) -> float | None:
   return None if median == float('inf') else median
 
 
+def _cell(ratio: float | None) -> str:
+  return '–' if ratio is None else f'{ratio:.2f}'
+
+
+def _nadamw_cell(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Median of NadamW's own steps, and as a fraction of the budget."""
+  arrived = [row['steps_to_target'] for row in rows if row['steps_to_target']]
+  never = [float('inf')] * (len(rows) - len(arrived))
+  median = statistics.median_low(arrived + never)
+  if median == float('inf'):
+    return f'not reached in {len(never)} of {len(rows)}'
+  return f'{median} ({median / rows[0]["budget_steps"]:.2f})'
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Markdown: NadamW's steps, then each candidate's ratio, by workload."""
-  candidates = [name for name in CANDIDATES if name != 'nadamw']
-  workloads = sorted({row['workload'] for row in rows})
+  """Markdown: NadamW's steps, and ratios to them by optimizer and workload."""
   lines = [
-    '| workload | NadamW, steps (of T) | ' + ' | '.join(candidates) + ' |',
-    '|---' * (len(candidates) + 2) + '|',
+    '| workload | NadamW, steps (of T) | optimizer | '
+    + ' | '.join(CANDIDATES)
+    + ' |',
+    '|---' * (len(CANDIDATES) + 3) + '|',
   ]
-
-  def of(name: str, workload: str | None = None) -> list[Mapping[str, Any]]:
-    return [
-      row
-      for row in rows
-      if row['candidate'] == name and workload in (None, row['workload'])
-    ]
-
-  for workload in workloads:
-    plain = of('nadamw', workload)
-    reached = [row['steps_to_target'] for row in plain]
-    known = sorted(steps for steps in reached if steps)
-    cell = 'not reached'
-    if len(known) > len(reached) / 2:
-      steps = statistics.median_low(known + [10**9] * reached.count(None))
-      cell = f'{steps} ({steps / plain[0]["budget_steps"]:.2f})'
-    ratios = [median_ratio(of(name, workload)) for name in candidates]
-    cells = [cell] + ['–' if r is None else f'{r:.2f}' for r in ratios]
-    lines.append(f'| {workload} | ' + ' | '.join(cells) + ' |')
-  overall = [median_ratio(of(name)) for name in candidates]
-  cells = ['–' if r is None else f'{r:.2f}' for r in overall]
-  lines.append('| **median of all runs** | | ' + ' | '.join(cells) + ' |')
+  for optimizer in OPTIMIZERS:
+    own = [row for row in rows if row['optimizer'] == optimizer]
+    for workload in [*sorted({row['workload'] for row in own}), None]:
+      chosen = [row for row in own if workload in (None, row['workload'])]
+      if not chosen:
+        continue
+      ratios = [
+        median_ratio(row for row in chosen if row['candidate'] == name)
+        for name in CANDIDATES
+      ]
+      plain = [
+        row
+        for row in rows
+        if (row['optimizer'], row['candidate']) == ('nadamw', 'raw')
+        and row['workload'] == workload
+      ]
+      cells = [
+        workload or '**median of all runs**',
+        _nadamw_cell(plain) if plain else '',
+        optimizer,
+        *map(_cell, ratios),
+      ]
+      lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
 
 
-def _cached_run(workload: str, seed: int, output_dir: str) -> dict[str, Any]:
+def _cached_run(
+  optimizer: str, workload: str, seed: int, output_dir: str
+) -> dict[str, Any]:
   torch.set_num_threads(1)
   logging.set_verbosity(logging.WARNING)
-  path = pathlib.Path(output_dir, 'runs', f'{workload}_{seed}.json')
+  path = pathlib.Path(output_dir, 'runs', f'{optimizer}_{workload}_{seed}.json')
   if path.exists():
     return json.loads(path.read_text())
-  result = run(workload, seed, str(path.parent))
+  result = run(workload, seed, str(path.parent), optimizer)
   logs.write_json(str(path), result)
   return result
 
 
 def _define_flags() -> None:
+  flags.DEFINE_list('optimizers', list(OPTIMIZERS), 'Which optimizers.')
   flags.DEFINE_list('workloads', sorted(WORKLOADS), 'Which workloads.')
   flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of the runs.')
   flags.DEFINE_integer('jobs', 2, 'Processes, one thread each.', 1)
@@ -259,14 +297,20 @@ def _define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   """Run what is missing; write study.json, print the table."""
   del argv
-  for name in _FLAGS.workloads:
-    if name not in WORKLOADS:
-      sys.exit(
-        f'Error: Invalid workload={name!r}. Must be one of '
-        f'{", ".join(sorted(WORKLOADS))}.'
-      )
-  jobs = [(w, int(s)) for s in _FLAGS.seeds for w in _FLAGS.workloads]
-  rows = []
+  allowed = {'optimizers': OPTIMIZERS, 'workloads': sorted(WORKLOADS)}
+  for flag, names in allowed.items():
+    for name in getattr(_FLAGS, flag):
+      if name not in names:
+        sys.exit(
+          f'Error: Invalid {flag}={name}. Must be among {", ".join(names)}.'
+        )
+  jobs = [
+    (optimizer, workload, int(seed))
+    for optimizer in _FLAGS.optimizers
+    for seed in _FLAGS.seeds
+    for workload in _FLAGS.workloads
+  ]
+  results = []
   # spawn: a forked child would inherit torch's thread pool, half dead.
   context = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(
@@ -276,13 +320,11 @@ def main(argv: Sequence[str]) -> None:
       pool.submit(_cached_run, *job, _FLAGS.output_dir) for job in jobs
     ]
     for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-      result = future.result()
-      rows += rows_of(result)
-      print(
-        f'[{done}/{len(jobs)}] {result["workload"]} seed {result["seed"]}',
-        flush=True,
-      )
-  rows.sort(key=lambda r: (r['workload'], r['seed']))
+      results.append(future.result())
+      job = [results[-1][key] for key in ('optimizer', 'workload', 'seed')]
+      print(f'[{done}/{len(jobs)}]', *job, flush=True)
+  results.sort(key=lambda r: (r['optimizer'], r['workload'], r['seed']))
+  rows = rows_of(results)
   logs.write_json(os.path.join(_FLAGS.output_dir, 'study.json'), rows)
   print(table(rows))
 

@@ -43,14 +43,15 @@ def test_each_curve_is_that_of_its_own_submission(scheme, short, tmp_path):
   metric = f'validation/{trial.workload.target_metric_name}'
   expected = [[step, result[metric]] for step, result in alone.eval_results]
   assert followed['curves'][name] == expected
-  assert followed['curves'][name] != followed['curves']['nadamw']
+  assert followed['curves'][name] != followed['curves']['raw']
   assert [step for step, _ in expected] == [4, 8, 12]
 
 
-def result(seed, **curves):
+def result(optimizer='nadamw', **curves):
   return {
+    'optimizer': optimizer,
     'workload': 'w',
-    'seed': seed,
+    'seed': 0,
     'budget_steps': 100,
     'target': 0.5,
     'higher_is_better': False,
@@ -60,20 +61,22 @@ def result(seed, **curves):
 
 def test_rows_give_first_crossings_and_ratios_to_nadamw():
   rows = study.rows_of(
-    result(
-      0,
-      nadamw=[[40, 0.6], [80, 0.5], [100, 0.4]],
-      ema=[[40, 0.5], [80, 0.55], [100, 0.3]],
-      lawa=[[40, 0.9], [80, 0.8], [100, 0.7]],
-    )
+    [
+      result(
+        raw=[[40, 0.6], [80, 0.5], [100, 0.4]],
+        ema=[[40, 0.5], [80, 0.55], [100, 0.3]],
+        lawa=[[40, 0.9], [80, 0.8], [100, 0.7]],
+      ),
+      result('shampoo', raw=[[20, 0.1]]),
+    ]
   )
-  assert [r['steps_to_target'] for r in rows] == [80, 40, None]
-  assert [r['ratio_to_nadamw'] for r in rows] == [1.0, 0.5, None]
-  assert [r['best_validation'] for r in rows] == [0.4, 0.3, 0.7]
+  assert [r['steps_to_target'] for r in rows] == [80, 40, None, 20]
+  assert [r['ratio_to_nadamw'] for r in rows] == [1.0, 0.5, None, 0.25]
+  assert [r['best_validation'] for r in rows] == [0.4, 0.3, 0.7, 0.1]
 
 
 def test_ratios_are_unknown_where_nadamw_never_arrives():
-  rows = study.rows_of(result(0, nadamw=[[40, 0.6]], ema=[[40, 0.5]]))
+  rows = study.rows_of([result(raw=[[40, 0.6]], ema=[[40, 0.5]])])
   assert [r['ratio_to_nadamw'] for r in rows] == [None, None]
 
 
@@ -87,7 +90,10 @@ def test_medians_count_missing_runs_as_later_than_all():
 
 def test_table_has_a_row_for_each_workload_and_one_for_all():
   curves = {name: [[50, 0.4]] for name in study.CANDIDATES}
-  curves['nadamw'] = [[80, 0.4]]
-  lines = study.table(study.rows_of(result(0, **curves))).splitlines()
-  assert lines[2].startswith('| w | 80 (0.80) | 0.62 | 0.62 |')
-  assert lines[3].startswith('| **median of all runs** | | 0.62 |')
+  curves['raw'] = [[80, 0.4]]
+  lines = study.table(study.rows_of([result(**curves)])).splitlines()
+  assert lines[2].startswith('| w | 80 (0.80) | nadamw | 1.00 | 0.62 | 0.62 |')
+  assert lines[3].startswith('| **median of all runs** |  | nadamw | 1.00 |')
+  curves['raw'] = [[80, 0.6]]
+  lines = study.table(study.rows_of([result(**curves)])).splitlines()
+  assert lines[2].startswith('| w | not reached in 1 of 1 | nadamw | – | – |')
