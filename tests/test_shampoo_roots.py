@@ -6,7 +6,6 @@ from shampoo_reference import inverse_root
 
 from weightavg.pytorch.shampoo import DistributedShampoo, packed
 from weightavg.pytorch.shampoo import inverse_roots as roots
-from weightavg.pytorch.shampoo.root_update import RootJob, update_roots
 
 
 def spectrum_matrix(values, dtype=torch.float64):
@@ -144,12 +143,32 @@ def test_last_good_root_is_kept_counted_and_logged(monkeypatch, caplog):
   assert torch.isfinite(weight).all()
 
 
-def test_first_root_that_fails_leaves_the_identity():
-  pair = packed.new_pair(1, 3, torch.float32, torch.device('cpu'))
-  pair[0, 1, 0] = torch.inf
-  kept = update_roots([RootJob(pair, 1.0, 0.5, 1e-8, 'here')])
-  assert kept == ['here']
-  assert torch.equal(packed.root_half(pair).unpack()[0], torch.eye(3))
+def test_first_root_that_fails_leaves_the_identity(monkeypatch):
+  failing_eigh(monkeypatch, lambda m: True)
+  weight = torch.nn.Parameter(torch.zeros(3))
+  optimizer = DistributedShampoo(
+    [weight], lr=0.1, precondition_frequency=1, grafting='sgd'
+  )
+  weight.grad = torch.randn(3)
+  optimizer.step()
+  assert optimizer.kept_roots == 1
+  torch.testing.assert_close(weight.detach(), -0.1 * weight.grad)
+
+
+def test_one_bad_factor_does_not_keep_its_neighbours_roots():
+  weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
+  optimizer = DistributedShampoo(weights, lr=0.1, precondition_frequency=2)
+  for weight in weights:
+    weight.grad = torch.randn(3)
+  optimizer.step()
+  (pair,) = optimizer._stacks[0][0].pairs
+  pair[1, 1, 0] = torch.nan
+  optimizer.step()
+  assert optimizer.kept_roots == 1
+  halves = packed.root_half(pair).unpack()
+  assert torch.equal(halves[1], torch.eye(3))
+  assert not torch.equal(halves[0], torch.eye(3))
+  assert not torch.equal(halves[2], torch.eye(3))
 
 
 SIZES = [1, 3, 4, 5, 8, 11]

@@ -281,3 +281,18 @@ def test_new_pair_is_zero_factor_and_identity_root():
   assert torch.equal(packed.factor_half(pair).unpack(), torch.zeros(2, 3, 3))
   identity = torch.eye(3).repeat(2, 1, 1)
   assert torch.equal(packed.root_half(pair).unpack(), identity)
+
+
+def test_threads_change_nothing():
+  results = []
+  before = torch.get_num_threads()
+  for threads in (1, 3):
+    torch.set_num_threads(threads)
+    try:
+      weights, optimizer = shampoo_ranks.build()
+      shampoo_ranks.train(weights, optimizer, 1, 5)
+    finally:
+      torch.set_num_threads(before)
+    results.append(shampoo_ranks.trained(weights))
+  for name, weight in results[0].items():
+    assert torch.equal(weight, results[1][name])

@@ -15,8 +15,7 @@ from weightavg.pytorch.shampoo import (
   settings,
 )
 from weightavg.pytorch.shampoo.blocking import Block
-from weightavg.pytorch.shampoo.directions import direction_of, gradient_of
-from weightavg.pytorch.shampoo.root_update import root_jobs, update_roots
+from weightavg.pytorch.shampoo.group_step import step_group
 from weightavg.pytorch.shampoo.stacks import BlockStack, make_stacks
 
 
@@ -321,78 +320,26 @@ class DistributedShampoo(torch.optim.Optimizer):
     gradients: Mapping[Block, torch.Tensor],
     weights: Mapping[Block, torch.Tensor],
   ) -> None:
-    group, stacks = self.param_groups[number], self._stacks[number]
-    due = root_schedule.due_blocks(group, self._phases, number)
-    step, start = group['step'], settings.start_step(group)
-    rooted = {
-      block: root_schedule.is_rooted(step, start, self._phases[block])
-      for block in gradients
-      if block.group == number
-    }
-    waiting = []
-    for stack in stacks:
-      for chunk in stack.chunks(rooted):
-        gradient = gradient_of(group, stack, chunk, gradients, weights)
-        stack.add_factors(chunk, gradient, group['betas'][1])
-        if due.isdisjoint(stack.blocks[chunk]):
-          # At once, while the chunk is in the cache.
-          self._update(group, stack, chunk, gradient, rooted, weights)
-        else:
-          waiting.append((stack, chunk, gradient))
-    self._update_roots(group, stacks, due)
-    for stack, chunk, gradient in waiting:
-      self._update(group, stack, chunk, gradient, rooted, weights)
-
-  def _update_roots(
-    self,
-    group: Mapping[str, Any],
-    stacks: list[BlockStack],
-    due: set[Block],
-  ) -> None:
-    names = [info.name for info in self._infos]
-    kept = update_roots(root_jobs(group, stacks, due, names))
+    exchange = self._exchange
+    kept = step_group(
+      self.param_groups[number],
+      number,
+      self._stacks[number],
+      self._phases,
+      [info.name for info in self._infos],
+      gradients,
+      weights,
+      None if exchange is None or exchange.weights else exchange.sent,
+    )
     if kept:
       self.kept_roots += len(kept)
       logging.warning(
         'Shampoo kept the last good root at step %d, the new one failed or '
         'is not finite (%d since the start): %s',
-        group['step'],
+        self.param_groups[number]['step'],
         self.kept_roots,
         ', '.join(kept),
       )
-
-  def _update(
-    self,
-    group: Mapping[str, Any],
-    stack: BlockStack,
-    chunk: slice,
-    gradient: torch.Tensor,
-    rooted: Mapping[Block, bool],
-    weights: Mapping[Block, torch.Tensor],
-  ) -> None:
-    """Change the weights of a chunk, or put its update into the exchange."""
-    preconditioned = not stack.diagonal and rooted[stack.blocks[chunk][0]]
-    direction = direction_of(group, stack, chunk, gradient, preconditioned)
-    targets = [weights[block] for block in stack.blocks[chunk]]
-    if group['weight_decay'] and group['use_decoupled_weight_decay']:
-      torch._foreach_add_(
-        list(direction.unbind()), targets, alpha=group['weight_decay']
-      )
-    if stack.velocity is not None:
-      mu = group['momentum']
-      velocity = stack.velocity[chunk].lerp_(direction, 1 - mu)
-      direction = (
-        torch.lerp(direction, velocity, mu)
-        if group['use_nesterov']
-        else velocity
-      )
-    rate = -float(group['lr'])
-    exchange = self._exchange
-    if exchange is None or exchange.weights:
-      torch._foreach_add_(targets, list(direction.unbind()), alpha=rate)
-    else:
-      sent = [exchange.sent[block] for block in stack.blocks[chunk]]
-      torch._foreach_copy_(sent, list((direction * rate).unbind()))
 
   def _refuse(self, names: list[str]) -> None:
     if not self.skip_nonfinite_gradients:

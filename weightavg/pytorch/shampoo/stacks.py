@@ -79,7 +79,8 @@ class BlockStack:
     """Ranges of consecutive blocks of one class; blocks in none are skipped."""
     limit = len(self.blocks)
     if self._device.type == 'cpu':
-      limit = max(1, _CPU_CHUNK // max(1, self.blocks[0].numel))
+      largest = max([pair[0].numel() for pair in self.pairs], default=1)
+      limit = max(1, _CPU_CHUNK // max(self.blocks[0].numel, largest // 8))
     start = 0
     for kind, run in itertools.groupby(self.blocks, classes.get):
       stop = start + len(list(run))
