@@ -6,7 +6,7 @@ One run is trained for each optimizer, workload and seed, through the runner's
 own loop, and several averagers follow it; each evaluation looks at every one.
 Averaging never touches training (tests/test_averagers.py), so each curve is,
 bit for bit, that of a run of its own submission (tests/test_study.py), at a
-fraction of the cost. Shampoo, grafted from Adam, trains with NadamW's tuned point
+fraction of the cost. Shampoo, grafted from Adam, trains at NadamW's tuned point
 as it is. Finished runs are kept in --output_dir/runs.
 """
 
