@@ -12,6 +12,7 @@ QUESTIONS = (
   'swap',
   'nadamw',
   'state_bytes',
+  'shampoo',
   'train_step',
 )
 

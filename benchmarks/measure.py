@@ -42,9 +42,12 @@ def transformer_parameters(seed: int = 0) -> list[nn.Parameter]:
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-  """Ours against something else, medians of interleaved repetitions."""
+  """Ours against something else, medians of interleaved repetitions.
 
-  ratio: float
+  A ratio is None where ours never arrives: steps to a target not reached.
+  """
+
+  ratio: float | None
   ours_ms: float | None
   other_ms: float | None
   against: str
@@ -95,7 +98,8 @@ def report(results: dict[str, Ratio], path: pathlib.Path | None) -> None:
     times = ''
     if r.ours_ms is not None and r.other_ms is not None:
       times = f'{r.ours_ms:9.3f} ms  {r.other_ms:9.3f} ms  '
-    print(f'{name:{width}}  {r.ratio:7.3f}  {times}against {r.against}')
+    ratio = '   none' if r.ratio is None else f'{r.ratio:7.3f}'
+    print(f'{name:{width}}  {ratio}  {times}against {r.against}')
   if path is not None:
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
