@@ -92,10 +92,14 @@ def performance() -> str | None:
       '' if row[key] is None else f'{row[key]:.3g}'
       for key in ('ours_ms', 'other_ms')
     ]
-    lines.append(
-      f'| `{name}` | {"–" if ratio is None else f"{ratio:.3f}"} | {goal} | {times[0]} | {times[1]} | '
-      f'{row["against"]} |'
-    )
+    cells = [
+      f'`{name}`',
+      '–' if ratio is None else f'{ratio:.3f}',
+      goal,
+      *times,
+      row['against'],
+    ]
+    lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
 
 

@@ -58,6 +58,8 @@ def test_misses_are_shown(monkeypatch):
     readme, '_results', lambda name: json.loads(json.dumps(results))
   )
   lines = readme.performance().splitlines()[2:]
-  assert lines[0].startswith('| `ema_update/flat_lerp` | 1.050 | 1.1 | 1 |  |')
+  assert lines[0].startswith(
+    '| `ema_update/flat_lerp` | 1.050 | 1.1 | 1 |  | x |'
+  )
   assert '| 0.05 **missed** |' in lines[1]
   assert '| 1.003 **missed** |' in lines[2]
