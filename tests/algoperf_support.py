@@ -16,7 +16,9 @@ import pytest
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SUBMISSIONS = ('nadamw', 'nadamw_lawa', 'nadamw_ema', 'nadamw_polynomial')
+SUBMISSIONS = tuple(
+  sorted(path.parent.name for path in ROOT.glob('submissions/*/submission.py'))
+)
 WORKLOADS = (
   'mnist',
   'cifar',
@@ -102,8 +104,14 @@ def search_space(name):
 def hyperparameters(name, **changes):
   """The first point of a search space, as the namedtuple the runner makes."""
   halton = quiet_import('algoperf.halton')
-  space = json.loads(search_space(name).read_text())
-  return halton.generate_search(space, 1)[0]._replace(**changes)
+  point = json.loads(search_space(name).read_text())[0] | changes
+  return halton.generate_search([point], 1)[0]
+
+
+def averages_by(submission):
+  """The scheme in a submission's name; 'none' for the bare optimizers."""
+  scheme = submission.rpartition('_')[2]
+  return scheme if scheme in ('lawa', 'ema', 'polynomial') else 'none'
 
 
 def make_batch(name, seed=0):
@@ -403,41 +411,73 @@ def _hash(tensor):
   return hashlib.blake2b(tensor.numpy(), digest_size=8).hexdigest()
 
 
-def two_ranks(rank, folder, workload, compiled):
-  """One of two ranks: every submission undisturbed and from a checkpoint."""
-  for submission in SUBMISSIONS:
-    # Compiled models are not unwrapped, so the restore is of another kind.
-    path = pathlib.Path(folder, submission)
-    if rank == 0:
-      path.mkdir()
-    _undisturbed_and_resumed(rank, path, submission, workload, compiled)
+# Workload, whether the model is compiled, what the points say beside their own.
+DDP_SCENARIOS = (
+  ('mnist', False, {}),
+  # BatchNorm: the wrapper broadcasts its statistics in every step.
+  ('cifar', False, {}),
+  # The benchmark does not unwrap a compiled model.
+  ('mnist', True, {}),
+  ('mnist', False, {'averaging_placement': 'cpu'}),
+  ('mnist', False, {'averaging_placement': 'sharded'}),
+  ('mnist', True, {'averaging_placement': 'sharded'}),
+  ('mnist', False, {'averaging_swap': 'copy'}),
+)
 
 
-def two_ranks_of_conformer(rank, folder):
-  """The same with the evaluation that averages the model over the ranks."""
+def two_ranks(rank, folder):
+  """One of two ranks, in every scenario, since starting them is what costs."""
+  for index, (workload, compiled, changes) in enumerate(DDP_SCENARIOS):
+    for submission in SUBMISSIONS:
+      if changes and averages_by(submission) == 'none':
+        continue
+      path = pathlib.Path(folder, f'{index}_{submission}')
+      if rank == 0:
+        path.mkdir()
+      point = hyperparameters(submission, **changes)
+      try:
+        _undisturbed_and_resumed(
+          rank, path, submission, workload, point, compiled
+        )
+      except Exception as error:
+        error.add_note(f'{submission}: {DDP_SCENARIOS[index]}')
+        raise
+  path = pathlib.Path(folder, 'conformer')
+  if rank == 0:
+    path.mkdir()
+  _conformer(rank, path)
+
+
+def _conformer(rank, folder):
+  """Its evaluation averages the model over the ranks, statistics too."""
   module = quiet_import(
     'algoperf.workloads.librispeech_conformer.librispeech_pytorch.workload'
   )
-  # Off a GPU the benchmark counts no devices.
-  module.N_GPUS = 1
 
   def synchronise(run):
+    # Off a GPU the benchmark counts no devices.
     module.N_GPUS = 2
     run.workload.sync_sd(run.model)
-    module.N_GPUS = 1
+    module.N_GPUS = 0
 
   _undisturbed_and_resumed(
     rank,
-    pathlib.Path(folder),
+    folder,
     'nadamw_ema',
     'librispeech_conformer',
-    False,
-    synchronise,
+    hyperparameters('nadamw_ema'),
+    evaluation=synchronise,
   )
 
 
 def _undisturbed_and_resumed(
-  rank, folder, submission, workload, compiled, evaluation=None
+  rank,
+  folder,
+  submission,
+  workload,
+  point,
+  compiled=False,
+  evaluation=None,
 ):
   dist = torch.distributed
 
@@ -453,7 +493,7 @@ def _undisturbed_and_resumed(
     return Run(
       load_submission(submission),
       make_workload(workload),
-      hyperparameters(submission),
+      point,
       batches,
       seed=seed,
       wrap=wrap,
@@ -478,15 +518,16 @@ def _undisturbed_and_resumed(
     evaluation(run)
   averaged = agree(run)
   if rank == 0:
+    # The other rank does not wait, as in the benchmark.
     run.save(folder)
-  dist.barrier()
   run.step()
   run.step()
   raw = agree(run)
   run.prepare_for_eval()
   last = agree(run)
-  assert (last == raw) == (submission == 'nadamw')
+  assert (last == raw) == (averages_by(submission) == 'none')
 
+  dist.barrier()
   again = start(seed=7)
   assert again.restore(folder) == 1
   wrapper = torch.nn.parallel.DistributedDataParallel

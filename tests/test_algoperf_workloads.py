@@ -26,17 +26,18 @@ def start(submission, workload, *, seed=0):
 
 def expected_weights(submission, samples):
   """The average of the weights after each step, by the schemes' definition."""
-  if submission == 'nadamw':
+  scheme = support.averages_by(submission)
+  if scheme == 'none':
     return samples[-1]
-  if submission == 'nadamw_lawa':
+  if scheme == 'lawa':
     return torch.stack(samples).mean(dim=0)
   average = samples[0]
   for k, sample in enumerate(samples[1:], start=2):
     coefficient = {
       # Horizon 1 %, cadence 0.2 %: five samples, decay 1 - 1/5.
-      'nadamw_ema': (1 - 0.8) / (1 - 0.8**k),
-      'nadamw_polynomial': min(1.0, 5.0 / (4.0 + k)),
-    }[submission]
+      'ema': (1 - 0.8) / (1 - 0.8**k),
+      'polynomial': min(1.0, 5.0 / (4.0 + k)),
+    }[scheme]
     average = average + coefficient * (sample - average)
   return average
 
@@ -65,7 +66,7 @@ def test_submission_trains_evaluates_and_resumes(
   names = {name for name, _ in run.model.named_parameters()}
   averaged = support.fingerprint(run.model)
   changed = {name for name in names if averaged[name] != raw[name]}
-  if submission == 'nadamw':
+  if support.averages_by(submission) == 'none':
     assert not changed
   else:
     # A parameter that no gradient reaches stays what it was.
