@@ -4,9 +4,7 @@ A workload names its data, its model and its metric; this class does the rest:
 devices, DDP, input queues, masked losses, evaluation and targets.
 """
 
-import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -17,51 +15,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lab.workloads import stream, targets
+from lab.workloads.modules import Shape, parameter_types, unwrap
+from lab.workloads.processes import distributed, local_device, rank_and_world
 from weightavg import spec
 
 # Salts: the splits of one workload never share a stream, whatever the seed.
 _SALTS = {'train': 1, 'eval_train': 2, 'validation': 3, 'test': 4}
 # Seed of everything that is held fixed: teachers, banks, evaluation splits.
 FIXED_SEED = 20250206
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """Shape of a parameter, as AlgoPerf's ShapeTuple."""
-
-  shape_tuple: tuple[int, ...]
-
-
-def distributed() -> bool:
-  """Whether several processes train together."""
-  return (
-    dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-  )
-
-
-def rank_and_world() -> tuple[int, int]:
-  """This process's rank and the number of processes."""
-  if distributed():
-    return dist.get_rank(), dist.get_world_size()
-  return 0, 1
-
-
-def local_device() -> torch.device:
-  """CUDA device of this process's LOCAL_RANK, or the CPU."""
-  if torch.cuda.is_available():
-    return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
-  return torch.device('cpu')
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-  """Return the module inside DDP and torch.compile wrappers."""
-  while True:
-    inner = getattr(model, '_orig_mod', None)
-    if inner is None and isinstance(model, DistributedDataParallel):
-      inner = model.module
-    if inner is None:
-      return model
-    model = inner
 
 
 def fixed_generator(*salt: int) -> np.random.Generator:
@@ -300,7 +261,7 @@ class LocalWorkload(spec.Workload):
     self._param_shapes = {
       name: Shape(tuple(p.shape)) for name, p in model.named_parameters()
     }
-    self._param_types = _parameter_types(model)
+    self._param_types = parameter_types(model)
     model.to(self._device)
     if distributed():
       ids = [self._device.index] if self._device.type == 'cuda' else None
@@ -381,26 +342,3 @@ class LocalWorkload(spec.Workload):
     result = dict(zip(names, sums.tolist(), strict=True))
     count = result.pop('count')
     return {key: value / count for key, value in result.items()}
-
-
-def _parameter_types(model: nn.Module) -> dict[str, spec.ParameterType]:
-  """Roles by the layer that owns a parameter, not by its name."""
-  kinds = spec.ParameterType
-  types = {}
-  for module_name, module in model.named_modules():
-    for name, _ in module.named_parameters(recurse=False):
-      bias = name.endswith('bias')
-      if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        kind = kinds.BATCH_NORM_BIAS if bias else kinds.BATCH_NORM_SCALE
-      elif isinstance(module, nn.LayerNorm | nn.InstanceNorm2d):
-        kind = kinds.LAYER_NORM_BIAS if bias else kinds.LAYER_NORM_SCALE
-      elif isinstance(module, nn.Embedding):
-        kind = kinds.EMBEDDING
-      elif bias:
-        kind = kinds.BIAS
-      elif isinstance(module, nn.modules.conv._ConvNd):
-        kind = kinds.CONV_WEIGHT
-      else:
-        kind = kinds.WEIGHT
-      types[f'{module_name}.{name}' if module_name else name] = kind
-  return types
