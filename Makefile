@@ -21,6 +21,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pip install -q --disable-pip-version-check \
 	  -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.time_breakdown
 
 # Fills the README's tables from results/ and from the configuration.
 readme: $(INSTALLED)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lab import study
+from lab import profile_report, study
 from weightavg import config
 from weightavg.knobs import REQUIRED, allowed_text
 from weightavg.optimizer_config import OPTIMIZER_CONFIGS
@@ -103,10 +103,24 @@ def performance() -> str | None:
   return '\n'.join(lines)
 
 
+def breakdown() -> str | None:
+  """Where the time of a run goes, from results/bench/time_breakdown.json."""
+  results = _results('bench/time_breakdown.json')
+  if results is None:
+    return None
+  parts = [
+    f'NadamW+EMA on the language model, {title}:\n\n```\n'
+    f'{profile_report.table(profile)}\n```'
+    for title, profile in results.items()
+  ]
+  return '\n\n'.join(parts)
+
+
 TABLES: dict[str, Callable[[], str | None]] = {
   'knobs': knobs,
   'steps': steps,
   'performance': performance,
+  'breakdown': breakdown,
 }
 
 

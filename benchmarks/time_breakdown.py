@@ -1,0 +1,72 @@
+"""Where does the time of a run with averaging go?
+
+`python -m benchmarks.time_breakdown` runs NadamW+EMA on the language model
+through the runner with --profile, at the default cadence and with a sample after
+every step, and keeps both tables.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from lab import profile_report
+from lab.workloads import build_workload
+
+WORKLOAD = 'stdlib_lm'
+STEPS = 600
+CADENCES = {
+  'default cadence': {},
+  'a sample after every step': {
+    'averaging_every_steps': 1,
+    'averaging_horizon': 0.01,
+  },
+}
+
+
+def breakdown(knobs: dict, folder: str) -> dict:
+  """Profile of one run."""
+  workload = build_workload(WORKLOAD)
+  (point,) = json.loads(pathlib.Path(workload.tuned_search_space).read_text())
+  space = pathlib.Path(folder, 'point.json')
+  space.write_text(json.dumps([point | knobs]))
+  subprocess.run(
+    [
+      *(sys.executable, '-m', 'lab.runner'),
+      f'--workload={WORKLOAD}',
+      '--submission_path=submissions/nadamw_ema/submission.py',
+      f'--tuning_search_space={space}',
+      f'--experiment_dir={folder}',
+      '--experiment_name=profiled',
+      '--rng_seed=0',
+      f'--max_global_steps={STEPS}',
+      '--overwrite',
+      '--run_to_budget',
+      '--profile',
+    ],
+    check=True,
+    capture_output=True,
+  )
+  trial = pathlib.Path(folder, 'profiled', f'{WORKLOAD}_pytorch', 'trial_1')
+  return json.loads((trial / 'profile.json').read_text())
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument(
+    '--output', type=pathlib.Path, default='results/bench/time_breakdown.json'
+  )
+  arguments = parser.parse_args()
+  results = {}
+  with tempfile.TemporaryDirectory() as folder:
+    for title, knobs in CADENCES.items():
+      results[title] = breakdown(knobs, folder)
+      print(f'{title}\n{profile_report.table(results[title])}\n')
+  arguments.output.parent.mkdir(parents=True, exist_ok=True)
+  arguments.output.write_text(json.dumps(results, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  main()
