@@ -1,7 +1,7 @@
 """Where does the time of a run with averaging go?
 
 `python -m benchmarks.time_breakdown` runs NadamW+EMA on the language model
-through the runner with --profile, at the default cadence and with a sample after
+through the runner with --profile, at the default cadence and with a sample at
 every step, and keeps both tables.
 """
 
