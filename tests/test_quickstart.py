@@ -107,7 +107,7 @@ class Scripted(quickstart.Run):
 
   @property
   def log(self):
-    return self.results / f'{abs(hash(self.submission))}.log'
+    return self.results / f'run_{abs(hash(self.submission))}.log'
 
   def start(self):
     self.log.parent.mkdir(parents=True, exist_ok=True)
