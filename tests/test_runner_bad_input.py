@@ -259,7 +259,14 @@ def test_resume_from_a_foreign_checkpoint(folder, finished, change, part):
   assert len(message) < 500
 
 
-@pytest.mark.parametrize('content', [[1, 2], {'a': 1}, print])
+class RunsCode:
+  """Writes a file when it is unpickled without restrictions."""
+
+  def __reduce__(self):
+    return open, ('written', 'w')
+
+
+@pytest.mark.parametrize('content', [[1, 2], {'a': 1}, print, RunsCode()])
 def test_resume_from_something_else(folder, finished, content):
   path = finished / 'checkpoint_20'
   torch.save(content, path)
