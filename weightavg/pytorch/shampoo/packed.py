@@ -43,9 +43,9 @@ def root_half(storage: torch.Tensor) -> 'SymmetricHalf':
 class SymmetricHalf:
   """Symmetric matrices, [batch, d, d], of which a view holds the lower half.
 
-  The views of tiles and panels are cut once: cutting them in every step takes
-  as long as multiplying small ones. A batch of one is kept without its batch
-  dimension, because single products have less overhead than batched ones.
+  The views are cut once: cutting them in every step takes as long as
+  multiplying small ones. A batch of one is kept without its batch dimension,
+  because single products have less overhead than batched ones.
 
   Args:
     view: [batch, d, d], any strides.
@@ -54,34 +54,34 @@ class SymmetricHalf:
   def __init__(self, view: torch.Tensor) -> None:
     self._single = view.shape[0] == 1
     self._view = view[0] if self._single else view
-    self._dim = view.shape[-1]
-    self._tile = _TILES.get(view.device.type, _OTHER_TILE)
-    whole = self._dim - self._dim % self._tile
-    # All full tiles in one view, then the smaller last one, if any.
-    self._diagonals = [
-      (start, stop, self._tiles(start, stop, size))
-      for start, stop, size in (
-        (0, whole, self._tile),
-        (whole, self._dim, self._dim - whole),
-      )
-      if start < stop
-    ]
+    dim = view.shape[-1]
+    tile = _TILES.get(view.device.type, _OTHER_TILE)
+    half, whole = tile // 2, dim - dim % tile
+    # A full tile on the diagonal is two triangles of half its size, and the
+    # square below the first; the smaller last tile is one triangle.
+    self._triangles: list[tuple[int, int, torch.Tensor]] = []
+    self._squares: list[tuple[int, int, torch.Tensor]] = []
+    if whole:
+      squares = self._every(tile, 0, whole, half, half)
+      self._triangles.append((0, whole, self._every(half, 0, whole, half, 0)))
+      self._squares.append((0, whole, squares))
+    if whole < dim:
+      last = self._every(dim - whole, whole, dim, dim - whole, 0)
+      self._triangles.append((whole, dim, last))
     self._panels = [
-      (
-        stop - self._tile,
-        stop,
-        self._view[..., stop:, stop - self._tile : stop],
-      )
-      for stop in range(self._tile, self._dim, self._tile)
+      (stop - tile, stop, self._view[..., stop:, stop - tile : stop])
+      for stop in range(tile, dim, tile)
     ]
 
-  def _tiles(self, start: int, stop: int, size: int) -> torch.Tensor:
-    """The diagonal tiles, [batch, count, size, size], of some rows."""
+  def _every(
+    self, step: int, start: int, stop: int, size: int, below: int
+  ) -> torch.Tensor:
+    """Squares [batch, count, size, size], `below` the diagonal, every `step`."""
     *batch, row, column = self._view.stride()
     return self._view.as_strided(
-      (*self._view.shape[:-2], (stop - start) // size, size, size),
-      (*batch, size * (row + column), row, column),
-      self._view.storage_offset() + start * (row + column),
+      (*self._view.shape[:-2], (stop - start) // step, size, size),
+      (*batch, step * (row + column), row, column),
+      self._view.storage_offset() + start * (row + column) + below * row,
     )
 
   def unpack(self) -> torch.Tensor:
@@ -99,7 +99,7 @@ class SymmetricHalf:
       add: factor of the product.
     """
     rows = rows[0] if self._single else rows
-    for start, stop, tiles in self._diagonals:
+    for start, stop, tiles in self._triangles:
       part = rows[..., start:stop, :].unflatten(-2, tiles.shape[-3:-1])
       product = part @ part.mT
       weights = _lower_weights(tiles.shape[-1], add, tiles)
@@ -107,6 +107,13 @@ class SymmetricHalf:
         tiles.addcmul_(product, weights)
       else:
         tiles.lerp_(product, weights)
+    for start, stop, tiles in self._squares:
+      upper, lower = _alternate(rows[..., start:stop, :], tiles)
+      product = lower @ upper.mT
+      if keep == 1:
+        tiles.add_(product, alpha=add)
+      else:
+        tiles.lerp_(product, add)
     for start, stop, panel in self._panels:
       update = panel.addmm_ if self._single else panel.baddbmm_
       update(
@@ -128,7 +135,7 @@ class SymmetricHalf:
     result = torch.empty_like(right)
     out = result[0] if self._single else result
     right = right[0] if self._single else right
-    for start, stop, tiles in self._diagonals:
+    for start, stop, tiles in self._triangles:
       shape = tiles.shape[-3:-1]
       part = right[..., start:stop, :].unflatten(-2, shape)
       target = out[..., start:stop, :].unflatten(-2, shape)
@@ -138,6 +145,15 @@ class SymmetricHalf:
         torch.bmm(full, part, out=target)
       else:
         target.copy_(full @ part)
+    for start, stop, tiles in self._squares:
+      upper, lower = _alternate(right[..., start:stop, :], tiles)
+      out_upper, out_lower = _alternate(out[..., start:stop, :], tiles)
+      if self._single:
+        out_upper.baddbmm_(tiles.mT, lower)
+        out_lower.baddbmm_(tiles, upper)
+      else:
+        out_upper.add_(tiles.mT @ lower)
+        out_lower.add_(tiles @ upper)
     for start, stop, panel in self._panels:
       above, below = right[..., start:stop, :], right[..., stop:, :]
       out_above, out_below = out[..., start:stop, :], out[..., stop:, :]
@@ -148,6 +164,15 @@ class SymmetricHalf:
         out_above.baddbmm_(panel.mT, below)
         out_below.baddbmm_(panel, above)
     return result
+
+
+def _alternate(
+  rows: torch.Tensor, tiles: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+  """Rows in turns of the tiles' size: those above and those left of them."""
+  count, size = tiles.shape[-3:-1]
+  turns = rows.unflatten(-2, (count, 2, size))
+  return turns[..., 0, :, :], turns[..., 1, :, :]
 
 
 _weights: dict[tuple, torch.Tensor] = {}

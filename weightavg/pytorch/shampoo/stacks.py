@@ -80,7 +80,7 @@ class BlockStack:
     limit = len(self.blocks)
     if self._device.type == 'cpu':
       largest = max([pair[0].numel() for pair in self.pairs], default=1)
-      limit = max(1, _CPU_CHUNK // max(self.blocks[0].numel, largest // 8))
+      limit = max(1, _CPU_CHUNK // max(self.blocks[0].numel, largest // 64))
     start = 0
     for kind, run in itertools.groupby(self.blocks, classes.get):
       stop = start + len(list(run))
