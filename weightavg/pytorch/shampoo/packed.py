@@ -76,7 +76,7 @@ class SymmetricHalf:
   def _every(
     self, step: int, start: int, stop: int, size: int, below: int
   ) -> torch.Tensor:
-    """Squares [batch, count, size, size], `below` the diagonal, every `step`."""
+    """Squares, [batch, count, size, size], `below` rows under the diagonal."""
     *batch, row, column = self._view.stride()
     return self._view.as_strided(
       (*self._view.shape[:-2], (stop - start) // step, size, size),
