@@ -1,0 +1,1 @@
+"""Averages of checkpoints on disk: `python -m lab.offline average|sweep`."""

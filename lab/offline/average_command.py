@@ -1,0 +1,247 @@
+"""`average`: checkpoints in, averaged weights out."""
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from lab.errors import InputError
+from lab.offline import averaging, plans, posthoc, series
+from lab.progress import Progress
+from weightavg import coefficients
+
+DTYPES = {
+  'float64': torch.float64,
+  'float32': torch.float32,
+  'float16': torch.float16,
+  'bfloat16': torch.bfloat16,
+}
+
+
+def numbers(kind: Callable[[str], Any]) -> Callable[[str], list]:
+  """Parser of a comma-separated list."""
+
+  def parse(text: str) -> list:
+    return [kind(part) for part in text.split(',')]
+
+  parse.__name__ = f'list of {kind.__name__}'
+  return parse
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+  """How checkpoints are found and read."""
+  parser.add_argument(
+    '--checkpoints',
+    nargs='+',
+    required=True,
+    metavar='PATTERN',
+    help='files or directories; patterns may be quoted',
+  )
+  parser.add_argument(
+    '--key', help='dotted path of the state dict inside PyTorch files'
+  )
+  parser.add_argument(
+    '--weights',
+    choices=['raw', 'evaluated'],
+    default='raw',
+    help="which weights of this package's own checkpoints, where they differ",
+  )
+  parser.add_argument(
+    '--step_pattern', help='regular expression with one group, the step'
+  )
+
+
+def find_series(args: argparse.Namespace) -> series.Series:
+  """The checkpoints that the command line names."""
+  return series.find(
+    args.checkpoints, args.key, args.weights == 'evaluated', args.step_pattern
+  )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The command line of `average`; lists are separated by commas."""
+  add_input_arguments(parser)
+  parser.add_argument(
+    '--scheme',
+    choices=['lawa', 'ema', 'polynomial', 'posthoc'],
+    required=True,
+  )
+  ints, floats = numbers(int), numbers(float)
+  parser.add_argument(
+    '--window', type=ints, default=[], help='checkpoints in a LAWA window'
+  )
+  parser.add_argument(
+    '--decay', type=floats, default=[], help='EMA decay per checkpoint'
+  )
+  parser.add_argument(
+    '--horizon', type=floats, default=[], help='fraction of the budget'
+  )
+  parser.add_argument(
+    '--power', type=floats, default=[], help='of the polynomial average (4)'
+  )
+  parser.add_argument(
+    '--sigma_rel',
+    type=floats,
+    default=[],
+    help='width of a power-function EMA from snapshots, relative to the run',
+  )
+  parser.add_argument(
+    '--every',
+    type=ints,
+    default=[1],
+    help='use each so manieth checkpoint, counted back from --at',
+  )
+  parser.add_argument(
+    '--at', type=ints, default=[], help='step of the last checkpoint (the last)'
+  )
+  parser.add_argument(
+    '--budget', type=int, help='T in steps, for --horizon (the last step)'
+  )
+  parser.add_argument(
+    '--output',
+    required=True,
+    help='.safetensors or .pt; with several outputs a template such as '
+    'avg_{window}_{at}.safetensors',
+  )
+  parser.add_argument(
+    '--dtype', choices=DTYPES, help='of the averages (as in the last input)'
+  )
+  parser.add_argument(
+    '--batch_norm',
+    choices=['current', 'averaged'],
+    default='current',
+    help="running statistics: the last input's, or averaged too",
+  )
+  parser.add_argument(
+    '--sums', choices=['float32', 'float64'], default='float32'
+  )
+  parser.add_argument(
+    '--no_hashes', action='store_true', help='leave the inputs unhashed'
+  )
+
+
+# The knobs of an output, and how its plan is made.
+_Jobs = list[tuple[dict[str, Any], Callable[[], plans.Plan]]]
+
+
+def _planned(args: argparse.Namespace, found: series.Series) -> _Jobs:
+  jobs: _Jobs = []
+  spacing = found.spacing if args.horizon else 0
+  for at, every in itertools.product(args.at or found.steps[-1:], args.every):
+    if every < 1:
+      raise InputError(f'Invalid every={every}. Must be in [1, inf).')
+    for knob, scheme in _schemes(
+      args, args.scheme, spacing * every, found.steps[-1]
+    ):
+      knobs = {'scheme': args.scheme, **knob, 'every': every, 'at': at}
+
+      def make(
+        scheme: plans.Scheme = scheme, at: int = at, every: int = every
+      ) -> plans.Plan:
+        return plans.plan(found, scheme, found.position(at), every)
+
+      jobs.append((knobs, make))
+  return jobs
+
+
+def _schemes(
+  args: argparse.Namespace, name: str, steps_between: float, last_step: int
+) -> Iterator[tuple[dict[str, Any], coefficients.Scheme]]:
+  return plans.schemes(
+    name,
+    windows=args.window,
+    decays=args.decay,
+    horizons=args.horizon,
+    powers=args.power,
+    steps_between=steps_between,
+    budget=args.budget or last_step,
+  )
+
+
+def _planned_posthoc(
+  args: argparse.Namespace, paths: Sequence[str]
+) -> tuple[series.Series, _Jobs]:
+  found, snapshots = posthoc.find(paths)
+  if args.every != [1]:
+    raise InputError('Invalid every. It has no effect with scheme=posthoc.')
+  wanted: list[tuple[dict[str, Any], coefficients.Recursive]] = [
+    ({'sigma_rel': s}, coefficients.Polynomial(posthoc.power_of_sigma(s)))
+    for s in args.sigma_rel
+  ]
+  if args.decay or not wanted:
+    # Per sample of the tracks, not per snapshot.
+    wanted += _schemes(args, 'ema', 0, 0)  # type: ignore[arg-type]
+  jobs: _Jobs = []
+  for at in args.at or found.steps[-1:]:
+    for knob, scheme in wanted:
+
+      def make(
+        scheme: coefficients.Recursive = scheme, at: int = at
+      ) -> plans.Plan:
+        made = posthoc.plan(snapshots, scheme, at)
+        error = made.recipe['relative_error_of_weights']
+        print(f'weights of {scheme} at step {at}: relative error {error:.2g}')
+        return made
+
+      jobs.append(({'scheme': 'posthoc', **knob, 'at': at}, make))
+  return found, jobs
+
+
+def run(args: argparse.Namespace) -> int:
+  """Write what can be written; the number of outputs that failed."""
+  if args.scheme == 'posthoc':
+    if args.horizon or args.window or args.power:
+      raise InputError('scheme=posthoc takes sigma_rel or decay.')
+    paths = series.matching(args.checkpoints)
+    found, jobs = _planned_posthoc(args, paths)
+  else:
+    if args.sigma_rel:
+      raise InputError(
+        f'Invalid sigma_rel. It has no effect with scheme={args.scheme}.'
+      )
+    found = find_series(args)
+    jobs = _planned(args, found)
+  paths = plans.output_paths(args.output, [knobs for knobs, _ in jobs])
+  taken = {os.path.realpath(path) for path in found.paths}
+  ready: list[tuple[plans.Plan, str]] = []
+  failures: list[InputError] = []
+  for (_, make), path in zip(jobs, paths, strict=True):
+    try:
+      if os.path.realpath(path) in taken:
+        raise InputError(f'Invalid output={path!r}. It is one of the inputs.')
+      ready.append((make(), path))
+    except InputError as error:
+      failures.append(error)
+  bar = Progress(len({i for p, _ in ready for i in p.inputs}), 0, visible=True)
+  written = averaging.write_averages(
+    found,
+    ready,
+    DTYPES.get(args.dtype),
+    DTYPES[args.sums],
+    statistics=args.batch_norm == 'averaged',
+    hashes=not args.no_hashes,
+    progress=bar.step,
+  )
+  bar.close()
+  for (plan, path), (_, failure) in zip(ready, written, strict=True):
+    if failure is None:
+      print(f'{path}: {len(plan.inputs)} checkpoints, {_span(found, plan)}')
+    else:
+      failures.append(failure)
+  return report(failures)
+
+
+def _span(found: series.Series, plan: plans.Plan) -> str:
+  first, last = found.steps[plan.inputs[0]], found.steps[plan.inputs[-1]]
+  return f'steps {first} to {last}'
+
+
+def report(failures: Sequence[InputError]) -> int:
+  """Print each error once, as a line."""
+  for line in dict.fromkeys(str(error) for error in failures):
+    print(f'error: {line}', file=sys.stderr)
+  return len(failures)

@@ -1,0 +1,244 @@
+"""Averages of a series of checkpoints, streamed: any number in one pass.
+
+The model is cut into groups of pieces. For each group every checkpoint is
+mapped in turn, its pieces enter the sums of all outputs that use it, and it is
+unmapped; then the group is written. The sums of a group, of all outputs
+together, take at most the model's bytes: with one checkpoint mapped at a time
+that makes two models, however many checkpoints and outputs there are, and no
+value is read twice.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lab.errors import InputError
+from lab.offline.digests import Digests
+from lab.offline.pieces import (
+  Average,
+  Last,
+  Piece,
+  Sum,
+  averaged_names,
+  groups,
+)
+from lab.offline.plans import Plan
+from lab.offline.readers import Spec
+from lab.offline.series import Series, check_alike
+from lab.offline.writers import Output
+from weightavg import __version__
+from weightavg.pytorch import multi_tensor
+
+# As long as a digest, to keep its place in a file's header.
+_UNKNOWN = '0' * 64
+
+
+class _Job:
+  """One plan on its way to one file."""
+
+  def __init__(self, plan: Plan, path: str) -> None:
+    self.plan, self.path = plan, path
+    self.inputs = set(plan.inputs)
+    self.error: InputError | None = None
+    self._output: Output | None = None
+
+  def attempt(self, action: Callable[..., object], *args: Any) -> None:
+    """Do something, and give this output up if it cannot be done."""
+    try:
+      action(*args)
+    except InputError as error:
+      self.fail(error)
+
+  def fail(self, error: InputError) -> None:
+    self.error = error
+    self.discard()
+
+  def discard(self) -> None:
+    if self._output is not None:
+      self._output.discard()
+
+  def start(
+    self,
+    layout: Mapping[str, Spec],
+    ties: Mapping[str, str],
+    recipe: Mapping[str, Any],
+  ) -> None:
+    self._layout = layout
+    self._output = Output(self.path, layout, ties, recipe)
+
+  def put(self, series: Series, piece: Piece, total: Sum) -> None:
+    assert self._output is not None
+    result = total.result()
+    if piece.averaged and not multi_tensor.all_finite([result]):
+      raise _culprit(series, self, piece)
+    self._output.write(result.to(self._layout[piece.name].dtype))
+
+  def finish(self, recipe: Mapping[str, Any]) -> None:
+    assert self._output is not None
+    self._output.finish(recipe)
+
+
+def write_averages(
+  series: Series,
+  plans: Sequence[tuple[Plan, str]],
+  dtype: torch.dtype | None = None,
+  sum_dtype: torch.dtype = torch.float32,
+  statistics: bool = False,
+  hashes: bool = True,
+  progress: Callable[[], None] = lambda: None,
+) -> list[tuple[str, InputError | None]]:
+  """Write each plan's average to its path, all in one pass over the files.
+
+  Averaged are floating-point tensors, summed in `sum_dtype` or in their own
+  dtype where it is wider; all others come from the last input. Tied tensors
+  stay tied. An input that cannot be used fails the outputs that need it, and
+  no other one; of a failed output nothing is left.
+
+  Args:
+    series: the checkpoints.
+    plans: what to average, and the path of the result.
+    dtype: of the averaged tensors in the output; None: as in the inputs.
+    sum_dtype: float32 or float64.
+    statistics: whether BatchNorm's running statistics are averaged, or those
+      of the last input.
+    hashes: whether the recipe holds a digest of each input.
+    progress: called whenever a checkpoint has been gone through.
+
+  Returns:
+    Each path, with the error that kept it from being written, if any.
+  """
+  jobs = [_Job(plan, path) for plan, path in plans]
+  layout, ties = _check_inputs(series, jobs)
+  averaged = averaged_names(layout, statistics)
+  written = {
+    name: Spec(s.shape, dtype if dtype and name in averaged else s.dtype)
+    for name, s in layout.items()
+  }
+  digests = Digests(hashes)
+  unknown = _UNKNOWN if hashes else None
+  try:
+    for job in _alive(jobs):
+      recipe = _recipe(job.plan, series, lambda _: unknown)
+      job.attempt(job.start, written, ties, recipe)
+    for group in groups(layout, averaged, len(_alive(jobs)), sum_dtype):
+      sums = {
+        job: [_sum(p, job.plan, layout, sum_dtype) for p in group]
+        for job in _alive(jobs)
+      }
+      for index in _inputs(sums):
+        _pass_over(series, index, group, sums, digests)
+        progress()
+      for i, piece in enumerate(group):
+        for job in _alive(jobs):
+          job.attempt(job.put, series, piece, sums[job][i])
+      del sums
+    for job in _alive(jobs):
+      job.attempt(job.finish, _recipe(job.plan, series, digests.of))
+  finally:
+    digests.close()
+    for job in jobs:
+      job.discard()
+  return [(job.path, job.error) for job in jobs]
+
+
+def _sum(
+  piece: Piece, plan: Plan, layout: Mapping[str, Spec], dtype: torch.dtype
+) -> Sum:
+  if not piece.averaged:
+    return Last()
+  return Average(plan, torch.promote_types(layout[piece.name].dtype, dtype))
+
+
+def _alive(jobs: Iterable[_Job]) -> list[_Job]:
+  return [job for job in jobs if job.error is None]
+
+
+def _inputs(jobs: Iterable[_Job]) -> list[int]:
+  return sorted(set().union(*(job.inputs for job in _alive(jobs))))
+
+
+def _fail_users(jobs: Iterable[_Job], index: int, error: InputError) -> None:
+  for job in _alive(jobs):
+    if index in job.inputs:
+      job.fail(error)
+
+
+def _check_inputs(
+  series: Series, jobs: Sequence[_Job]
+) -> tuple[dict[str, Spec], dict[str, str]]:
+  """Open every input; names, shapes, dtypes and ties of most of them."""
+  seen: dict[tuple, list[int]] = collections.defaultdict(list)
+  for index in _inputs(jobs):
+    try:
+      with series.open(index) as checkpoint:
+        shapes = tuple((n, s.shape) for n, s in checkpoint.layout.items())
+        seen[shapes, tuple(sorted(checkpoint.ties.items()))].append(index)
+    except InputError as error:
+      _fail_users(jobs, index, error)
+  if not seen:
+    return {}, {}
+  usual = max(seen.values(), key=len)
+  with series.open(usual[-1]) as reference:
+    for index in _inputs(jobs):
+      with series.open(index) as checkpoint:
+        try:
+          check_alike(checkpoint, reference)
+        except InputError as error:
+          _fail_users(jobs, index, error)
+    return dict(reference.layout), dict(reference.ties)
+
+
+def _pass_over(
+  series: Series,
+  index: int,
+  group: Sequence[Piece],
+  sums: Mapping[_Job, Sequence[Sum]],
+  digests: Digests,
+) -> None:
+  """Let a group of one checkpoint enter the sums that use it."""
+  users = [job for job in _alive(sums) if index in job.inputs]
+  if not users:
+    return
+  try:
+    with series.open(index) as checkpoint:
+      for i, piece in enumerate(group):
+        name = piece.name
+        values = checkpoint.tensor(name).reshape(-1)[piece.begin : piece.end]
+        digests.add(index, name, checkpoint.layout[name], piece.begin, values)
+        for job in users:
+          if piece.averaged or index == job.plan.inputs[-1]:
+            sums[job][i].add(values)
+        del values
+      digests.settle()
+  except InputError as error:
+    _fail_users(sums, index, error)
+
+
+def _culprit(series: Series, job: _Job, piece: Piece) -> InputError:
+  for index in job.plan.inputs:
+    with series.open(index) as checkpoint:
+      if not multi_tensor.all_finite([checkpoint.tensor(piece.name)]):
+        return InputError(
+          f'{series.paths[index]}: {piece.name!r} holds a NaN or an infinity.'
+        )
+  return InputError(f'The sum of {piece.name!r} overflows in {job.path}.')
+
+
+def _recipe(
+  plan: Plan, series: Series, digest_of: Callable[[int], str | None]
+) -> dict[str, Any]:
+  return {
+    'version': __version__,
+    **plan.recipe,
+    'inputs': [
+      {
+        'path': series.paths[index],
+        'step': series.steps[index],
+        'weight': weight,
+        'sha256': digest_of(index),
+      }
+      for index, weight in zip(plan.inputs, plan.weights, strict=True)
+    ],
+  }

@@ -1,0 +1,72 @@
+"""What a checkpoint holds, as one number.
+
+SHA-256 over names, dtypes, shapes and bytes of the tensors, sorted by name: the
+same weights have the same digest in any container.
+"""
+
+import concurrent.futures
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lab.offline.readers import Checkpoint, Spec
+
+
+def _begin(hashed: Any, name: str, spec: Spec) -> None:
+  hashed.update(f'{name}|{spec.dtype}|{tuple(spec.shape)}|'.encode())
+
+
+def _add(hashed: Any, values: Tensor) -> None:
+  hashed.update(values.contiguous().view(torch.uint8).numpy())
+
+
+def digest(checkpoint: Checkpoint) -> str:
+  """The digest of a checkpoint."""
+  hashed = hashlib.sha256()
+  for name, spec in checkpoint.layout.items():
+    _begin(hashed, name, spec)
+    _add(hashed, checkpoint.tensor(name).reshape(-1))
+  return hashed.hexdigest()
+
+
+class Digests:
+  """Digests of many checkpoints at once, from values as they pass by.
+
+  No file is read twice, and a thread of its own does the work.
+
+  Args:
+    wanted: whether to compute any.
+  """
+
+  def __init__(self, wanted: bool) -> None:
+    self._wanted = wanted
+    self._hashes: dict[int, Any] = {}
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._pending: list[concurrent.futures.Future] = []
+
+  def add(
+    self, index: int, name: str, spec: Spec, begin: int, values: Tensor
+  ) -> None:
+    """Take in the next flat values of a tensor of the index-th checkpoint."""
+    if not self._wanted:
+      return
+    hashed = self._hashes.setdefault(index, hashlib.sha256())
+    if begin == 0:
+      self._pending.append(self._pool.submit(_begin, hashed, name, spec))
+    self._pending.append(self._pool.submit(_add, hashed, values))
+
+  def settle(self) -> None:
+    """Wait until no values are held any more."""
+    for future in self._pending:
+      future.result()
+    self._pending.clear()
+
+  def of(self, index: int) -> str | None:
+    """The digest of the index-th checkpoint, None if none was wanted."""
+    return self._hashes[index].hexdigest() if self._wanted else None
+
+  def close(self) -> None:
+    """End the thread."""
+    self._pool.shutdown()

@@ -1,0 +1,264 @@
+"""EMA of any length afterwards, from snapshots of two averages.
+
+Karras et al. 2024 (arXiv 2312.02696), section 3. During training two
+polynomial averages of different powers are kept and written down every now and
+then. Each snapshot is a known weighting of the samples so far. The weighting
+that is wanted is approximated by a combination of those, found by least
+squares; the same combination of the snapshots is the average.
+
+A polynomial average with power g gives sample j of k the weight
+
+  w_j = (g + 1) Gamma(k) Gamma(g + j) / (Gamma(j) Gamma(g + k + 1))
+
+whose standard deviation over j, divided by k, tends to
+
+  sigma_rel = sqrt(g + 1) / ((g + 2) sqrt(g + 3))
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from lab.errors import InputError
+from lab.offline import writers
+from lab.offline.plans import Plan, Weighted
+from lab.offline.series import Series
+from weightavg import AveragingConfig
+from weightavg.coefficients import Ema, Polynomial, Recursive
+from weightavg.pytorch import Averager
+from weightavg.pytorch.models import clean_name, unwrap
+
+# The pair of widths that the paper keeps.
+SIGMAS = (0.05, 0.10)
+# Samples whose weights are held at once.
+_BLOCK = 1 << 14
+# Relative size of directions that are left out of the solution: they would
+# multiply the rounding errors of the snapshots.
+_RCOND = 1e-7
+
+
+def power_of_sigma(sigma_rel: float) -> float:
+  """Power of the polynomial average of a relative width.
+
+  >>> round(power_of_sigma(0.05), 2), round(power_of_sigma(0.1), 2)
+  (16.97, 6.94)
+  """
+  if not 0 < sigma_rel < 12**-0.5:
+    raise InputError(f'Invalid sigma_rel={sigma_rel}. Must be in (0, 0.288].')
+  t = sigma_rel**-2
+  # The formula above, squared: a cubic in g.
+  roots = np.roots([1.0, 7.0, 16.0 - t, 12.0 - t])
+  return float(roots.real[np.abs(roots.imag) < 1e-9].max())
+
+
+class Tracks:
+  """Two polynomial averages of a model, and snapshots of them.
+
+  Args:
+    model: wrapped or not.
+    powers: of the two; by default those of the paper's widths.
+    every: steps between two samples.
+
+  >>> model = nn.Linear(1, 1)
+  >>> tracks = Tracks(model)
+  >>> tracks.update()  # after each optimizer step
+  >>> tracks.save('/tmp')[0]  # every now and then
+  '/tmp/posthoc_0_step_1.safetensors'
+  """
+
+  def __init__(
+    self, model: nn.Module, powers: Sequence[float] = (), every: int = 1
+  ) -> None:
+    self._model = unwrap(model)
+    self._powers = tuple(powers) or tuple(map(power_of_sigma, SIGMAS))
+    self._averagers = [
+      Averager(
+        model,
+        AveragingConfig(
+          averaging_scheme='polynomial',
+          averaging_power=power,
+          averaging_every_steps=every,
+        ),
+        budget=1,
+      )
+      for power in self._powers
+    ]
+
+  def update(self) -> None:
+    """Count an optimizer step."""
+    for averager in self._averagers:
+      averager.update()
+
+  def save(self, directory: str) -> list[str]:
+    """Write a file for each average; nothing before the first sample."""
+    paths = []
+    for i, averager in enumerate(self._averagers):
+      if not averager.samples:
+        continue
+      name = f'posthoc_{i}_step_{averager.step}.safetensors'
+      path = os.path.join(directory, name)
+      recipe = {
+        'scheme': 'polynomial',
+        'power': self._powers[i],
+        'samples': averager.samples,
+        'step': averager.step,
+      }
+      with averager.evaluating():
+        state = self._model.state_dict()
+        writers.save(
+          path, [(clean_name(n), t) for n, t in state.items()], recipe
+        )
+      paths.append(path)
+    return paths
+
+  def state_dict(self) -> dict[str, Any]:
+    """Everything needed to continue."""
+    return {'averagers': [a.state_dict() for a in self._averagers]}
+
+  def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    """Continue from a saved state."""
+    saved = state_dict['averagers']
+    for averager, state in zip(self._averagers, saved, strict=True):
+      averager.load_state_dict(state)
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Snapshot:
+  """A file that holds a polynomial average of samples 1..samples."""
+
+  step: int
+  samples: int
+  power: float
+  path: str
+
+
+def snapshot(path: str) -> Snapshot:
+  """What a snapshot's metadata say.
+
+  Raises:
+    InputError: the file is no snapshot.
+  """
+  try:
+    with safe_open(path, 'pt') as file:
+      recipe = json.loads((file.metadata() or {})[writers.RECIPE])
+    return Snapshot(recipe['step'], recipe['samples'], recipe['power'], path)
+  except Exception as error:
+    raise InputError(
+      f'Cannot use {path}: it is no snapshot of a post-hoc average '
+      f'({type(error).__name__}).'
+    ) from error
+
+
+def weights(scheme: Recursive, count: int, begin: int, end: int) -> np.ndarray:
+  """Weights of samples begin+1..end of an average of samples 1..count."""
+  j = np.arange(begin + 1, end + 1, dtype=np.float64)
+  if isinstance(scheme, Ema):
+    decay = scheme.decay
+    values = (1 - decay) * decay ** np.maximum(count - j, 0)
+    values /= 1 - decay**count
+  else:
+    g = scheme.power
+    logs = np.log(g + 1) + _lgamma(count) - _lgamma(g + count + 1)
+    values = np.exp(logs + _lgamma(g + j) - _lgamma(j))
+  return np.where(j <= count, values, 0.0)
+
+
+def _lgamma(x: Any) -> np.ndarray:
+  return torch.lgamma(torch.as_tensor(x, dtype=torch.float64)).numpy()
+
+
+def solve(
+  known: Sequence[tuple[Recursive, int]], wanted: tuple[Recursive, int]
+) -> tuple[list[float], float]:
+  """Combine known weightings into a wanted one, by least squares.
+
+  The coefficients sum to one, as the weights of each average do.
+
+  Args:
+    known: scheme and number of samples of each snapshot.
+    wanted: of the average that is to be approximated.
+
+  Returns:
+    A coefficient for each snapshot, and the error that remains: the norm of
+    the difference of the weightings over that of the wanted one.
+  """
+  samples = max(count for _, count in [*known, wanted])
+  columns = len(known)
+  triangle = np.zeros((0, columns))
+  norm = 0.0
+  for begin in range(0, samples, _BLOCK):
+    end = min(samples, begin + _BLOCK)
+    rows = np.stack(
+      [weights(s, k, begin, end) for s, k in [*known, wanted]], axis=1
+    )
+    norm += float((rows[:, -1] ** 2).sum())
+    # With c_n = 1 - sum of the others the constraint is gone: the unknowns
+    # multiply differences to the last snapshot.
+    last = rows[:, columns - 1]
+    system = np.delete(rows, columns - 1, axis=1) - last[:, None]
+    # Only the triangle of the QR decomposition is kept, block after block.
+    stacked = np.concatenate([triangle, system])
+    triangle = np.asarray(np.linalg.qr(stacked, mode='r'))
+  matrix, target = triangle[:, :-1], triangle[:, -1]
+  # Columns of very different norms would fall below the threshold.
+  scale = np.linalg.norm(matrix, axis=0)
+  scale[scale == 0] = 1.0
+  solution = np.linalg.lstsq(matrix / scale, target, rcond=_RCOND)[0] / scale
+  error = float(np.linalg.norm(matrix @ solution - target)) / norm**0.5
+  return [*solution.tolist(), 1.0 - float(solution.sum())], error
+
+
+def plan(snapshots: Sequence[Snapshot], wanted: Recursive, at: int) -> Plan:
+  """The combination of snapshots up to a step that comes nearest.
+
+  Args:
+    snapshots: sorted.
+    wanted: scheme over the samples up to that step.
+    at: step of the last snapshot to be used.
+
+  Raises:
+    InputError: there is no snapshot of that step.
+  """
+  used = [s for s in snapshots if s.step <= at]
+  if not used or used[-1].step != at:
+    raise InputError(
+      f'Invalid at={at}. Must be the step of a snapshot: '
+      f'{", ".join(str(n) for n in sorted({s.step for s in snapshots})[-5:])}.'
+    )
+  known: list[tuple[Recursive, int]] = [
+    (Polynomial(s.power), s.samples) for s in used
+  ]
+  values, error = solve(known, (wanted, used[-1].samples))
+  recipe = {
+    'scheme': 'posthoc',
+    'wanted': type(wanted).__name__.lower(),
+    **dataclasses.asdict(wanted),
+    'step': at,
+    'samples': used[-1].samples,
+    'relative_error_of_weights': error,
+  }
+  return Plan(tuple(range(len(used))), Weighted(tuple(values)), recipe)
+
+
+def find(paths: Sequence[str]) -> tuple[Series, list[Snapshot]]:
+  """Snapshots in order, as a series to average.
+
+  Raises:
+    InputError: a file is no snapshot, or two are of the same average and step.
+  """
+  snapshots = sorted(map(snapshot, paths))
+  for a, b in itertools.pairwise(snapshots):
+    if (a.step, a.power) == (b.step, b.power):
+      raise InputError(f'Two snapshots of step {a.step}: {a.path}, {b.path}.')
+  series = Series(
+    tuple(s.path for s in snapshots), tuple(s.step for s in snapshots)
+  )
+  return series, snapshots

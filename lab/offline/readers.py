@@ -1,0 +1,265 @@
+"""Checkpoints on disk as named tensors, whoever wrote them.
+
+AlgoPerf's and this laboratory's checkpoints, PyTorch files (the state dict
+itself or nested under a key), safetensors (one file, or shards with an index,
+or a directory of either, as Hugging Face writes them). Tensors are mapped, not
+read: what is not asked for is never loaded. Torch loads weights only.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lab.errors import InputError
+from weightavg.pytorch.models import clean_name
+
+# Where a state dict is found in a PyTorch file, in this order.
+KEYS = ('model_params', 'state_dict', 'model_state_dict', 'model', 'module')
+# What a directory is searched for, in this order.
+_IN_DIRECTORY = (
+  'model.safetensors.index.json',
+  'model.safetensors',
+  'pytorch_model.bin.index.json',
+  'pytorch_model.bin',
+)
+
+
+class Spec(NamedTuple):
+  """What a tensor is like."""
+
+  shape: tuple[int, ...]
+  dtype: torch.dtype
+
+
+class Checkpoint:
+  """Named tensors of one checkpoint, mapped into memory until `close`.
+
+  Args:
+    path: a file or a directory.
+    key: dotted path of the state dict inside PyTorch files; None looks for it.
+    evaluated: whether checkpoints of this package's submissions stand for the
+      average that was evaluated; by default for the raw weights beside it.
+
+  Attributes:
+    layout: name to shape and dtype, sorted by name; tied tensors once.
+    ties: further names of tensors, to the name in `layout`.
+
+  Raises:
+    InputError: the file cannot be read or holds no tensors.
+  """
+
+  def __init__(
+    self, path: str, key: str | None = None, evaluated: bool = False
+  ) -> None:
+    self.path = path
+    self._files = contextlib.ExitStack()
+    self._tensors: dict[str, Any] = {}
+    self.ties: dict[str, str] = {}
+    self.layout: dict[str, Spec] = {}
+    try:
+      self._open(_file_of(path), key, evaluated)
+    except InputError:
+      self.close()
+      raise
+    except Exception as error:
+      # A corrupt file makes the zip reader, the unpickler or the JSON parser
+      # raise whatever they please.
+      self.close()
+      raise InputError(f'Cannot read {path}: {_reason(error)}') from error
+
+  def tensor(self, name: str) -> Tensor:
+    """A tensor by its name in `layout`, mapped from the file."""
+    found = self._tensors[name]
+    try:
+      return (
+        found if isinstance(found, Tensor) else found[0].get_tensor(found[1])
+      )
+    except (SafetensorError, OSError, RuntimeError) as error:
+      raise InputError(f'Cannot read {self.path}: {_reason(error)}') from error
+
+  def close(self) -> None:
+    """Give the mappings back."""
+    self._tensors = {}
+    self._files.close()
+
+  def __enter__(self) -> 'Checkpoint':
+    return self
+
+  def __exit__(self, *args: object) -> None:
+    self.close()
+
+  def _open(self, path: str, key: str | None, evaluated: bool) -> None:
+    if path.endswith('.index.json'):
+      with open(path, encoding='utf-8') as file:
+        shards = json.load(file)['weight_map']
+      for shard in sorted(set(shards.values())):
+        self._open(os.path.join(os.path.dirname(path), shard), key, evaluated)
+      missing = set(shards) - set(self._tensors) - set(self.ties)
+      if missing:
+        raise InputError(
+          f'Cannot read {path}: its shards lack {sorted(missing)[0]!r}.'
+        )
+    elif path.endswith('.safetensors'):
+      self._add_safetensors(path)
+    else:
+      self._add_torch(path, key, evaluated)
+    self._clean_names()
+    self.layout = {
+      name: self._spec(self._tensors[name]) for name in sorted(self._tensors)
+    }
+    if not self.layout:
+      raise InputError(f'Cannot use {self.path}: it holds no tensors.')
+
+  def _add_safetensors(self, path: str) -> None:
+    file = self._files.enter_context(safe_open(path, 'pt'))
+    names = set(file.keys())
+    self._tensors |= {name: (file, name) for name in names}
+    # safetensors.torch.save_model writes a tied tensor once, and its other
+    # names into the metadata.
+    for name, first in (file.metadata() or {}).items():
+      if first in names and name not in names:
+        self.ties[name] = first
+
+  def _add_torch(self, path: str, key: str | None, evaluated: bool) -> None:
+    content = _load(path)
+    state = dict(_state_dict(content, path, key))
+    if not evaluated:
+      state |= _raw_weights(content, state)
+    first: dict[tuple, str] = {}
+    for name, value in state.items():
+      if isinstance(value, bool | int | float):
+        # A counter that is not a tensor: kept, like integer tensors.
+        value = torch.tensor(value)
+      if not isinstance(value, Tensor):
+        continue
+      place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+      if value.numel() and place in first:
+        self.ties[str(name)] = first[place]
+      else:
+        first[place] = str(name)
+        self._tensors[str(name)] = value.detach()
+
+  def _spec(self, found: Any) -> Spec:
+    if isinstance(found, Tensor):
+      return Spec(tuple(found.shape), found.dtype)
+    part = found[0].get_slice(found[1])
+    return Spec(tuple(part.get_shape()), DTYPES[part.get_dtype()])
+
+  def _clean_names(self) -> None:
+    """Drop what DistributedDataParallel and torch.compile put into names."""
+    names = [*self._tensors, *self.ties]
+    clean = {name: clean_name(name) for name in names}
+    while all(name.startswith('module.') for name in clean.values()) and clean:
+      clean = {n: clean_name(c[len('module.') :]) for n, c in clean.items()}
+    if len(set(clean.values())) < len(names):
+      raise InputError(
+        f'Cannot use {self.path}: two tensors have the same name without '
+        "'module.' and '_orig_mod.'."
+      )
+    self._tensors = {clean[n]: t for n, t in self._tensors.items()}
+    self.ties = {clean[n]: clean[first] for n, first in self.ties.items()}
+
+
+DTYPES = {
+  'F64': torch.float64,
+  'F32': torch.float32,
+  'F16': torch.float16,
+  'BF16': torch.bfloat16,
+  'F8_E4M3': torch.float8_e4m3fn,
+  'F8_E5M2': torch.float8_e5m2,
+  'C64': torch.complex64,
+  'I64': torch.int64,
+  'I32': torch.int32,
+  'I16': torch.int16,
+  'I8': torch.int8,
+  'U64': torch.uint64,
+  'U32': torch.uint32,
+  'U16': torch.uint16,
+  'U8': torch.uint8,
+  'BOOL': torch.bool,
+}
+
+
+def _reason(error: BaseException) -> str:
+  text = ' '.join(str(error).split()) or 'no reason given'
+  text = text if len(text) <= 160 else f'{text[:157]}...'
+  return (
+    f'truncated, corrupt or of another kind ({type(error).__name__}: {text})'
+  )
+
+
+def _file_of(path: str) -> str:
+  if not os.path.isdir(path):
+    return path
+  for name in _IN_DIRECTORY:
+    if os.path.exists(os.path.join(path, name)):
+      return os.path.join(path, name)
+  raise InputError(
+    f'Cannot use the directory {path}: must hold one of '
+    f'{", ".join(_IN_DIRECTORY)}.'
+  )
+
+
+def _load(path: str) -> Any:
+  try:
+    return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+  except RuntimeError as error:
+    if 'mmap can only be used' not in str(error):
+      raise
+    # Files older than torch 1.6 are no zip archives and cannot be mapped.
+    return torch.load(path, map_location='cpu', weights_only=True)
+  except Exception as error:
+    if 'weights_only' in str(error).lower() or 'Weights only' in str(error):
+      raise InputError(
+        f'Refused to read {path}: it holds pickled code or objects, not '
+        'tensors alone (torch.load(weights_only=True)).'
+      ) from error
+    raise
+
+
+def _is_state_dict(value: Any) -> bool:
+  return isinstance(value, Mapping) and any(
+    isinstance(v, Tensor) for v in value.values()
+  )
+
+
+def _state_dict(content: Any, path: str, key: str | None) -> Mapping:
+  if key is not None:
+    found = content
+    for part in key.split('.'):
+      found = found.get(part) if isinstance(found, Mapping) else None
+    if not _is_state_dict(found):
+      raise InputError(f'Cannot use {path}: it has no state dict at {key!r}.')
+    return found
+  if isinstance(content, Mapping):
+    for name in KEYS:
+      if _is_state_dict(content.get(name)):
+        return content[name]
+    if _is_state_dict(content):
+      return content
+  known = sorted(map(str, content)) if isinstance(content, Mapping) else []
+  raise InputError(
+    f'Cannot use {path}: no state dict at the top or under {", ".join(KEYS)}. '
+    f'Name it by --key; there are {", ".join(known[:8]) or "no keys"}.'
+  )
+
+
+def _raw_weights(content: Any, state: Mapping) -> dict[str, Tensor]:
+  """The raw weights of a run whose model held the average when it was saved."""
+  with contextlib.suppress(KeyError, TypeError, AttributeError):
+    averager = content['optimizer_state']['averager']
+    if averager['swapped']:
+      names = {_bare(name): name for name in state}
+      return {names[_bare(n)]: t for n, t in averager['raw'].items()}
+  return {}
+
+
+def _bare(name: str) -> str:
+  return clean_name(re.sub(r'^(_orig_mod\.)?(module\.)?', '', name))

@@ -1,0 +1,161 @@
+"""Files of tensors, written piece by piece under a temporary name.
+
+The safetensors format is 8 bytes with the length of a JSON header, the header,
+and the tensors one after the other: whoever knows all shapes can write it as
+the values come, whatever fits into memory.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lab.errors import InputError
+from lab.offline.readers import DTYPES, Spec
+
+# Key of the recipe in a file's metadata.
+RECIPE = 'weightavg'
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Output:
+  """A safetensors or PyTorch file that is there whole or not at all.
+
+  Args:
+    path: ending in .safetensors, or in .pt, .pth or .bin for a PyTorch file
+      {'state_dict': ..., 'recipe': ...}.
+    layout: name to shape and dtype, in the order in which values will come.
+    ties: further names of tensors, to names in the layout.
+    recipe: what the metadata say. It may be replaced at the end by one of the
+      same length as JSON, for values that are known only then.
+
+  Raises:
+    InputError: it cannot be written; nothing is left behind.
+  """
+
+  def __init__(
+    self,
+    path: str,
+    layout: Mapping[str, Spec],
+    ties: Mapping[str, str],
+    recipe: Mapping[str, Any],
+  ) -> None:
+    if not path.endswith(('.safetensors', '.pt', '.pth', '.bin')):
+      raise InputError(
+        f'Invalid output={path!r}. Must end in .safetensors, .pt, .pth or .bin.'
+      )
+    self.path = path
+    self._layout, self._ties = dict(layout), dict(ties)
+    self._temporary = os.path.join(
+      os.path.dirname(path), f'.{os.path.basename(path)}.temporary'
+    )
+    self._header_bytes = len(self._header(recipe))
+    with self._errors():
+      self._file = open(self._temporary, 'wb')  # noqa: SIM115
+      self._file.write(self._header(recipe))
+
+  def write(self, piece: Tensor) -> None:
+    """Append the next values, in the layout's order and dtype."""
+    with self._errors():
+      self._file.write(_bytes(piece))
+
+  def finish(self, recipe: Mapping[str, Any]) -> None:
+    """Make the file appear under its name."""
+    header = self._header(recipe)
+    assert len(header) == self._header_bytes
+    with self._errors():
+      self._file.seek(0)
+      self._file.write(header)
+      self._file.flush()
+      os.fsync(self._file.fileno())
+      self._file.close()
+      if not self.path.endswith('.safetensors'):
+        self._convert(recipe)
+      os.replace(self._temporary, self.path)
+
+  def discard(self) -> None:
+    """Remove what has been written so far; nothing once it is finished."""
+    with contextlib.suppress(OSError):
+      self._file.close()
+    for path in (self._temporary, f'{self._temporary}.pt'):
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+  @contextlib.contextmanager
+  def _errors(self) -> Any:
+    try:
+      yield
+    except (OSError, RuntimeError) as error:
+      if hasattr(self, '_file'):
+        self.discard()
+      reason = getattr(error, 'strerror', None) or error
+      raise InputError(f'Cannot write {self.path}: {reason}.') from error
+
+  def _header(self, recipe: Mapping[str, Any]) -> bytes:
+    metadata = {'format': 'pt', RECIPE: json.dumps(recipe)}
+    content: dict[str, Any] = {'__metadata__': metadata | self._ties}
+    end = 0
+    for name, spec in self._layout.items():
+      begin, end = end, end + _size(spec)
+      content[name] = {
+        'dtype': _NAMES[spec.dtype],
+        'shape': list(spec.shape),
+        'data_offsets': [begin, end],
+      }
+    header = json.dumps(content, separators=(',', ':')).encode()
+    header += b' ' * (-len(header) % 8)
+    return len(header).to_bytes(8, 'little') + header
+
+  def _convert(self, recipe: Mapping[str, Any]) -> None:
+    # Mapped, not loaded: torch.save then copies tensor by tensor.
+    with safe_open(self._temporary, 'pt') as file:
+      state = {name: file.get_tensor(name) for name in self._layout}
+      state |= {name: state[first] for name, first in self._ties.items()}
+      content = {'state_dict': state, 'recipe': dict(recipe)}
+      torch.save(content, f'{self._temporary}.pt')
+      del state, content
+    os.replace(f'{self._temporary}.pt', self._temporary)
+
+
+def _size(spec: Spec) -> int:
+  size = torch.empty((), dtype=spec.dtype).element_size()
+  for length in spec.shape:
+    size *= length
+  return size
+
+
+def _bytes(piece: Tensor) -> memoryview:
+  flat = piece.detach().cpu().contiguous().reshape(-1)
+  return flat.view(torch.uint8).numpy().data
+
+
+def save(
+  path: str,
+  named: Iterable[tuple[str, Tensor]],
+  recipe: Mapping[str, Any],
+) -> None:
+  """Write tensors to a file at once; those that share memory once.
+
+  Raises:
+    InputError: the file cannot be written.
+  """
+  tensors: dict[str, Tensor] = {}
+  ties: dict[str, str] = {}
+  first: dict[tuple, str] = {}
+  for name, tensor in named:
+    place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+    if tensor.numel() and place in first:
+      ties[name] = first[place]
+    else:
+      first[place] = name
+      tensors[name] = tensor
+  layout = {n: Spec(tuple(t.shape), t.dtype) for n, t in tensors.items()}
+  output = Output(path, layout, ties, recipe)
+  for tensor in tensors.values():
+    output.write(tensor)
+  output.finish(recipe)
