@@ -180,6 +180,23 @@ def test_compiled_names_reach_the_checkpoint_but_not_our_state(
   assert support.fingerprint(bare.model) == support.fingerprint(run.model)
 
 
+def test_the_loss_may_be_compiled_as_the_runner_does():
+  runs = []
+  for is_compiled in (False, True):
+    workload = support.make_workload('ogbg')
+    if is_compiled:
+      workload.loss_fn = torch.compile(workload.loss_fn, backend='eager')
+    run = support.Run(
+      support.load_submission('nadamw_lawa'),
+      workload,
+      support.hyperparameters('nadamw_lawa'),
+      [support.make_batch('ogbg')],
+    )
+    run.step()
+    runs.append(support.fingerprint(run.model))
+  assert runs[0] == runs[1]
+
+
 @pytest.mark.parametrize('submission', support.SUBMISSIONS)
 def test_saving_twice_and_resuming_between_changes_nothing(
   submission, tmp_path
