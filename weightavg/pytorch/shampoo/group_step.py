@@ -14,7 +14,7 @@ from weightavg.pytorch.shampoo import root_schedule, settings
 from weightavg.pytorch.shampoo.blocking import Block
 from weightavg.pytorch.shampoo.directions import direction_of, gradient_of
 from weightavg.pytorch.shampoo.parallel import run_all
-from weightavg.pytorch.shampoo.root_update import update_roots
+from weightavg.pytorch.shampoo.root_update import RootReport, update_roots
 from weightavg.pytorch.shampoo.stacks import BlockStack
 
 
@@ -27,7 +27,7 @@ def step_group(
   gradients: Mapping[Block, torch.Tensor],
   weights: Mapping[Block, torch.Tensor],
   sent: Mapping[Block, torch.Tensor] | None,
-) -> list[str]:
+) -> RootReport:
   """Step this rank's blocks of a group that have a gradient.
 
   Args:
@@ -41,7 +41,7 @@ def step_group(
     sent: by block, where the updates go instead.
 
   Returns:
-    Labels of the roots that failed, so that the last good one was kept.
+    The roots that did not go as usual.
   """
   due = root_schedule.due_blocks(group, phases, number)
   step, start = group['step'], settings.start_step(group)
@@ -70,8 +70,11 @@ def step_group(
   tasks.sort(key=_cost, reverse=True)
   work = functools.partial(_step_chunk, group, names, gradients, weights, sent)
   device = next(iter(weights.values())).device if weights else None
-  kept = run_all(work, tasks, device or torch.device('cpu'))
-  return [label for labels in kept for label in labels]
+  total = RootReport()
+  for report in run_all(work, tasks, device or torch.device('cpu')):
+    total.retried += report.retried
+    total.kept += report.kept
+  return total
 
 
 def _step_chunk(
@@ -84,15 +87,17 @@ def _step_chunk(
   chunk: slice,
   due: bool,
   preconditioned: bool | None,
-) -> list[str]:
+) -> RootReport:
   """All of a step for a chunk; `preconditioned` is None without gradients."""
   gradient = None
   if preconditioned is not None:
     gradient = gradient_of(group, stack, chunk, gradients, weights)
     stack.add_factors(chunk, gradient, group['betas'][1])
-  kept = update_roots(group, stack, chunk, names) if due else []
+  report = RootReport()
+  if due:
+    report = update_roots(group, stack, chunk, names)
   if gradient is None:
-    return kept
+    return report
   direction = direction_of(group, stack, chunk, gradient, bool(preconditioned))
   targets = [weights[block] for block in stack.blocks[chunk]]
   if group['weight_decay'] and group['use_decoupled_weight_decay']:
@@ -111,7 +116,7 @@ def _step_chunk(
   else:
     places = [sent[block] for block in stack.blocks[chunk]]
     torch._foreach_copy_(places, list((direction * rate).unbind()))
-  return kept
+  return report
 
 
 def _cost(task: tuple[BlockStack, slice, bool, bool | None]) -> float:

@@ -11,7 +11,7 @@ import torch
 
 def half_roots(
   matrices: torch.Tensor, exponent: float, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, list[bool], list[int]]:
   """Factors Y with X = Y Y^T = (matrix + epsilon I)^-exponent.
 
   A decomposition that fails or is not finite in the matrices' own dtype is
@@ -23,13 +23,13 @@ def half_roots(
     epsilon: > 0, added to the spectrum.
 
   Returns:
-    Y, [batch, d, d], and a boolean [batch]: whether that root is good. The rows
-    of Y that are not must not be used.
+    Y, [batch, d, d]; for each matrix whether its root is good, otherwise its Y
+    must not be used; and which were tried again.
   """
   finite = _finite(matrices)
   if matrices.shape[-1] == 1:
     roots = (matrices + epsilon) ** (-exponent / 2)
-    return roots, finite & _finite(roots)
+    return roots, (finite & _finite(roots)).tolist(), []
   # One NaN must not fail the decomposition of the whole batch.
   identity = torch.eye(
     matrices.shape[-1], dtype=matrices.dtype, device=matrices.device
@@ -44,13 +44,15 @@ def half_roots(
       root = _attempt(matrix, exponent, epsilon)
       if root is not None:
         roots[index] = root[0]
-  good = _finite(roots)
   # The only wait for the device, once per batch (eigh itself waits as often).
-  for index in torch.nonzero(~good).flatten().tolist():
+  usable, good = torch.stack([finite, _finite(roots)]).tolist()
+  retried = [index for index, is_good in enumerate(good) if not is_good]
+  for index in retried:
     root = _attempt(matrices[index : index + 1].double(), exponent, epsilon)
     if root is not None:
       roots[index] = root[0].to(roots.dtype)
-  return roots, finite & _finite(roots)
+      good[index] = bool(torch.isfinite(roots[index]).all())
+  return roots, [a and b for a, b in zip(usable, good, strict=True)], retried
 
 
 def _attempt(

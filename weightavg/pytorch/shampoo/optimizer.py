@@ -78,7 +78,8 @@ class DistributedShampoo(torch.optim.Optimizer):
     process_group: the ranks to use; None for all.
 
   Attributes:
-    kept_roots: how often a root failed and the last good one was kept.
+    retried_roots: how many decompositions were tried again in float64.
+    kept_roots: how often that failed too, and the last good root was kept.
     skipped_steps: how many steps were skipped.
 
   Raises:
@@ -150,6 +151,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     super().__init__(groups, defaults)
     self.preconditioner_dtype = preconditioner_dtype
     self.skip_nonfinite_gradients = skip_nonfinite_gradients
+    self.retried_roots = 0
     self.kept_roots = 0
     self.skipped_steps = 0
     # Grows with every change of the state: tells whether what rank 0 has
@@ -281,6 +283,7 @@ class DistributedShampoo(torch.optim.Optimizer):
       'parameters': (
         {} if reason else checkpoint.save_parameters(self._infos, states)
       ),
+      'retried_roots': self.retried_roots,
       'kept_roots': self.kept_roots,
       'skipped_steps': self.skipped_steps,
     }
@@ -302,6 +305,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     for group, saved in zip(self.param_groups, groups, strict=True):
       group.update(saved)
     self._phases = root_schedule.phases(self._blocks, self.param_groups)
+    self.retried_roots = state_dict['retried_roots']
     self.kept_roots = state_dict['kept_roots']
     self.skipped_steps = state_dict['skipped_steps']
 
@@ -321,7 +325,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     weights: Mapping[Block, torch.Tensor],
   ) -> None:
     exchange = self._exchange
-    kept = step_group(
+    report = step_group(
       self.param_groups[number],
       number,
       self._stacks[number],
@@ -331,14 +335,17 @@ class DistributedShampoo(torch.optim.Optimizer):
       weights,
       None if exchange is None or exchange.weights else exchange.sent,
     )
-    if kept:
-      self.kept_roots += len(kept)
+    self.retried_roots += len(report.retried)
+    self.kept_roots += len(report.kept)
+    if report.retried or report.kept:
       logging.warning(
-        'Shampoo kept the last good root at step %d, the new one failed or '
-        'is not finite (%d since the start): %s',
+        'Shampoo, step %d: roots decomposed again in float64: %s (%d since '
+        'the start); last good roots kept: %s (%d since the start).',
         self.param_groups[number]['step'],
+        ', '.join(report.retried) or 'none',
+        self.retried_roots,
+        ', '.join(report.kept) or 'none',
         self.kept_roots,
-        ', '.join(kept),
       )
 
   def _refuse(self, names: list[str]) -> None:

@@ -3,8 +3,7 @@
 Operations on one block are too small to be divided well: threads wait for each
 other after every one of them, and on a busy machine for a long time. Blocks
 have nothing to wait for. So each worker thread takes whole blocks and runs
-their operations single-threaded; results do not depend on the number of
-workers. A GPU gets the work in order.
+their operations single-threaded. A GPU gets the work in order.
 """
 
 import concurrent.futures

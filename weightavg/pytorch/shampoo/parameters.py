@@ -1,6 +1,7 @@
 """The parameters as the optimizer sees them: names, merged views, gradients."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -141,23 +142,25 @@ def nonfinite_gradients(infos: Sequence[ParameterInfo]) -> list[str]:
   gradient whose square overflows would spoil them just as well. One read of
   the gradients and one wait for the device.
   """
-  norms = [
-    torch.linalg.vector_norm(
-      info.parameter.grad,
-      dtype=torch.promote_types(info.parameter.grad.dtype, torch.float32),
-    ).to(torch.float64)
-    for info in infos
-    if info.parameter.grad is not None
-  ]
-  if not norms:
+  present = [info for info in infos if info.parameter.grad is not None]
+  if not present:
     return []
+  norms: list[torch.Tensor] = []
+  for dtype, group in itertools.groupby(present, _gradient_dtype):
+    gradients = [g for i in group if (g := i.parameter.grad) is not None]
+    wide = torch.promote_types(dtype, torch.float32)
+    norms += torch._foreach_norm(gradients, dtype=wide)
   device = norms[0].device
-  finite = torch.isfinite(torch.stack([norm.to(device) for norm in norms]))
+  finite = torch.stack([norm.isfinite().to(device) for norm in norms])
   if finite.all():
     return []
-  present = [info for info in infos if info.parameter.grad is not None]
   return [
     info.name
     for info, good in zip(present, finite.tolist(), strict=True)
     if not good
   ]
+
+
+def _gradient_dtype(info: ParameterInfo) -> torch.dtype:
+  assert info.parameter.grad is not None
+  return info.parameter.grad.dtype
