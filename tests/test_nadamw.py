@@ -90,7 +90,8 @@ def test_large_tensors_cut_into_pieces_equal_whole_ones(monkeypatch):
   whole = run()
   monkeypatch.setattr(multi_tensor, 'PIECE', 64)
   for a, b in zip(whole, run(), strict=True):
-    assert torch.equal(a, b)
+    # Whole, the channels-last tensor takes another kernel than its pieces.
+    torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
 def test_half_precision_keeps_float32_moments_and_rounds_once():

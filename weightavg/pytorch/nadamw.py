@@ -80,6 +80,7 @@ class NadamW(torch.optim.Optimizer):
     }
     super().__init__(params, defaults)
     self._compiled = fused == 'compile'
+    self._scratch: dict[torch.dtype, Tensor] = {}
     for group in self.param_groups:
       for p in group['params']:
         if p.is_complex():
@@ -127,7 +128,7 @@ class NadamW(torch.optim.Optimizer):
       if self._compiled and self._update_compiled(tensors, t, group):
         continue
       for piece in multi_tensor.pieces(*tensors):
-        _update(piece, t, group)
+        _update(piece, t, group, self._scratch)
 
   def _update_compiled(
     self, tensors: list[list[Tensor]], t: int, group: dict[str, Any]
@@ -155,32 +156,102 @@ class NadamW(torch.optim.Optimizer):
         self.state[p][name] = saved[name].to(p.device, copy=True)
 
 
-def _update(piece: list[list[Tensor]], t: int, group: dict[str, Any]) -> None:
+def _update(
+  piece: list[list[Tensor]],
+  t: int,
+  group: dict[str, Any],
+  scratch: dict[torch.dtype, Tensor],
+) -> None:
   """One step over tensors that stay in the cache from line to line."""
   params, grads, exp_avgs, exp_avg_sqs = piece
-  lr, eps, weight_decay = group['lr'], group['eps'], group['weight_decay']
-  beta1, beta2 = group['betas']
   wide = exp_avgs[0].dtype
   weights = params
   if params[0].dtype != wide:
     weights = [p.to(wide) for p in params]
   if grads[0].dtype != wide:
     grads = [g.to(wide) for g in grads]
-  torch._foreach_lerp_(exp_avgs, grads, 1.0 - beta1)
+  torch._foreach_lerp_(exp_avgs, grads, 1.0 - group['betas'][0])
+  lists = (weights, grads, exp_avgs, exp_avg_sqs)
+  plain = all(x.is_contiguous() for tensors in lists for x in tensors)
+  if plain and weights[0].device.type == 'cpu':
+    copies = _borrow(scratch, exp_avgs)
+    torch._foreach_copy_(copies, exp_avgs)
+    _finish_by_adamw(weights, grads, copies, exp_avg_sqs, t, group)
+  else:
+    _finish_by_foreach(weights, grads, exp_avgs, exp_avg_sqs, t, group)
+  if weights is not params:
+    torch._foreach_copy_(params, weights)
+
+
+def _borrow(
+  scratch: dict[torch.dtype, Tensor], tensors: list[Tensor]
+) -> list[Tensor]:
+  """Memory like the tensors' from a buffer that is kept: new memory would cost
+  a page fault every few kilobytes.
+  """
+  dtype, sizes = tensors[0].dtype, [t.numel() for t in tensors]
+  if dtype not in scratch or scratch[dtype].numel() < sum(sizes):
+    scratch[dtype] = torch.empty(sum(sizes), dtype=dtype)
+  parts = scratch[dtype][: sum(sizes)].split(sizes)
+  return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
+
+
+def _finish_by_adamw(
+  weights: list[Tensor],
+  grads: list[Tensor],
+  copies: list[Tensor],
+  exp_avg_sqs: list[Tensor],
+  t: int,
+  group: dict[str, Any],
+) -> None:
+  """The step after m's update, by torch's fused AdamW kernel.
+
+  AdamW turns a buffer x into b1 x + (1 - b1) g and steps along it. For x = m,
+  updated already, that is the look-ahead n. The kernel writes to its buffer:
+  it gets a copy, of one piece, in the cache.
+  """
+  torch._fused_adamw_(
+    weights,
+    grads,
+    copies,
+    exp_avg_sqs,
+    [],
+    [torch.tensor(float(t))] * len(weights),
+    lr=group['lr'],
+    beta1=group['betas'][0],
+    beta2=group['betas'][1],
+    weight_decay=group['weight_decay'],
+    eps=group['eps'],
+    amsgrad=False,
+    maximize=False,
+  )
+
+
+def _finish_by_foreach(
+  weights: list[Tensor],
+  grads: list[Tensor],
+  exp_avgs: list[Tensor],
+  exp_avg_sqs: list[Tensor],
+  t: int,
+  group: dict[str, Any],
+) -> None:
+  """The step after m's update, operation by operation: any device, any strides.
+
+  With c = sqrt(1 - b2^t), n / (sqrt(v) / c + eps) = c n / (sqrt(v) + c eps).
+  """
+  beta1, beta2 = group['betas']
+  lr, weight_decay = group['lr'], group['weight_decay']
+  correction = math.sqrt(1.0 - beta2**t)
   torch._foreach_mul_(exp_avg_sqs, beta2)
   torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1.0 - beta2)
   denominators = torch._foreach_sqrt(exp_avg_sqs)
-  torch._foreach_div_(denominators, math.sqrt(1.0 - beta2**t))
-  torch._foreach_add_(denominators, eps)
+  torch._foreach_add_(denominators, correction * group['eps'])
   if weight_decay:
     torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
   # n = g + b1 (m - g)
   directions = torch._foreach_lerp(grads, exp_avgs, beta1)
-  torch._foreach_addcdiv_(
-    weights, directions, denominators, -lr / (1.0 - beta1**t)
-  )
-  if weights is not params:
-    torch._foreach_copy_(params, weights)
+  step_size = lr * correction / (1.0 - beta1**t)
+  torch._foreach_addcdiv_(weights, directions, denominators, -step_size)
 
 
 def _scalars(t: int, group: dict[str, Any]) -> list[Tensor]:
