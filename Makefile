@@ -7,8 +7,8 @@ INSTALLED := $(VENV)/installed
 # Two test processes on two cores, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: quickstart study bench readme test test-slow test-algoperf lint check \
-  format clean
+.PHONY: quickstart study horizon bench readme test test-slow test-algoperf \
+  lint check format clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m lab.quickstart
@@ -16,6 +16,10 @@ quickstart: $(INSTALLED)
 # Twelve runs, two at a time: half an hour on two cores.
 study: $(INSTALLED)
 	$(BIN)/python -m lab.study
+
+# As the study, with a grid of horizons: under 25 minutes on two cores.
+horizon: $(INSTALLED)
+	$(BIN)/python -m lab.horizon
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install -q --disable-pip-version-check \

@@ -90,14 +90,22 @@ class _Followed:
 
 
 class StudyRun(TrialRun):
-  """A trial whose evaluations look at every average, at validation only."""
+  """A trial whose evaluations look at every average, at validation only.
 
-  def __init__(self, trial: Trial) -> None:
+  Args:
+    trial: the trial.
+    first_step: evaluations before this step are left out.
+  """
+
+  def __init__(self, trial: Trial, first_step: float = 0.0) -> None:
     super().__init__(trial, {})
+    self._first_step = first_step
     self.curves: dict[str, list[list[float]]] = {}
 
   def _evaluate(self, rng: Any) -> None:
     trial, state = self.trial, self.state
+    if state.global_step < self._first_step:
+      return
     metric = trial.workload.target_metric_name
     for name, averager in trial.submission.module.averagers.items():
       with averager.evaluating():
@@ -130,6 +138,7 @@ def run(
   directory: str,
   optimizer: str = 'nadamw',
   candidates: Mapping[str, Mapping[str, Any]] = CANDIDATES,
+  evaluated_from: float = 0.0,
 ) -> dict[str, Any]:
   """Train once and evaluate every candidate; the curves, by candidate.
 
@@ -139,6 +148,7 @@ def run(
     directory: for the run's logs.
     optimizer: 'nadamw' or 'shampoo'.
     candidates: name to the knobs of its averager.
+    evaluated_from: fraction of T before which nothing is evaluated.
   """
   workload = build_workload(workload_name)
   path = f'submissions/{optimizer}/submission.py'
@@ -169,7 +179,7 @@ def run(
     eval_every=workload.eval_every_steps,
     directory=settings.trial_dir(1),
   )
-  study_run = StudyRun(trial)
+  study_run = StudyRun(trial, evaluated_from * workload.step_hint)
   study_run.run()
   return {
     'optimizer': optimizer,
