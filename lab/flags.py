@@ -6,6 +6,7 @@ from typing import Any
 from absl import flags
 
 from lab import workloads
+from lab.errors import InputError
 from lab.settings import Settings
 
 _WORKLOADS = ', '.join(sorted(workloads.WORKLOADS))
@@ -99,6 +100,19 @@ flags.DEFINE_boolean(
   False,
   'Run on after the targets are reached, so that whole curves can be compared.',
 )
+flags.DEFINE_integer(
+  'save_every',
+  None,
+  'Steps between light checkpoints: the raw weights alone, in weights/, for '
+  'lab.offline.',
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  'keep',
+  None,
+  'Number of light checkpoints that are kept, the latest ones; by default all.',
+  lower_bound=1,
+)
 
 REQUIRED = ('workload', 'submission_path', 'experiment_dir', 'experiment_name')
 
@@ -109,4 +123,6 @@ def settings() -> Settings:
     field.name: flags.FLAGS[field.name].value
     for field in dataclasses.fields(Settings)
   }
+  if values['keep'] and not values['save_every']:
+    raise InputError('Invalid flags: --keep needs --save_every.')
   return Settings(**values)

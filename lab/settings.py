@@ -31,6 +31,8 @@ class Settings:
   append_timestamp: bool = False
   torch_compile: bool = False
   profile: bool = False
+  save_every: int | None = None
+  keep: int | None = None
 
   @property
   def log_dir(self) -> str:

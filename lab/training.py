@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from absl import logging
 
-from lab import checkpoints, logs, random_utils
+from lab import checkpoints, light, logs, random_utils
 from lab.distributed import Context
 from lab.progress import Progress
 from lab.settings import Settings
@@ -217,6 +217,7 @@ class TrialRun:
       end_time - state.train_state['last_step_end_time']
     )
     self._progress.step()
+    self._save_weights()
     if self._is_due(end_time):
       self._prepare_for_eval(prepare_rng)
       billed = state.train_state['accumulated_submission_time']
@@ -352,6 +353,20 @@ class TrialRun:
         self.state,
         self.trial.directory,
         keep_all=settings.save_intermediate_checkpoints,
+      )
+
+  def _save_weights(self) -> None:
+    # Before any evaluation puts an average in the weights' place.
+    settings, state = self.trial.settings, self.state
+    every = settings.save_every
+    if every is None or state.global_step % every or not self._is_main:
+      return
+    with section('Light checkpoint'):
+      light.save(
+        state.model_params,
+        self.trial.directory,
+        state.global_step,
+        settings.keep,
       )
 
   def _finish(self) -> None:
