@@ -26,6 +26,11 @@ CUTS = {
 }
 
 
+def cuts_of(name):
+  """All for the fake submission, the two that differ most for the others."""
+  return [*CUTS] if name == 'fake' else ['update', 'after_evaluation']
+
+
 def kill_in(method, step):
   """Make a method of a run end it; returns what undoes that."""
   original = getattr(TrialRun, method)
@@ -63,12 +68,23 @@ def prepare(folder, name, context):
   }
 
 
+def count_saves():
+  """Count how often this rank writes a checkpoint, in a list."""
+  save, saves = checkpoints.save, []
+
+  def counting(state, *args, **kwargs):
+    saves.append(state.global_step)
+    return save(state, *args, **kwargs)
+
+  checkpoints.save = counting
+  return saves
+
+
 def run(folder, name, context, experiment, **options):
   """Run and write down what this rank holds then."""
   state = fakes.run(folder, context, experiment_name=experiment, **options)
   content = {
     'model': checkpoints.unwrapped(state.model_params).state_dict(),
-    'optimizer': state.optimizer_state['optimizer'].state_dict(),
     'evaluations': [
       (step, {k: v for k, v in metrics.items() if '/' in k})
       for step, metrics in state.eval_results
@@ -81,10 +97,12 @@ def main(folder, *names):
   """Each submission undisturbed, and cut and resumed at each moment."""
   context = distributed.start()
   folder = pathlib.Path(folder)
+  saves = count_saves()
   for name in names:
     options = prepare(folder, name, context)
     run(folder, name, context, 'whole', **options)
-    for experiment, (method, step) in CUTS.items():
+    for experiment in cuts_of(name):
+      method, step = CUTS[experiment]
       undo = kill_in(method, step)
       try:
         run(folder, name, context, experiment, **options)
@@ -100,6 +118,7 @@ def main(folder, *names):
   except InputError as error:
     message = str(error)
   (folder / f'error_{context.rank}').write_text(message)
+  (folder / f'saves_{context.rank}').write_text(str(len(saves)))
   distributed.stop()
 
 

@@ -241,6 +241,22 @@ def tree(folder: Any) -> dict[str, bytes]:
   }
 
 
+def differences(a: Any, b: Any, where: str = 'state') -> list[str]:
+  """Paths at which two nested states differ in a single bit."""
+  if isinstance(a, dict) and isinstance(b, dict):
+    if a.keys() != b.keys():
+      return [where]
+    parts = [differences(a[k], b[k], f'{where}/{k}') for k in a]
+    return [path for part in parts for path in part]
+  if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+    if len(a) != len(b):
+      return [where]
+    return differences(dict(enumerate(a)), dict(enumerate(b)), where)
+  if isinstance(a, torch.Tensor):
+    return [] if torch.equal(a, b) and a.dtype == b.dtype else [where]
+  return [] if a == b else [where]
+
+
 def write_submission(folder: Any, text: str = SUBMISSION) -> str:
   """Write a submission below `folder`; its path relative to it.
 

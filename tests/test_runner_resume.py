@@ -113,22 +113,6 @@ def trial_of(options, name):
   return pathlib.Path(options['experiment_dir']) / name / workload / 'trial_1'
 
 
-def differences(a, b, where='checkpoint'):
-  """Paths at which two nested states differ in a single bit."""
-  if isinstance(a, dict) and isinstance(b, dict):
-    if a.keys() != b.keys():
-      return [where]
-    parts = [differences(a[k], b[k], f'{where}/{k}') for k in a]
-    return [path for part in parts for path in part]
-  if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-    if len(a) != len(b):
-      return [where]
-    return differences(dict(enumerate(a)), dict(enumerate(b)), where)
-  if isinstance(a, torch.Tensor):
-    return [] if torch.equal(a, b) and a.dtype == b.dtype else [where]
-  return [] if a == b else [where]
-
-
 def without_times(checkpoint):
   kept = ('model_params', 'optimizer_state', 'model_state', 'global_step')
   result = {key: checkpoint[key] for key in kept}
@@ -164,7 +148,7 @@ def test_resumed_run_equals_the_undisturbed_one(
   for step in (5, 10, 15, 20):
     a = load(checkpoints.path_of(str(whole), step))
     b = load(checkpoints.path_of(str(cut), step))
-    assert differences(without_times(a), without_times(b)) == []
+    assert fakes.differences(without_times(a), without_times(b)) == []
   assert b['preemption_count'] == 1
   evals = csv_steps(cut / 'eval_measurements.csv', 'score')
   assert evals == [5, 10, 15, 20]
@@ -187,7 +171,7 @@ def test_a_run_may_be_resumed_many_times(options, tmp_path, kill_switch):
   fakes.run(tmp_path, experiment_name='cut', resume_last_run=True, **options)
   a = load(trial_of(options, 'whole') / 'checkpoint_20')
   b = load(trial_of(options, 'cut') / 'checkpoint_20')
-  assert differences(without_times(a), without_times(b)) == []
+  assert fakes.differences(without_times(a), without_times(b)) == []
   # Resumed from the same checkpoint (5) twice: it was the first resumption
   # both times, as far as the files know.
   assert b['preemption_count'] == 3
@@ -213,7 +197,7 @@ def test_a_finished_run_stays_as_it_is(options, tmp_path):
   rows = (trial / 'measurements.csv').read_text().splitlines()
   fakes.run(tmp_path, resume_last_run=True, **options)
   after = load(trial / 'checkpoint_20')
-  assert differences(without_times(before), without_times(after)) == []
+  assert fakes.differences(without_times(before), without_times(after)) == []
   assert len((trial / 'measurements.csv').read_text().splitlines()) == len(rows)
 
 
@@ -250,7 +234,7 @@ def test_resume_without_a_seed_takes_the_one_of_the_run(
   )
   a = load(trial_of(options, 'whole') / 'checkpoint_20')
   b = load(trial_of(options, 'cut') / 'checkpoint_20')
-  assert differences(without_times(a), without_times(b)) == []
+  assert fakes.differences(without_times(a), without_times(b)) == []
 
 
 @pytest.mark.parametrize('options', ['fake'], indirect=True)
@@ -267,4 +251,4 @@ def test_a_queue_without_skip_is_drawn_from(
   fakes.run(tmp_path, experiment_name='cut', resume_last_run=True, **options)
   a = load(trial_of(options, 'whole') / 'checkpoint_20')
   b = load(trial_of(options, 'cut') / 'checkpoint_20')
-  assert differences(without_times(a), without_times(b)) == []
+  assert fakes.differences(without_times(a), without_times(b)) == []
