@@ -24,7 +24,7 @@ RUN = Run('nadamw_ema', 'click_dlrm', study=0, trial=1)
 
 
 def parse(tmp_path, *arguments):
-  words = [*arguments, f'--experiment_dir={tmp_path / "runs"}']
+  words = [f'--experiment_dir={tmp_path / "runs"}', *arguments]
   return launch.parse(words)
 
 
