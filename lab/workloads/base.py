@@ -84,6 +84,7 @@ class LocalWorkload(spec.Workload):
   def __init__(self, *args: Any, **kwargs: Any) -> None:
     super().__init__(*args, **kwargs)
     self._splits: dict[str, dict[str, torch.Tensor]] = {}
+    self._fingerprint: str | None = None
     self._device = local_device()
 
   # What a subclass defines.
@@ -214,10 +215,13 @@ class LocalWorkload(spec.Workload):
 
   def data_fingerprint(self) -> str:
     """Hash of the fixed data: which data the targets were set on."""
-    digest = hashlib.sha256()
-    for array in self._fixed_data():
-      digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
+    # Asked for with every look at a target; megabytes are hashed once.
+    if self._fingerprint is None:
+      digest = hashlib.sha256()
+      for array in self._fixed_data():
+        digest.update(np.ascontiguousarray(array).tobytes())
+      self._fingerprint = digest.hexdigest()[:16]
+    return self._fingerprint
 
   # Data.
 
