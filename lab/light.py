@@ -24,8 +24,8 @@ def steps(directory: str) -> list[int]:
   return sorted(int(match[1]) for match in matches if match)
 
 
-def path_of(directory: str, step: int) -> str:
-  """Path of the light checkpoint of a step."""
+def path_of(directory: str, step: int | str) -> str:
+  """Path of the light checkpoint of a step; '*' makes a pattern."""
   return os.path.join(directory, FOLDER, f'step_{step}.safetensors')
 
 

@@ -1,13 +1,13 @@
-"""Averages after the fact: `python -m lab.offline average --help`."""
+"""Averages after the fact: `python -m lab.offline average|sweep --help`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from lab.errors import InputError
-from lab.offline import average_command
+from lab.offline import average_command, sweep_command
 
-_COMMANDS = {'average': average_command}
+_COMMANDS = {'average': average_command, 'sweep': sweep_command}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

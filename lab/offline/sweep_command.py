@@ -1,0 +1,138 @@
+"""`sweep`: every average of a finished run's checkpoints, evaluated.
+
+Writes sweep.csv, in the columns of the run's own eval_measurements.csv with
+scheme, window, decay and every before them, and for each average a trial as
+the runner writes it, so that reports take it for one more submission.
+"""
+
+import argparse
+import os
+from typing import Any
+
+from lab import light, logs, workloads
+from lab.errors import InputError
+from lab.offline import plans, series, sweep
+from lab.offline.average_command import numbers
+from lab.progress import Progress
+from weightavg.workloads import get_batch_size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The command line of `sweep`; lists are separated by commas."""
+  ints, floats = numbers(int), numbers(float)
+  parser.add_argument(
+    '--run', required=True, help="a trial's directory, with weights/ in it"
+  )
+  parser.add_argument('--workload', required=True, help='local, or AlgoPerf')
+  parser.add_argument('--windows', type=ints, default=[], help='LAWA')
+  parser.add_argument('--decays', type=floats, default=[], help='EMA')
+  parser.add_argument(
+    '--every', type=ints, default=[1], help='checkpoints between two samples'
+  )
+  parser.add_argument(
+    '--recompute_batch_norm',
+    type=int,
+    default=0,
+    metavar='BATCHES',
+    help='recompute running statistics by so many training batches',
+  )
+  parser.add_argument('--output_dir', help='where results go (RUN/offline)')
+  parser.add_argument(
+    '--checkpoints',
+    nargs='+',
+    help='patterns, instead of the light checkpoints of the run',
+  )
+  parser.add_argument('--data_dir', default='', help="of AlgoPerf's workloads")
+
+
+def _workload(name: str) -> Any:
+  if name in workloads.WORKLOADS:
+    return workloads.build_workload(name)
+  try:
+    from algoperf.workloads import workloads as registry
+  except ImportError as error:
+    raise InputError(
+      f'Invalid workload={name!r}. Must be one of '
+      f"{', '.join(sorted(workloads.WORKLOADS))}; AlgoPerf's need algoperf."
+    ) from error
+  if name not in registry.WORKLOADS:
+    raise InputError(f'Invalid workload={name!r}. AlgoPerf has no such one.')
+  entry = registry.WORKLOADS[name]
+  path = f'{registry.BASE_WORKLOADS_DIR}{entry["workload_path"]}_pytorch'
+  return registry.import_workload(
+    f'{path}/workload.py', entry['workload_class_name']
+  )
+
+
+def _variants(args: argparse.Namespace) -> list[sweep.Variant]:
+  if not args.windows and not args.decays:
+    raise InputError('Missing windows or decays.')
+  found = []
+  for every in args.every:
+    if every < 1:
+      raise InputError(f'Invalid every={every}. Must be in [1, inf).')
+    schemes: list[plans.Scheme] = []
+    if args.windows:
+      schemes += [s for _, s in plans.schemes('lawa', windows=args.windows)]
+    if args.decays:
+      schemes += [s for _, s in plans.schemes('ema', decays=args.decays)]
+    found += [sweep.Variant(scheme, every) for scheme in schemes]
+  return found
+
+
+def run(args: argparse.Namespace) -> int:
+  """Evaluate what is not known yet, and write the tables."""
+  output = args.output_dir or os.path.join(args.run, 'offline')
+  variants = _variants(args)
+  workload = _workload(args.workload)
+  patterns = args.checkpoints or [light.path_of(args.run, '*')]
+  found = series.find(patterns)
+  os.makedirs(output, exist_ok=True)
+  sweeping = sweep.Sweep(
+    workload,
+    found,
+    args.run,
+    output,
+    args.data_dir,
+    args.recompute_batch_norm,
+    get_batch_size(args.workload) if args.recompute_batch_norm else 0,
+  )
+  points = sweeping.points()
+  if not points:
+    raise InputError(f'No checkpoint before any evaluation of {args.run}.')
+  bar = Progress(len(variants) * len(points), 0, visible=True)
+  rows: dict[sweep.Variant, list[dict[str, Any]]] = {v: [] for v in variants}
+  for variant, row in sweeping.run(variants, bar.step):
+    rows[variant].append(row)
+  bar.close()
+  _write(output, args.workload, rows)
+  total = sum(map(len, rows.values()))
+  print(
+    f'{os.path.join(output, "sweep.csv")}: {len(variants)} averages, {total} '
+    f'rows, {sweeping.evaluated} evaluated now'
+  )
+  return 0
+
+
+def _write(
+  output: str,
+  workload: str,
+  rows: dict[sweep.Variant, list[dict[str, Any]]],
+) -> None:
+  everything = []
+  for variant, own in rows.items():
+    trial = os.path.join(output, variant.name, f'{workload}_pytorch', 'trial_1')
+    os.makedirs(trial, exist_ok=True)
+    logs.write_json(os.path.join(trial, logs.HPARAMS), variant.columns)
+    _write_table(os.path.join(trial, logs.EVAL_MEASUREMENTS), own)
+    everything += [variant.columns | row for row in own]
+  _write_table(os.path.join(output, 'sweep.csv'), everything)
+
+
+def _write_table(path: str, rows: list[dict[str, Any]]) -> None:
+  if os.path.exists(path):
+    os.remove(path)
+  table = logs.Table(path)
+  table.columns = list(dict.fromkeys(key for row in rows for key in row))
+  table.rows = rows
+  table.rewrite()
