@@ -54,10 +54,13 @@ def check_writable(folder: pathlib.Path) -> None:
 
 
 def run(function: Callable[[], int | None]) -> NoReturn:
-  """Call and exit; an InputError becomes one line and status 1."""
+  """Call and exit; an InputError becomes one line and status 1.
+
+  So does what the file system refuses: a full disk, a folder without rights.
+  """
   try:
     sys.exit(function() or 0)
-  except InputError as error:
+  except (InputError, OSError) as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     sys.exit(1)
   except KeyboardInterrupt:

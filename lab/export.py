@@ -16,7 +16,6 @@ import ast
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Sequence
 
@@ -188,6 +187,20 @@ def _check_target(target: pathlib.Path, overwrite: bool) -> None:
     )
 
 
+def _swap(new: pathlib.Path, target: pathlib.Path, aside: pathlib.Path) -> None:
+  """Put `new` where `target` is; what was there goes aside, or stays."""
+  existed = target.exists()
+  if existed:
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(target, aside)
+  try:
+    os.rename(new, target)
+  except OSError:
+    if existed:
+      os.rename(aside, target)
+    raise
+
+
 def write(
   exports: dict[str, Files], output: pathlib.Path, overwrite: bool = False
 ) -> list[pathlib.Path]:
@@ -216,12 +229,7 @@ def write(
         path.write_text(text, encoding='utf-8')
     for folder, target in targets.items():
       target.parent.mkdir(parents=True, exist_ok=True)
-      if target.exists():
-        aside = base / 'old' / folder
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(target, aside)
-      os.rename(base / 'new' / folder, target)
-    shutil.rmtree(base / 'old', ignore_errors=True)
+      _swap(base / 'new' / folder, target, base / 'old' / folder)
   return list(targets.values())
 
 

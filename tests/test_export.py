@@ -373,6 +373,22 @@ def test_a_failed_write_leaves_the_earlier_export(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == ['x']
 
 
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+  export.write({'x/one': {'submission.py': 'old\n'}}, tmp_path)
+  before = tree(tmp_path)
+  rename = os.rename
+
+  def refuse_new(source, target):
+    if 'new' in pathlib.Path(source).parts:
+      raise PermissionError('no rights')
+    rename(source, target)
+
+  monkeypatch.setattr(os, 'rename', refuse_new)
+  with pytest.raises(PermissionError):
+    export.write({'x/one': {'submission.py': 'new'}}, tmp_path, overwrite=True)
+  assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize(
   ('arguments', 'part'),
   [

@@ -379,6 +379,16 @@ def test_no_run_starts_twice_even_if_its_launcher_is_killed(tmp_path):
   assert not jobs.is_running(files, RUN)
 
 
+def test_the_lock_is_handed_on_to_the_run(tmp_path, monkeypatch):
+  text = (
+    'import os, sys\n'
+    'names = [os.path.realpath(f"/proc/self/fd/{n}") for n in range(3, 64)]\n'
+    'sys.exit(0 if any(name.endswith(".lock") for name in names) else 1)\n'
+  )
+  scripted(monkeypatch, text)
+  assert jobs.Job(plan_of(tmp_path), RUN, files_of(tmp_path))() == 0
+
+
 def test_a_stopped_job_ends_its_processes_and_is_submitted_again(tmp_path):
   submitit = pytest.importorskip('submitit')
   plan, files = plan_of(tmp_path), files_of(tmp_path)
