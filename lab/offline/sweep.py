@@ -6,6 +6,7 @@ with the same arguments. Results are kept by content: a digest of the weights
 that were evaluated, and of how.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -271,12 +272,14 @@ def _merged(row: Mapping[str, str], metrics: Mapping[str, Any]) -> dict:
 def _read_cache(path: str) -> dict[str, dict[str, Any]]:
   found = {}
   if os.path.exists(path):
-    with open(path, encoding='utf-8') as file:
-      for line in file:
-        try:
-          entry = json.loads(line)
-        except ValueError:
-          # A sweep that was killed while writing leaves half a line.
-          continue
+    with open(path, 'r+', encoding='utf-8') as file:
+      text = file.read()
+      # A sweep that was killed while writing leaves half a line, which must
+      # not swallow the next one.
+      if text and not text.endswith('\n'):
+        file.write('\n')
+    for line in text.splitlines():
+      with contextlib.suppress(ValueError):
+        entry = json.loads(line)
         found[entry['key']] = entry['metrics']
   return found

@@ -77,7 +77,7 @@ def _variants(args: argparse.Namespace) -> list[sweep.Variant]:
     if args.decays:
       schemes += [s for _, s in plans.schemes('ema', decays=args.decays)]
     found += [sweep.Variant(scheme, every) for scheme in schemes]
-  return found
+  return list(dict.fromkeys(found))
 
 
 def run(args: argparse.Namespace) -> int:
