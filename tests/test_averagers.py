@@ -162,10 +162,13 @@ def test_online_equals_explicit_sum(scheme, every, dtype, tolerance):
 @pytest.mark.parametrize('scheme', SCHEMES)
 def test_large_tensors_cut_into_pieces_equal_whole_ones(scheme, monkeypatch):
   def run():
-    model, optimizer, averager = build(scheme)
-    model.to(memory_format=torch.channels_last)
-    for step in range(4):
-      train_step(model, optimizer, step)
+    torch.manual_seed(0)
+    model = Net().to(memory_format=torch.channels_last)
+    averager = Averager(model, config(scheme), budget=100)
+    for _ in range(4):
+      with torch.no_grad():
+        for p in model.parameters():
+          p.add_(torch.randn(p.shape))
       averager.update()
     with averager.evaluating():
       return weights(model)
@@ -349,16 +352,21 @@ def test_tied_parameters_stay_tied(swap):
 def test_running_statistics_are_current_or_averaged():
   for mode in ('current', 'averaged'):
     model, optimizer, averager = build('polyak', averaging_batch_norm=mode)
-    means = []
+    means, variances = [], []
     for step in range(3):
       train_step(model, optimizer, step)
       averager.update()
       means.append(model.norm.running_mean.clone())
+      variances.append(model.norm.running_var.clone())
     expected = means[-1] if mode == 'current' else sum(means) / 3
     with averager.evaluating():
       # Three float32 additions.
       torch.testing.assert_close(
         model.norm.running_mean, expected, rtol=1e-6, atol=1e-7
+      )
+      shown = variances[-1] if mode == 'current' else sum(variances) / 3
+      torch.testing.assert_close(
+        model.norm.running_var, shown, rtol=1e-6, atol=1e-7
       )
       assert model.norm.num_batches_tracked == 3
     assert torch.equal(model.norm.running_mean, means[-1])
@@ -566,3 +574,120 @@ def test_two_tensors_of_one_name_are_refused():
 def test_budget_must_be_positive():
   with pytest.raises(ValueError, match='Invalid budget=0'):
     Averager(Net(), config('ema'), budget=0)
+
+
+# Found by a reader who tried to break it.
+
+
+def test_a_model_restored_under_a_shown_average_is_not_overwritten():
+  for swap in SWAPS:
+    p = nn.Parameter(torch.ones(1))
+    model = nn.ParameterDict({'p': p})
+    averager = Averager(model, config('ema', averaging_swap=swap), budget=10)
+    averager.update()
+    saved = through_a_file([model.state_dict(), averager.state_dict()])
+    p.data.fill_(9.0)
+    averager.update()
+    averager.swap_in()
+    model.load_state_dict(saved[0])
+    averager.load_state_dict(saved[1])
+    assert p.item() == 1.0
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+@pytest.mark.parametrize('swap', SWAPS)
+def test_evaluation_may_run_in_inference_mode(scheme, swap):
+  p = nn.Parameter(torch.zeros(1))
+  averager = Averager(
+    [('p', p)], config(scheme, averaging_swap=swap), budget=10
+  )
+  shown = []
+  for value in (1.0, 2.0):
+    p.data.fill_(value)
+    averager.update()
+    with torch.inference_mode(), averager.evaluating():
+      shown.append(p.item())
+  with averager.evaluating():
+    assert p.item() == shown[-1]
+  (p * 2).backward()
+  assert p.item() == 2.0
+
+
+def test_evaluations_nest():
+  p = nn.Parameter(torch.zeros(1))
+  averager = Averager([('p', p)], config('polyak'), budget=10)
+  for value in (1.0, 2.0):
+    p.data.fill_(value)
+    averager.update()
+  with averager.evaluating():
+    with averager.evaluating():
+      pass
+    assert p.item() == 1.5
+  assert p.item() == 2.0
+
+
+def test_half_a_swap_can_be_undone(monkeypatch):
+  p, q = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+  averager = Averager([('p', p), ('q', q)], config('polyak'), budget=10)
+  for value in (1.0, 2.0):
+    p.data.fill_(value)
+    averager.update()
+  shown = averager.placement.shown
+  # An average of another dtype cannot be put into the second parameter.
+  monkeypatch.setattr(
+    averager.placement,
+    'shown',
+    lambda tensors: [shown(tensors)[0], torch.zeros(1, dtype=torch.int64)],
+  )
+  with pytest.raises(RuntimeError), averager.evaluating():
+    pass
+  assert (p.item(), q.item(), averager.swapped) == (2.0, 0.0, False)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda s: s.pop('step'), 'step=None. Must be int'),
+    (lambda s: s.update(samples=-1), 'samples=-1. Must be int'),
+    (lambda s: s.update(recipe=None), 'recipe=None. Must be dict'),
+    (lambda s: s.update(buffers=[]), '0 buffers for 1 samples. Must be 1'),
+    (
+      lambda s: s['buffers'][0].update({'out.bias': 3}),
+      "'out.bias' is a int. Must be a tensor",
+    ),
+  ],
+)
+def test_malformed_states_change_nothing(change, message):
+  _, _, averager = build('ema')
+  averager.update()
+  state = averager.state_dict()
+  change(state)
+  target = build('ema')[2]
+  with pytest.raises(ValueError, match=re.escape(message)):
+    target.load_state_dict(state)
+  assert (target.step, target.samples) == (0, 0)
+
+
+def test_parameters_that_are_not_trained_are_left_alone():
+  model = nn.Linear(2, 2)
+  model.mask = nn.Parameter(torch.tensor([-torch.inf]), requires_grad=False)
+  averager = Averager(model, config('lawa'), budget=10)
+  averager.update()
+  assert (averager.samples, averager.skipped) == (1, 0)
+  with averager.evaluating():
+    assert model.mask.item() == -torch.inf
+
+
+def test_no_weights_are_refused():
+  with pytest.raises(ValueError, match='Invalid weights: there are none'):
+    Averager([], config('ema'), budget=10)
+
+
+def test_a_skipped_sample_is_remembered_across_a_resume():
+  _, _, averager = build('lawa')
+  averager.update(finite=False)
+  for _ in range(5):
+    averager.update()
+  restored = build('lawa')[2]
+  restored.load_state_dict(through_a_file(averager.state_dict()))
+  assert (restored.skipped, restored.samples, restored.step) == (1, 5, 6)

@@ -48,6 +48,11 @@ def test_all_finite_finds_one_bad_element(bad, dtype):
   assert not multi_tensor.all_finite(tensors)
 
 
+def test_all_finite_looks_at_every_dtype():
+  bad = torch.tensor([torch.nan], dtype=torch.bfloat16)
+  assert not multi_tensor.all_finite([torch.ones(1), bad])
+
+
 def test_all_finite_is_not_fooled_by_sums():
   inf = float('inf')
   assert not multi_tensor.all_finite([torch.tensor([inf, -inf])])

@@ -132,6 +132,26 @@ def test_a_restored_optimizer_continues_bit_for_bit(dtype):
     assert restored.state[q]['exp_avg'].dtype == torch.float32
 
 
+def test_copies_and_loaded_states_are_independent():
+  params = parameters(torch.float32)
+  optimizer = NadamW(params, **SETTINGS)
+  for p, g in zip(params, gradients(params, 0), strict=True):
+    p.grad = g
+  optimizer.step()
+  other = NadamW(parameters(torch.float32), **SETTINGS)
+  other.load_state_dict(optimizer.state_dict())
+  before = other.state[other.param_groups[0]['params'][0]]['exp_avg'].clone()
+  duplicate = copy.deepcopy(optimizer)
+  for p, g in zip(
+    duplicate.param_groups[0]['params'], gradients(params, 1), strict=True
+  ):
+    p.grad = g
+  duplicate.step()
+  optimizer.step()
+  after = other.state[other.param_groups[0]['params'][0]]['exp_avg']
+  assert torch.equal(after, before)
+
+
 def test_parameters_without_gradient_are_left_alone():
   p, q = parameters(torch.float32, ((3,), (3,)))
   before = copy.deepcopy(q.data)

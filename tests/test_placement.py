@@ -37,6 +37,7 @@ def weights(dtype=torch.float32):
     ('empty', nn.Parameter(torch.empty(0, 3, dtype=dtype))),
     ('scalar', nn.Parameter(torch.randn(()).to(dtype))),
     ('strided', strided),
+    ('gaps', nn.Parameter(torch.randn(6, 5).to(dtype).t()[::2])),
     ('double', nn.Parameter(torch.randn(7, dtype=torch.float64))),
   ]
 
@@ -125,6 +126,15 @@ def test_states_convert_between_placements(source, target, scheme, shown):
     a.update()
     a.swap_in()
   assert_same(values(other), values(named))
+
+
+def test_a_sharded_average_of_several_dtypes_can_be_saved():
+  named = weights()
+  averager = build(named, 'ema', 'sharded')
+  averager.update()
+  averager.swap_in()
+  shown = through_a_file([p.data for _, p in named])
+  assert_same(shown, values(named))
 
 
 def test_averaging_in_host_memory_counts_its_staging_buffer():

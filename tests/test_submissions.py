@@ -76,6 +76,7 @@ class Workload:
 
   def __init__(self):
     self.calls = []
+    self.smoothing = None
 
   def model_fn(
     self,
@@ -94,6 +95,7 @@ class Workload:
   def loss_fn(
     self, label_batch, logits_batch, mask_batch=None, label_smoothing=0.0
   ):
+    self.smoothing = label_smoothing
     target = label_batch[0] if isinstance(label_batch, tuple) else label_batch
     per_example = (logits_batch - target).pow(2).sum(-1)
     if mask_batch is not None:
@@ -276,8 +278,10 @@ def test_a_state_of_another_budget_is_refused():
 
 
 def test_the_model_is_called_for_training_with_the_points_dropout():
-  host = Host('nadamw', dropout_rate=0.25)
+  host = Host('nadamw', dropout_rate=0.25, label_smoothing=0.125)
+  host.model.eval()
   host.update()
+  assert host.workload.smoothing == 0.125
   assert host.workload.calls == [(spec.ForwardPassMode.TRAIN, True, 0.25)]
   assert host.model.training
 
@@ -318,7 +322,7 @@ def test_loss_and_gradient_norm_are_logged_as_the_baselines_do():
 
   class Logger:
     def append_scalar_metrics(self, metrics, global_step):
-      rows.append((global_step, sorted(metrics)))
+      rows.append((global_step, metrics))
 
   host = Host('nadamw')
   host.workload.metrics_logger = Logger()
@@ -327,7 +331,52 @@ def test_loss_and_gradient_norm_are_logged_as_the_baselines_do():
     host.update()
   logged = [step for step, _ in rows]
   assert logged == [0, 100, 500, 1000]
-  assert rows[0][1] == ['grad_norm', 'loss']
+  assert sorted(rows[0][1]) == ['grad_norm', 'loss']
+  # The loss is a mean over the 16 examples, of the weights before the step.
+  fresh = Host('nadamw')
+  batch = next(fresh.batches())
+  per_example = (fresh.model(batch['inputs']) - batch['targets']).pow(2).sum(-1)
+  assert rows[0][1]['loss'] == pytest.approx(
+    per_example.mean().item(), rel=1e-5
+  )
+
+
+def test_the_point_reaches_optimizer_and_schedule():
+  host = Host('nadamw', schedule_factor=0.5, warmup_factor=0.0)
+  group = host.state['optimizer'].param_groups[0]
+  values = host.hyperparameters
+  assert group['betas'] == (1 - values.one_minus_beta1, values.beta2)
+  assert group['weight_decay'] == values.weight_decay
+  for _ in range(125):
+    host.update()
+  # Half of half of 500 steps: the cosine is at its middle.
+  assert group['lr'] == pytest.approx(values.learning_rate / 2)
+
+
+def test_samples_are_taken_after_the_step():
+  host = Host('nadamw_lawa')
+  seen = []
+  for _ in range(4):
+    host.update()
+    seen.append(host.weights())
+  host.prepare_for_eval()
+  # Four float32 additions.
+  torch.testing.assert_close(
+    host.weights(), torch.stack(seen).mean(0), rtol=1e-6, atol=1e-7
+  )
+
+
+def test_a_state_of_another_optimizer_is_refused():
+  state = Host('nadamw').state['run'].state_dict()
+  with pytest.raises(ValueError, match="optimizer='nadamw', this submission"):
+    Host('shampoo').state['run'].load_state_dict(state)
+
+
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_speech_batch_sizes_are_the_optimizers_own(folder):
+  sizes = (200, 224) if folder.startswith('shampoo') else (256, 256)
+  names = ('librispeech_conformer', 'librispeech_deepspeech')
+  assert tuple(map(load(folder).get_batch_size, names)) == sizes
 
 
 def test_kaddours_preset_counts_epochs_by_the_workloads_batch_size():

@@ -106,6 +106,15 @@ class AveragingConfig:
           f'averaging_scheme={self.averaging_scheme!r}, only with '
           f'{" or ".join(schemes)}.'
         )
+    if (
+      self.averaging_batch_norm == 'averaged'
+      and self.averaging_placement == 'sharded'
+    ):
+      # Without SyncBatchNorm each rank has statistics of its own.
+      raise ValueError(
+        "Contradicting averaging_batch_norm='averaged' and "
+        "averaging_placement='sharded': ranks' statistics differ."
+      )
     if not self.averaging_checkpoints and self.averaging_placement != 'sharded':
       raise ValueError(
         'Invalid averaging_checkpoints=False. It has no effect with '
@@ -164,8 +173,17 @@ class AveragingConfig:
     Returns:
       When to sample, and the scheme (None for 'none').
     """
-    if budget < 1:
-      raise ValueError(f'Invalid budget={budget}. Must be in [1, inf) steps.')
+    if steps_per_epoch is not None and (
+      not isinstance(steps_per_epoch, int) or steps_per_epoch < 1
+    ):
+      raise ValueError(
+        f'Invalid steps_per_epoch={steps_per_epoch!r}. Must be an integer in '
+        '[1, inf).'
+      )
+    if not isinstance(budget, int) or budget < 1:
+      raise ValueError(
+        f'Invalid budget={budget!r}. Must be an integer in [1, inf).'
+      )
     every_fraction = self.averaging_every or DEFAULT_EVERY
     every = self.averaging_every_steps or max(1, round(every_fraction * budget))
     window = self.lawa_window

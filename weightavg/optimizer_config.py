@@ -15,7 +15,7 @@ class NadamWConfig:
   )
   beta2: float = knob(0.999, float, '[0, 1)', 'of the second moment')
   weight_decay: float = knob(0.0, float, '[0, inf)', 'decoupled')
-  epsilon: float = knob(1e-8, float, '[0, inf)', 'added to the denominator')
+  epsilon: float = knob(1e-8, float, '(0, inf)', 'added to the denominator')
   fused: str | None = knob(
     None, str, ('compile',), 'torch.compile makes one kernel of the step'
   )

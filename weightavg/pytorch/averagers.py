@@ -1,19 +1,36 @@
 """Averaging the weights of a model while something else trains it."""
 
+import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from absl import logging
 from torch import Tensor, nn
 
+from weightavg import coefficients
 from weightavg.config import AveragingConfig
 from weightavg.pytorch import models, multi_tensor
 from weightavg.pytorch.placement import build_placement
 
 _FORMAT = 1
+_KINDS: dict[str, type] = {
+  'recipe': dict,
+  'step': int,
+  'samples': int,
+  'skipped': int,
+  'swapped': bool,
+  'complete': bool,
+  'buffers': list,
+  'raw': dict,
+}
+
+
+def _outside_autograd(method: Callable[..., None]) -> Callable[..., None]:
+  """No gradients, and no inference tensors: buffers outlive the block."""
+  return torch.inference_mode(False)(torch.no_grad()(method))
 
 
 class Averager:
@@ -40,11 +57,13 @@ class Averager:
   torch.compile's mode='reduce-overhead'), views such as `p.data[0]` or
   `p.numpy()` taken before it, and inference copies that share memory. For them
   averaging_swap='copy' copies the average into the parameters and the raw
-  weights back.
+  weights back. While the average is shown it is for reading: what is written to
+  the parameters is written to the average itself.
 
   Args:
     weights: the model (wrapped by DistributedDataParallel or torch.compile or
-      not), or pairs of a name and a tensor. Tied parameters count once.
+      not), or pairs of a name and a tensor. Tied parameters count once; those
+      of a model that require no gradient now are left alone, then and later.
       Running statistics of BatchNorm stay the live model's; they are averaged
       like parameters with averaging_batch_norm='averaged' (models only).
     config: scheme and horizon; fractions are of `budget`.
@@ -107,7 +126,7 @@ class Averager:
     """Whether the model holds the average at the moment."""
     return self._raw is not None
 
-  @torch.no_grad()
+  @_outside_autograd
   def update(self, finite: bool | None = None) -> None:
     """Call after every optimizer step: counts it, and samples if it is due.
 
@@ -135,7 +154,7 @@ class Averager:
         self.skipped,
       )
 
-  @torch.no_grad()
+  @_outside_autograd
   def swap_in(self) -> None:
     """Show the average; nothing happens if it is shown already.
 
@@ -146,11 +165,12 @@ class Averager:
       return
     self.placement.collect()
     shown = self.placement.shown(self._data())
-    self._raw = (
-      self._exchange_in(shown) if self._exchange else self._copy_in(shown)
-    )
+    if self._exchange:
+      self._exchange_in(shown)
+    else:
+      self._copy_in(shown)
 
-  @torch.no_grad()
+  @_outside_autograd
   def swap_out(self) -> None:
     """Put the raw weights back; nothing happens if they are in place."""
     if self._raw is None:
@@ -165,11 +185,13 @@ class Averager:
   @contextlib.contextmanager
   def evaluating(self) -> Iterator[None]:
     """Show the average inside the block, the raw weights after it."""
-    self.swap_in()
+    was_swapped = self.swapped
     try:
+      self.swap_in()
       yield
     finally:
-      self.swap_out()
+      if not was_swapped:
+        self.swap_out()
 
   def state_dict(self) -> dict[str, Any]:
     """Everything needed to continue, in tensors, numbers, strings and dicts.
@@ -195,19 +217,23 @@ class Averager:
       'raw': {} if self._raw is None else self._by_name(self._raw),
     }
 
-  @torch.no_grad()
+  @_outside_autograd
   def load_state_dict(self, state_dict: dict[str, Any]) -> None:
     """Continue from a saved state, with the average shown if it was then.
 
-    The model may be restored before or after; if the average was swapped in,
-    the model holds it again afterwards and `swap_out` gives the raw weights.
+    The model has to be restored too, before or after. If the average was
+    swapped in, the model holds it again afterwards and `swap_out` gives the raw
+    weights.
 
     Raises:
       ValueError: for a state of another scheme, horizon or model; nothing has
         been changed then.
     """
     self._check(state_dict)
-    self.swap_out()
+    if self._raw is not None:
+      # The model may have been restored already, in place of the average.
+      multi_tensor.copy_(self._raw, self._data())
+      self.swap_out()
     self.step = state_dict['step']
     self.skipped = state_dict['skipped']
     if self.placement is not None:
@@ -220,18 +246,18 @@ class Averager:
   def _data(self) -> list[Tensor]:
     return [tensor.data for tensor in self._tensors]
 
-  def _exchange_in(self, shown: list[Tensor]) -> list[Tensor]:
-    raw = self._data()
+  def _exchange_in(self, shown: list[Tensor]) -> None:
+    # Before anything is exchanged: swap_out can then undo half a swap.
+    self._raw = self._data()
     for tensor, average in zip(self._tensors, shown, strict=True):
       tensor.data = average
-    return raw
 
-  def _copy_in(self, shown: list[Tensor]) -> list[Tensor]:
+  def _copy_in(self, shown: list[Tensor]) -> None:
     if self._backup is None:
       self._backup = [torch.empty_like(t) for t in self._data()]
     multi_tensor.copy_(self._backup, self._data())
+    self._raw = self._backup
     multi_tensor.copy_(self._data(), shown)
-    return self._backup
 
   def _by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return dict(zip(self._names, tensors, strict=True))
@@ -245,6 +271,13 @@ class Averager:
         f'Invalid averager state: format {state_dict.get("format")!r}. Must be '
         f'{_FORMAT}.'
       )
+    for key, kind in _KINDS.items():
+      value = state_dict.get(key)
+      is_negative = isinstance(value, int) and value < 0
+      if type(value) is not kind or is_negative:
+        raise ValueError(
+          f'Invalid averager state: {key}={value!r}. Must be {kind.__name__}.'
+        )
     if not state_dict['complete']:
       raise ValueError(
         'Invalid averager state: it was saved without the shares of the other '
@@ -259,6 +292,12 @@ class Averager:
           f'has {key}={self._recipe.get(key, value)!r}.'
         )
     groups = list(state_dict['buffers'])
+    stored = _stored(self.scheme, state_dict['samples'])
+    if len(groups) != stored:
+      raise ValueError(
+        f'Invalid averager state: {len(groups)} buffers for '
+        f'{state_dict["samples"]} samples. Must be {stored}.'
+      )
     if state_dict['swapped']:
       groups.append(state_dict['raw'])
     shapes = dict(
@@ -268,6 +307,13 @@ class Averager:
       _check_tensors(named, shapes)
 
 
+def _stored(scheme: coefficients.Scheme | None, samples: int) -> int:
+  """Buffers in a state after so many samples."""
+  if scheme is None:
+    return 0
+  return min(samples, getattr(scheme, 'window', 1))
+
+
 def _check_tensors(
   named: dict[str, Tensor], shapes: dict[str, torch.Size]
 ) -> None:
@@ -275,6 +321,11 @@ def _check_tensors(
     where = 'lacks' if name in shapes else 'has the unknown'
     raise ValueError(f'Invalid averager state: it {where} tensor {name!r}.')
   for name, shape in shapes.items():
+    if not isinstance(named[name], Tensor):
+      raise ValueError(
+        f'Invalid averager state: {name!r} is a {type(named[name]).__name__}.'
+        ' Must be a tensor.'
+      )
     if named[name].shape != shape:
       raise ValueError(
         f'Invalid averager state: {name!r} has shape '
@@ -286,14 +337,20 @@ def _named_weights(
   weights: nn.Module | Iterable[tuple[str, Tensor]], config: AveragingConfig
 ) -> tuple[list[str], list[Tensor]]:
   if isinstance(weights, nn.Module):
-    named: list[tuple[str, Tensor]] = list(models.named_parameters(weights))
+    named: list[tuple[str, Tensor]] = [
+      (name, parameter)
+      for name, parameter in models.named_parameters(weights)
+      if parameter.requires_grad
+    ]
     if config.averaging_batch_norm == 'averaged':
       named += models.named_running_statistics(weights)
   else:
     named = list(weights)
+  if not named:
+    raise ValueError('Invalid weights: there are none.')
   names = [name for name, _ in named]
-  for name in names:
-    if names.count(name) > 1:
+  for name, count in collections.Counter(names).items():
+    if count > 1:
       raise ValueError(f'Invalid weights: two tensors are called {name!r}.')
   return names, [tensor for _, tensor in named]
 

@@ -86,6 +86,12 @@ class NadamW(torch.optim.Optimizer):
         if p.is_complex():
           raise ValueError('Invalid params. NadamW takes no complex tensors.')
 
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    # torch's copies and pickles of an optimizer keep state and groups only.
+    super().__setstate__(state)
+    self.__dict__.setdefault('_compiled', False)
+    self.__dict__.setdefault('_scratch', {})
+
   @torch.no_grad()
   def step(  # type: ignore[override]
     self, closure: Callable[[], Tensor] | None = None

@@ -84,6 +84,17 @@ def _like(flat: Tensor, template: Tensor) -> Tensor:
   return flat.as_strided(template.shape, template.stride(), offset)
 
 
+def _laid_out_like(saved: Tensor, template: Tensor) -> Tensor:
+  """`saved` with its memory in the order of the template's elements."""
+  if saved.stride() == template.stride():
+    return saved
+  if multi_tensor.flat(template) is None:
+    return saved.contiguous()
+  return torch.empty_like(template, device='cpu', dtype=saved.dtype).copy_(
+    saved
+  )
+
+
 class ShardedPlacement:
   """Keeps this rank's share of a track.
 
@@ -111,7 +122,10 @@ class ShardedPlacement:
     self._layout = Layout(tensors, self._world_size)
     self._segments = self._layout.segments(self._rank)
     self._track = tracks.build_track(scheme, self._share_of(tensors))
-    self._templates = [torch.empty_like(t, device='meta') for t in tensors]
+    self._templates = [
+      torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device='meta')
+      for t in tensors
+    ]
     self._checkpoints = checkpoints
     self._group = None
     if not is_alone and checkpoints:
@@ -157,7 +171,9 @@ class ShardedPlacement:
     for tensor, offset in zip(tensors, self._layout.offsets, strict=True):
       nbytes = tensor.numel() * tensor.element_size()
       flat = whole[offset : offset + nbytes].view(tensor.dtype)
-      result.append(_like(flat, tensor))
+      # A copy: tensors that share one storage under several dtypes cannot be
+      # saved, and any one of them would be saved with all the others.
+      result.append(_like(flat.clone(), tensor))
     return result
 
   def collect(self) -> None:
@@ -238,16 +254,19 @@ class ShardedPlacement:
       return [self._alone(buffer) for buffer in self._track.buffers()]
     if self._rank != 0 or self._collected is None:
       return None
-    return self._collected.result()
+    try:
+      return self._collected.result()
+    except RuntimeError as error:
+      logging.warning('The shares of the average did not arrive: %s', error)
+      return None
 
   def _alone(self, buffer: list[Tensor]) -> list[Tensor]:
     """A single rank's share is the whole; tensors without elements lack."""
     flats = {
       s.index: flat for s, flat in zip(self._segments, buffer, strict=True)
     }
-    empty = buffer[0].new_empty(0)
     return [
-      _like(flats.get(index, empty), template)
+      _like(flats.get(index, torch.empty(0, dtype=template.dtype)), template)
       for index, template in enumerate(self._templates)
     ]
 
@@ -264,11 +283,7 @@ class ShardedPlacement:
     """
     whole = [
       [
-        saved
-        if saved.stride() == tensor.stride()
-        else torch.empty_like(tensor, device='cpu', dtype=saved.dtype).copy_(
-          saved
-        )
+        _laid_out_like(saved, tensor)
         for saved, tensor in zip(buffer, tensors, strict=True)
       ]
       for buffer in buffers

@@ -19,7 +19,11 @@ from weightavg.pytorch.averagers import Averager
 from weightavg.pytorch.optimizers import build_optimizer
 from weightavg.pytorch.profiling import section
 from weightavg.pytorch.schedules import build_scheduler
-from weightavg.workloads import get_batch_size, workload_name
+from weightavg.workloads import (
+  get_batch_size,
+  get_shampoo_batch_size,
+  workload_name,
+)
 
 # The benchmark's baselines log every step up to the first of these, then at
 # multiples of the second; each row costs two synchronisations.
@@ -94,19 +98,21 @@ def init_optimizer_state(
       model_params,
       config.averaging,
       budget,
-      _steps_per_epoch(workload, config),
+      _steps_per_epoch(workload, config, optimizer),
     ),
     'run': Run(model_params, config, optimizer, budget),
   }
 
 
 def _steps_per_epoch(
-  workload: spec.Workload, config: SubmissionConfig
+  workload: spec.Workload, config: SubmissionConfig, optimizer: str
 ) -> int | None:
   """One epoch in steps, for the preset that samples once per epoch."""
   if config.averaging.averaging_preset is None:
     return None
-  batch_size = get_batch_size(workload_name(workload))
+  is_shampoo = optimizer == 'shampoo'
+  size_of = get_shampoo_batch_size if is_shampoo else get_batch_size
+  batch_size = size_of(workload_name(workload))
   return max(1, workload.num_train_examples // batch_size)
 
 
@@ -180,9 +186,10 @@ def _share_of_mean(losses: dict[str, Any]) -> tuple[Tensor, Tensor]:
   world * summed / (valid examples on all ranks).
   """
   summed = losses['summed']
-  total = torch.as_tensor(losses['n_valid_examples'], device=summed.device).to(
-    summed.dtype, copy=True
-  )
+  # At least float32: bfloat16 cannot count to 257.
+  wide = torch.promote_types(summed.dtype, torch.float32)
+  total = torch.as_tensor(losses['n_valid_examples'], device=summed.device)
+  total = total.to(wide, copy=True)
   if _world_size() > 1:
     dist.all_reduce(total)
   total.clamp_(min=1.0)  # a batch without a valid example gives zero gradients
@@ -196,6 +203,8 @@ def _log(
   if _world_size() > 1:
     dist.all_reduce(loss)
   gradients = [p.grad for p in model.parameters() if p.grad is not None]
+  if not gradients:
+    return
   norm = torch.stack(torch._foreach_norm(gradients)).norm()
   metrics = {'loss': loss.item(), 'grad_norm': norm.item()}
   if workload.metrics_logger is not None:
