@@ -12,6 +12,7 @@ QUESTIONS = (
   'swap',
   'nadamw',
   'state_bytes',
+  'offline',
   'shampoo',
   'train_step',
 )

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lab import profile_report, study
+from lab import horizon, profile_report, study
 from weightavg import config
 from weightavg.knobs import REQUIRED, allowed_text
 from weightavg.optimizer_config import OPTIMIZER_CONFIGS
@@ -57,6 +57,12 @@ def steps() -> str | None:
   """Steps to target on the local workloads, from results/study."""
   rows = _results('study/study.json')
   return None if rows is None else study.table(rows)
+
+
+def horizons() -> str | None:
+  """The default and the best horizon, from results/horizon."""
+  rows = _results('horizon/horizon.json')
+  return None if rows is None else horizon.table(rows)
 
 
 # What each ratio should be at most.
@@ -120,6 +126,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
   'knobs': knobs,
   'steps': steps,
   'performance': performance,
+  'horizon': horizons,
   'breakdown': breakdown,
 }
 
