@@ -39,7 +39,7 @@ test-slow: $(INSTALLED)
 
 # Needs an environment into which AlgoPerf is installed: PYTHON names it.
 test-algoperf:
-	WEIGHTAVG_REQUIRE_ALGOPERF=1 OMP_NUM_THREADS=1 \
+	CUDA_VISIBLE_DEVICES= WEIGHTAVG_REQUIRE_ALGOPERF=1 OMP_NUM_THREADS=1 \
 	  $(PYTHON) -m pytest -m algoperf
 
 lint: $(INSTALLED)
