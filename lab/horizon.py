@@ -245,7 +245,8 @@ def main(argv: Sequence[str]) -> None:
     for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
       result = future.result()
       rows += rows_of(result)
-      print(f'[{done}/{len(jobs)}]', result['workload'], result['seed'])
+      job = (result['workload'], result['seed'])
+      print(f'[{done}/{len(jobs)}]', *job, flush=True)
   rows.sort(key=lambda r: (r['workload'], r['seed']))
   os.makedirs(_FLAGS.output_dir, exist_ok=True)
   logs.write_json(os.path.join(_FLAGS.output_dir, 'horizon.json'), rows)

@@ -1,11 +1,11 @@
 """Averages of a series of checkpoints, streamed: any number in one pass.
 
 The model is cut into groups of pieces. For each group every checkpoint is
-mapped in turn, its pieces enter the sums of all outputs that use it, and it is
-unmapped; then the group is written. The sums of a group, of all outputs
-together, take at most the model's bytes: with one checkpoint mapped at a time
-that makes two models, however many checkpoints and outputs there are, and no
-value is read twice.
+opened in turn, its pieces enter the sums of all outputs that use it, and it is
+closed; then the group is written. The sums of a group, of all outputs together,
+take at most the model's bytes. Safetensors are read piece by piece, other files
+mapped, one at a time: two models at most, however many checkpoints and outputs
+there are, and no value is read twice.
 """
 
 import collections
@@ -17,6 +17,7 @@ import torch
 from lab.errors import InputError
 from lab.offline.digests import Digests
 from lab.offline.pieces import (
+  PIECE,
   Average,
   Last,
   Piece,
@@ -33,6 +34,8 @@ from weightavg.pytorch import multi_tensor
 
 # As long as a digest, to keep its place in a file's header.
 _UNKNOWN = '0' * 64
+# Bytes of an element of the widest dtype.
+_WIDEST = 8
 
 
 class _Job:
@@ -117,6 +120,7 @@ def write_averages(
     for name, s in layout.items()
   }
   digests = Digests(hashes)
+  scratch = torch.empty(PIECE * _WIDEST, dtype=torch.uint8)
   unknown = _UNKNOWN if hashes else None
   try:
     for job in _alive(jobs):
@@ -128,7 +132,7 @@ def write_averages(
         for job in _alive(jobs)
       }
       for index in _inputs(sums):
-        _pass_over(series, index, group, sums, digests)
+        _pass_over(series, index, group, sums, digests, scratch)
         progress()
       for i, piece in enumerate(group):
         for job in _alive(jobs):
@@ -196,6 +200,7 @@ def _pass_over(
   group: Sequence[Piece],
   sums: Mapping[_Job, Sequence[Sum]],
   digests: Digests,
+  scratch: torch.Tensor,
 ) -> None:
   """Let a group of one checkpoint enter the sums that use it."""
   users = [job for job in _alive(sums) if index in job.inputs]
@@ -204,9 +209,11 @@ def _pass_over(
   try:
     with series.open(index) as checkpoint:
       for i, piece in enumerate(group):
-        name = piece.name
-        values = checkpoint.tensor(name).reshape(-1)[piece.begin : piece.end]
-        digests.add(index, name, checkpoint.layout[name], piece.begin, values)
+        # The scratch memory is free again.
+        digests.settle()
+        name, begin = piece.name, piece.begin
+        values = checkpoint.values(name, begin, piece.end, scratch)
+        digests.add(index, name, checkpoint.layout[name], begin, values)
         for job in users:
           if piece.averaged or index == job.plan.inputs[-1]:
             sums[job][i].add(values)

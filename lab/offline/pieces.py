@@ -12,8 +12,9 @@ from lab.offline.readers import Spec
 from weightavg.coefficients import Lawa
 from weightavg.pytorch import multi_tensor
 
-# Elements of the largest piece.
-PIECE = 1 << 22
+# Elements of the largest piece: it stays in the cache while all sums that use
+# it take it in.
+PIECE = 1 << 18
 RUNNING_STATISTICS = ('running_mean', 'running_var')
 
 

@@ -2,8 +2,8 @@
 
 AlgoPerf's and this laboratory's checkpoints, PyTorch files (the state dict
 itself or nested under a key), safetensors (one file, or shards with an index,
-or a directory of either, as Hugging Face writes them). Tensors are mapped, not
-read: what is not asked for is never loaded. Torch loads weights only.
+or a directory of either, as Hugging Face writes them). What is not asked for is
+never read. Torch loads weights only.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from lab.errors import InputError
@@ -38,8 +38,22 @@ class Spec(NamedTuple):
   dtype: torch.dtype
 
 
+class _Stored(NamedTuple):
+  """Where a tensor lies in an open file."""
+
+  file: int
+  offset: int
+  spec: Spec
+
+
+def _spec(found: Any) -> Spec:
+  if isinstance(found, Tensor):
+    return Spec(tuple(found.shape), found.dtype)
+  return found.spec
+
+
 class Checkpoint:
-  """Named tensors of one checkpoint, mapped into memory until `close`.
+  """Named tensors of one checkpoint, open until `close`.
 
   Args:
     path: a file or a directory.
@@ -75,14 +89,38 @@ class Checkpoint:
       raise InputError(f'Cannot read {path}: {_reason(error)}') from error
 
   def tensor(self, name: str) -> Tensor:
-    """A tensor by its name in `layout`, mapped from the file."""
+    """A tensor by its name in `layout`."""
+    spec = self.layout[name]
+    count = torch.Size(spec.shape).numel()
+    scratch = torch.empty(count * spec.dtype.itemsize, dtype=torch.uint8)
+    return self.values(name, 0, count, scratch).reshape(spec.shape)
+
+  def values(self, name: str, begin: int, end: int, scratch: Tensor) -> Tensor:
+    """Elements of a flattened tensor.
+
+    Args:
+      name: in `layout`.
+      begin: first element.
+      end: after the last element.
+      scratch: bytes that the result may lie in, enough for it.
+    """
     found = self._tensors[name]
-    try:
-      return (
-        found if isinstance(found, Tensor) else found[0].get_tensor(found[1])
-      )
-    except (SafetensorError, OSError, RuntimeError) as error:
-      raise InputError(f'Cannot read {self.path}: {_reason(error)}') from error
+    if isinstance(found, Tensor):
+      return found.reshape(-1)[begin:end]
+    # Read, not mapped: a page fault costs more than copying the page.
+    width = found.spec.dtype.itemsize
+    part = scratch[: (end - begin) * width]
+    target = memoryview(part.numpy().data)
+    offset = found.offset + begin * width
+    while target:
+      try:
+        count = os.preadv(found.file, [target], offset)
+      except OSError as error:
+        raise InputError(f'Cannot read {self.path}: {error}.') from error
+      if not count:
+        raise InputError(f'Cannot read {self.path}: it has been truncated.')
+      target, offset = target[count:], offset + count
+    return part.view(found.spec.dtype)
 
   def close(self) -> None:
     """Give the mappings back."""
@@ -112,18 +150,27 @@ class Checkpoint:
       self._add_torch(path, key, evaluated)
     self._clean_names()
     self.layout = {
-      name: self._spec(self._tensors[name]) for name in sorted(self._tensors)
+      name: _spec(self._tensors[name]) for name in sorted(self._tensors)
     }
     if not self.layout:
       raise InputError(f'Cannot use {self.path}: it holds no tensors.')
 
   def _add_safetensors(self, path: str) -> None:
-    file = self._files.enter_context(safe_open(path, 'pt'))
-    names = set(file.keys())
-    self._tensors |= {name: (file, name) for name in names}
+    with safe_open(path, 'pt') as file:  # checks the header and the length
+      names = set(file.keys())
+      metadata = file.metadata() or {}
+    descriptor = os.open(path, os.O_RDONLY)
+    self._files.callback(os.close, descriptor)
+    length = int.from_bytes(os.pread(descriptor, 8, 0), 'little')
+    header = json.loads(os.pread(descriptor, length, 8))
+    for name in names:
+      entry = header[name]
+      spec = Spec(tuple(entry['shape']), DTYPES[entry['dtype']])
+      offset = 8 + length + entry['data_offsets'][0]
+      self._tensors[name] = _Stored(descriptor, offset, spec)
     # safetensors.torch.save_model writes a tied tensor once, and its other
     # names into the metadata.
-    for name, first in (file.metadata() or {}).items():
+    for name, first in metadata.items():
       if first in names and name not in names:
         self.ties[name] = first
 
@@ -145,12 +192,6 @@ class Checkpoint:
       else:
         first[place] = str(name)
         self._tensors[str(name)] = value.detach()
-
-  def _spec(self, found: Any) -> Spec:
-    if isinstance(found, Tensor):
-      return Spec(tuple(found.shape), found.dtype)
-    part = found[0].get_slice(found[1])
-    return Spec(tuple(part.get_shape()), DTYPES[part.get_dtype()])
 
   def _clean_names(self) -> None:
     """Drop what DistributedDataParallel and torch.compile put into names."""

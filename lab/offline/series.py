@@ -29,7 +29,7 @@ class Series:
   evaluated: bool = False
 
   def open(self, index: int) -> Checkpoint:
-    """Map the index-th checkpoint."""
+    """Open the index-th checkpoint."""
     return Checkpoint(self.paths[index], self.key, self.evaluated)
 
   def position(self, step: int) -> int:

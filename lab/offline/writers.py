@@ -49,6 +49,9 @@ class Output:
       raise InputError(
         f'Invalid output={path!r}. Must end in .safetensors, .pt, .pth or .bin.'
       )
+    for name, spec in layout.items():
+      if spec.dtype not in _NAMES:
+        raise InputError(f'Cannot write {path}: {name!r} is {spec.dtype}.')
     self.path = path
     self._layout, self._ties = dict(layout), dict(ties)
     self._temporary = os.path.join(
