@@ -232,6 +232,35 @@ def test_every_value_is_read_once(tmp_path, monkeypatch):
   assert sum(seen) == 3 * (7 * 5 + 5)
 
 
+@pytest.mark.parametrize('piece', [1, 7, 1 << 18])
+def test_pieces_of_any_size_give_the_same_bits(piece, tmp_path, monkeypatch):
+  samples = states(5)
+  for i, state in enumerate(samples, 1):
+    writers.save(str(tmp_path / f's_{i}.safetensors'), state.items(), {})
+  monkeypatch.setattr(pieces, 'PIECE', piece)
+  assert not average(
+    str(tmp_path / 's_*'), '--scheme', 'lawa', '--window', '2,5',
+    '--output', tmp_path / 'avg_{window}.safetensors',
+  )  # fmt: skip
+  for window in (2, 5):
+    found, _ = read(tmp_path / f'avg_{window}.safetensors')
+    for name in ('layer.weight', 'layer.bias'):
+      total = samples[-window][name].clone()
+      for state in samples[len(samples) - window + 1 :]:
+        total += state[name]
+      assert torch.equal(found[name], total / window)
+
+
+def test_a_light_checkpoint_that_fails_leaves_nothing(tmp_path, monkeypatch):
+  def full(piece):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(writers, '_bytes', full)
+  with pytest.raises(InputError, match='No space left on device'):
+    light.save(nn.Linear(2, 2), str(tmp_path), 3)
+  assert list((tmp_path / light.FOLDER).iterdir()) == []
+
+
 @pytest.mark.parametrize('outputs', [1, 3])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_sums_never_take_more_than_the_model(outputs, dtype):
