@@ -61,7 +61,7 @@ def _times() -> dict[str, Ratio]:
   with tempfile.TemporaryDirectory() as folder:
     _write(folder, FILES, tensors)
     reading = (
-      'plain sequential reads of the same files, from the page cache',
+      'plain sequential reads of the same 50 files, in the page cache',
       lambda: _read(folder, FILES),
     )
     naive = (
@@ -73,6 +73,7 @@ def _times() -> dict[str, Ratio]:
         compare(
           lambda: _average(folder, FILES, False, 'plain'),
           {
+            # As with --no_hashes; the line below has them.
             'offline_average/read_bytes': reading,
             'offline_average_50/naive_load_all': naive,
           },
@@ -114,7 +115,7 @@ def _peak(files: int, outputs: int) -> Ratio:
 def _peak_child(folder: str, outputs: int) -> None:
   torch.set_num_threads(THREADS)
   found = series.find([f'{folder}/step_*.safetensors'])
-  # Warm up on nothing but the code: the libraries are not the average's.
+  # Run all code once: the libraries' memory is not the average's.
   _write(folder, 1, [torch.zeros(3)])
   small = series.find([f'{folder}/step_1.safetensors'])
   averaging.write_averages(

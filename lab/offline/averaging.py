@@ -122,6 +122,9 @@ def write_averages(
   digests = Digests(hashes)
   scratch = torch.empty(PIECE * _WIDEST, dtype=torch.uint8)
   unknown = _UNKNOWN if hashes else None
+  # Pieces are too small to be shared among threads.
+  threads = torch.get_num_threads()
+  torch.set_num_threads(1)
   try:
     for job in _alive(jobs):
       recipe = _recipe(job.plan, series, lambda _: unknown)
@@ -141,7 +144,7 @@ def write_averages(
     for job in _alive(jobs):
       job.attempt(job.finish, _recipe(job.plan, series, digests.of))
   finally:
-    digests.close()
+    torch.set_num_threads(threads)
     for job in jobs:
       job.discard()
   return [(job.path, job.error) for job in jobs]
@@ -209,8 +212,6 @@ def _pass_over(
   try:
     with series.open(index) as checkpoint:
       for i, piece in enumerate(group):
-        # The scratch memory is free again.
-        digests.settle()
         name, begin = piece.name, piece.begin
         values = checkpoint.values(name, begin, piece.end, scratch)
         digests.add(index, name, checkpoint.layout[name], begin, values)
@@ -218,7 +219,6 @@ def _pass_over(
           if piece.averaged or index == job.plan.inputs[-1]:
             sums[job][i].add(values)
         del values
-      digests.settle()
   except InputError as error:
     _fail_users(sums, index, error)
 

@@ -4,7 +4,6 @@ SHA-256 over names, dtypes, shapes and bytes of the tensors, sorted by name: the
 same weights have the same digest in any container.
 """
 
-import concurrent.futures
 import hashlib
 from typing import Any
 
@@ -34,8 +33,6 @@ def digest(checkpoint: Checkpoint) -> str:
 class Digests:
   """Digests of many checkpoints at once, from values as they pass by.
 
-  No file is read twice, and a thread of its own does the work.
-
   Args:
     wanted: whether to compute any.
   """
@@ -43,8 +40,6 @@ class Digests:
   def __init__(self, wanted: bool) -> None:
     self._wanted = wanted
     self._hashes: dict[int, Any] = {}
-    self._pool = concurrent.futures.ThreadPoolExecutor(1)
-    self._pending: list[concurrent.futures.Future] = []
 
   def add(
     self, index: int, name: str, spec: Spec, begin: int, values: Tensor
@@ -54,19 +49,9 @@ class Digests:
       return
     hashed = self._hashes.setdefault(index, hashlib.sha256())
     if begin == 0:
-      self._pending.append(self._pool.submit(_begin, hashed, name, spec))
-    self._pending.append(self._pool.submit(_add, hashed, values))
-
-  def settle(self) -> None:
-    """Wait until no values are held any more."""
-    for future in self._pending:
-      future.result()
-    self._pending.clear()
+      _begin(hashed, name, spec)
+    _add(hashed, values)
 
   def of(self, index: int) -> str | None:
     """The digest of the index-th checkpoint, None if none was wanted."""
     return self._hashes[index].hexdigest() if self._wanted else None
-
-  def close(self) -> None:
-    """End the thread."""
-    self._pool.shutdown()

@@ -14,7 +14,7 @@ from weightavg.pytorch import multi_tensor
 
 # Elements of the largest piece: it stays in the cache while all sums that use
 # it take it in.
-PIECE = 1 << 18
+PIECE = 1 << 17
 RUNNING_STATISTICS = ('running_mean', 'running_var')
 
 
