@@ -164,11 +164,12 @@ class Averager:
     if self.swapped or self.placement is None or not self.samples:
       return
     self.placement.collect()
-    shown = self.placement.shown(self._data())
+    raw = self._data()
+    shown = self.placement.shown(raw)
     if self._exchange:
-      self._exchange_in(shown)
+      self._exchange_in(raw, shown)
     else:
-      self._copy_in(shown)
+      self._copy_in(raw, shown)
 
   @_outside_autograd
   def swap_out(self) -> None:
@@ -246,18 +247,18 @@ class Averager:
   def _data(self) -> list[Tensor]:
     return [tensor.data for tensor in self._tensors]
 
-  def _exchange_in(self, shown: list[Tensor]) -> None:
+  def _exchange_in(self, raw: list[Tensor], shown: list[Tensor]) -> None:
     # Before anything is exchanged: swap_out can then undo half a swap.
-    self._raw = self._data()
+    self._raw = raw
     for tensor, average in zip(self._tensors, shown, strict=True):
       tensor.data = average
 
-  def _copy_in(self, shown: list[Tensor]) -> None:
+  def _copy_in(self, raw: list[Tensor], shown: list[Tensor]) -> None:
     if self._backup is None:
-      self._backup = [torch.empty_like(t) for t in self._data()]
-    multi_tensor.copy_(self._backup, self._data())
+      self._backup = [torch.empty_like(t) for t in raw]
+    multi_tensor.copy_(self._backup, raw)
     self._raw = self._backup
-    multi_tensor.copy_(self._data(), shown)
+    multi_tensor.copy_(raw, shown)
 
   def _by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return dict(zip(self._names, tensors, strict=True))

@@ -9,16 +9,18 @@ Lists of tensors that stand beside each other agree in shape and device; strides
 and dtypes may differ.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-# Elements of one piece: a chain over five float32 tensors of this many elements
-# is 0.6 MB, which stays in a core's private cache, and is long enough that the
-# dispatch of an operation does not show.
+# Elements of one piece: short enough that the handful of tensors of a chain
+# stays in the caches from one operation to the next, long enough that two
+# threads share it and the dispatch of an operation does not show.
 PIECE = 1 << 17
+# A sum over many samples keeps one accumulator of a piece and reads the rest
+# once: pieces may be longer, and fewer.
+_SUM_PIECES = 4
 
 
 def flat(tensor: Tensor) -> Tensor | None:
@@ -30,7 +32,9 @@ def flat(tensor: Tensor) -> Tensor | None:
   return dense.view(-1) if dense.is_contiguous() else None
 
 
-def _cut(lists: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
+def _cut(
+  lists: Sequence[Sequence[Tensor]], size: int
+) -> Iterator[list[list[Tensor]]]:
   batch: list[list[Tensor]] = [[] for _ in lists]
   filled = 0
   for group in zip(*lists, strict=True):
@@ -38,12 +42,12 @@ def _cut(lists: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
     # Memory order is common to a group only where its strides are: a gradient
     # may be laid out otherwise than its channels-last parameter.
     alike = len({t.stride() for t in group}) == 1
-    flats = [flat(t) for t in group] if numel > PIECE and alike else [None]
+    flats = [flat(t) for t in group] if numel > size and alike else [None]
     if all(f is not None for f in flats):
-      for begin in range(0, numel, PIECE):
-        yield [[f[begin : begin + PIECE]] for f in flats]  # type: ignore[index]
+      for begin in range(0, numel, size):
+        yield [[f[begin : begin + size]] for f in flats]  # type: ignore[index]
       continue
-    if filled and filled + numel > PIECE:
+    if filled and filled + numel > size:
       yield batch
       batch, filled = [[] for _ in lists], 0
     for part, tensor in zip(batch, group, strict=True):
@@ -53,11 +57,14 @@ def _cut(lists: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
     yield batch
 
 
-def pieces(*lists: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
+def pieces(
+  *lists: Sequence[Tensor], size: int | None = None
+) -> Iterator[list[list[Tensor]]]:
   """Cut lists of tensors alike into batches that fit the cache.
 
   Args:
     *lists: lists of equal length; the i-th tensors agree in shape.
+    size: elements of a piece; PIECE unless given.
 
   Yields:
     One list of (views of) tensors for each argument; on a GPU once, with
@@ -66,7 +73,7 @@ def pieces(*lists: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
   if lists[0] and lists[0][0].device.type != 'cpu':
     yield [list(tensors) for tensors in lists]
   else:
-    yield from _cut(lists)
+    yield from _cut(lists, PIECE if size is None else size)
 
 
 def by_device_and_dtype(
@@ -106,7 +113,7 @@ def mean_(
 ) -> None:
   """targets <- mean of the windows, summed in targets' dtype, oldest first."""
   for group in by_device_and_dtype(targets, *windows):
-    for target, *samples in pieces(*group):
+    for target, *samples in pieces(*group, size=_SUM_PIECES * PIECE):
       torch._foreach_copy_(target, samples[0])
       for sample in samples[1:]:
         torch._foreach_add_(target, sample)
@@ -116,22 +123,16 @@ def mean_(
 def all_finite(tensors: Sequence[Tensor]) -> bool:
   """Whether every element is finite; one read, one synchronisation.
 
-  The sum of absolute values in float32 (or wider) is finite exactly if all
-  elements are, unless it overflows: a model whose weights add up to 3e38 has
-  diverged all the same.
+  The Euclidean norm in float32 (or wider) is finite exactly if all elements
+  are, unless their squares overflow: a model with a weight of 1e19 has diverged
+  all the same.
   """
-  floating = [t for t in tensors if t.is_floating_point() or t.is_complex()]
-  for group in by_device_and_dtype(floating):
-    total = functools.reduce(torch.add, _absolute_sums(group[0]))
-    if not bool(torch.isfinite(total)):
+  floating = [
+    t.detach() for t in tensors if t.is_floating_point() or t.is_complex()
+  ]
+  for (group,) in by_device_and_dtype(floating):
+    wide = torch.promote_types(group[0].dtype, torch.float32)
+    norms = torch._foreach_norm(group, 2, wide)
+    if not bool(torch.stack(norms).sum().isfinite()):
       return False
   return True
-
-
-def _absolute_sums(tensors: list[Tensor]) -> list[Tensor]:
-  wide = torch.promote_types(tensors[0].dtype, torch.float32)
-  if tensors[0].device.type == 'cpu':
-    # A plain sum is vectorised and its infinities and NaNs do not cancel:
-    # inf - inf is NaN.
-    return [t.detach().sum(dtype=wide) for t in tensors]
-  return list(torch._foreach_norm([t.detach() for t in tensors], 1, wide))

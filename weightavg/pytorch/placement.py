@@ -70,7 +70,10 @@ class DevicePlacement:
   def shown(self, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The track's own average where dtypes agree, a cast of it elsewhere."""
     averages = self._track.average()
-    return [a.to(t.dtype) for a, t in zip(averages, tensors, strict=True)]
+    return [
+      a if a.dtype == t.dtype else a.to(t.dtype)
+      for a, t in zip(averages, tensors, strict=True)
+    ]
 
   def collect(self) -> None:
     """Nothing to do: every rank has everything."""
