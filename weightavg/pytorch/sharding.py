@@ -21,6 +21,13 @@ from weightavg.pytorch import background, multi_tensor, tracks
 # a share ends between two elements of any dtype and loads are aligned.
 _ALIGNMENT = 64
 
+# The collective's name changed; the old one warns in newer releases.
+_all_gather = (
+  dist.all_gather_single
+  if hasattr(dist, 'all_gather_single')
+  else dist.all_gather_into_tensor
+)
+
 
 def _aligned(size: int) -> int:
   return -(-size // _ALIGNMENT) * _ALIGNMENT
@@ -166,7 +173,7 @@ class ShardedPlacement:
       whole = torch.empty(
         size * self._world_size, dtype=torch.uint8, device=device
       )
-      dist.all_gather_into_tensor(whole, share)
+      _all_gather(whole, share)
     result = []
     for tensor, offset in zip(tensors, self._layout.offsets, strict=True):
       nbytes = tensor.numel() * tensor.element_size()
