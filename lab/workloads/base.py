@@ -58,8 +58,8 @@ class LocalWorkload(spec.Workload):
   """A small workload that needs no download.
 
   A subclass sets the class variables and defines `_make_model`,
-  `_train_arrays`, `_split_arrays`, `_fixed_data`, `loss_fn` and
-  `_metric_sums`.
+  `_train_arrays`, `_fixed_data` and `loss_fn`; one with data of its own for
+  evaluation `_split_arrays`, one with metrics beside the loss `_metric_sums`.
 
   Attributes:
     name: key in the registry.
@@ -102,8 +102,11 @@ class LocalWorkload(spec.Workload):
   def _split_arrays(
     self, split: str, generator: np.random.Generator, size: int
   ) -> dict[str, np.ndarray]:
-    """Return the fixed examples of an evaluation split."""
-    raise NotImplementedError
+    """Fixed examples of an evaluation split; drawn as training ones unless
+    the workload holds data out.
+    """
+    del split
+    return self._train_arrays(generator, size)
 
   def _fixed_data(self) -> list[np.ndarray]:
     """Data whose change would change the targets, free of rounding."""
@@ -112,8 +115,9 @@ class LocalWorkload(spec.Workload):
   def _metric_sums(
     self, batch: stream.Batch, logits: torch.Tensor
   ) -> dict[str, torch.Tensor]:
-    """Weighted sums over a batch of each metric, and of 'count'."""
-    raise NotImplementedError
+    """Weighted sums over a batch of metrics other than the loss."""
+    del batch, logits
+    return {}
 
   # Size and time.
 
@@ -336,13 +340,18 @@ class LocalWorkload(spec.Workload):
       logits, _ = self.model_fn(
         params, batch, model_state, spec.ForwardPassMode.EVAL, rng, False
       )
-      for key, value in self._metric_sums(batch, logits).items():
+      loss = self.loss_fn(batch['targets'], logits, batch['weights'])
+      sums = self._metric_sums(batch, logits) | {
+        'loss': loss['summed'],
+        'count': loss['n_valid_examples'],
+      }
+      for key, value in sums.items():
         # float64: sums over 10^4 examples must not lose what averaging gains.
         totals[key] = totals.get(key, 0) + value.double()
     names = sorted(totals)
-    sums = torch.stack([totals[key] for key in names])
+    stacked = torch.stack([totals[key] for key in names])
     if distributed():
-      dist.all_reduce(sums)
-    result = dict(zip(names, sums.tolist(), strict=True))
+      dist.all_reduce(stacked)
+    result = dict(zip(names, stacked.tolist(), strict=True))
     count = result.pop('count')
     return {key: value / count for key, value in result.items()}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lab.workloads import base, stream
+from lab.workloads import base
 from weightavg import spec
 
 TABLES = 8
@@ -125,11 +125,6 @@ class Workload(base.LocalWorkload):
   ) -> dict[str, np.ndarray]:
     return teacher().draw(generator, size)
 
-  def _split_arrays(
-    self, split: str, generator: np.random.Generator, size: int
-  ) -> dict[str, np.ndarray]:
-    return teacher().draw(generator, size)
-
   def _fixed_data(self) -> list[np.ndarray]:
     split = self._split('validation')
     return [split['inputs'].numpy(), split['targets'].numpy()]
@@ -148,9 +143,3 @@ class Workload(base.LocalWorkload):
       logits_batch, labels, reduction='none'
     )
     return base.masked_loss(losses, mask_batch)
-
-  def _metric_sums(
-    self, batch: stream.Batch, logits: torch.Tensor
-  ) -> dict[str, torch.Tensor]:
-    loss = self.loss_fn(batch['targets'], logits, batch['weights'])
-    return {'loss': loss['summed'], 'count': loss['n_valid_examples']}

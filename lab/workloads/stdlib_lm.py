@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lab.workloads import base, stream
+from lab.workloads import base
 from weightavg import spec
 
 VOCABULARY = 128  # ASCII; every other byte becomes 127
@@ -149,7 +149,7 @@ class Workload(base.LocalWorkload):
     self, split: str, generator: np.random.Generator, size: int
   ) -> dict[str, np.ndarray]:
     if split == 'eval_train':
-      return self._train_arrays(generator, size)
+      return super()._split_arrays(split, generator, size)
     tokens = corpus()[split]
     starts = np.linspace(0, len(tokens) - LENGTH - 1, size).astype(np.int64)
     return _windows(tokens, starts)
@@ -172,12 +172,6 @@ class Workload(base.LocalWorkload):
       label_smoothing=label_smoothing,
     )
     return base.masked_loss(losses.view_as(label_batch), mask_batch)
-
-  def _metric_sums(
-    self, batch: stream.Batch, logits: torch.Tensor
-  ) -> dict[str, torch.Tensor]:
-    loss = self.loss_fn(batch['targets'], logits, batch['weights'])
-    return {'loss': loss['summed'], 'count': loss['n_valid_examples']}
 
 
 def _windows(tokens: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:

@@ -285,12 +285,12 @@ class Averager:
         'ranks. Save on rank 0, right after swap_in() on all ranks and with '
         'averaging_checkpoints=True.'
       )
-    for key, value in (state_dict['recipe'] | self._recipe).items():
-      saved = state_dict['recipe'].get(key)
-      if saved != self._recipe.get(key):
+    for key in state_dict['recipe'] | self._recipe:
+      saved, own = state_dict['recipe'].get(key), self._recipe.get(key)
+      if saved != own:
         raise ValueError(
           f'Invalid averager state: saved with {key}={saved!r}, this averager '
-          f'has {key}={self._recipe.get(key, value)!r}.'
+          f'has {key}={own!r}.'
         )
     groups = list(state_dict['buffers'])
     stored = _stored(self.scheme, state_dict['samples'])
