@@ -12,6 +12,7 @@ import torch
 from benchmarks.measure import THREADS, Ratio
 from lab.workloads import WORKLOADS, build_workload
 from weightavg.pytorch import train_step
+from weightavg.pytorch.build_nadamw import build_nadamw
 from weightavg.workloads import get_batch_size
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -28,7 +29,7 @@ def _trainer(name: str, scheme: str, every_step: bool) -> tuple[Any, int]:
     point |= {'averaging_every_steps': 1}
   model, model_state = workload.init_model_fn((0, 1))
   state = train_step.init_optimizer_state(
-    workload, model, point, 'nadamw', scheme
+    workload, model, point, 'nadamw', build_nadamw, scheme
   )
   queue = workload._build_input_queue((0, 1), 'train', '', get_batch_size(name))
   batches = itertools.cycle([next(queue) for _ in range(8)])

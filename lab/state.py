@@ -5,7 +5,10 @@ from typing import Any
 
 
 def new_train_state() -> dict[str, Any]:
-  """The benchmark's bookkeeping, as submissions may read it."""
+  """The benchmark's bookkeeping, as submissions may read it.
+
+  'batches_drawn' is ours: where the input goes on after a resumption.
+  """
   return {
     'validation_goal_reached': False,
     'test_goal_reached': False,
@@ -16,6 +19,7 @@ def new_train_state() -> dict[str, Any]:
     'accumulated_eval_time': 0,
     'accumulated_logging_time': 0,
     'last_step_end_time': None,
+    'batches_drawn': 0,
   }
 
 

@@ -112,6 +112,19 @@ def _skip(queue: Iterator[Any], count: int) -> None:
     next(queue)
 
 
+class _CountedQueue(Iterator[Any]):
+  """Counts batches: a submission may draw more than one in a step."""
+
+  def __init__(self, queue: Iterator[Any], train_state: dict[str, Any]) -> None:
+    self._queue = queue
+    self._train_state = train_state
+
+  def __next__(self) -> Any:
+    batch = next(self._queue)
+    self._train_state['batches_drawn'] += 1
+    return batch
+
+
 class TrialRun:
   """Runs a trial from its start or from its last checkpoint.
 
@@ -140,8 +153,9 @@ class TrialRun:
     path = checkpoints.latest(trial.directory)
     if path is not None:
       checkpoints.restore(self.state, path, trial.context.device)
-      _skip(queue, self.state.global_step)
+      _skip(queue, self.state.train_state['batches_drawn'])
       logging.info('Resuming from %s.', path)
+    queue = _CountedQueue(queue, self.state.train_state)
     self._open_logs(resumed=path is not None)
     self._progress = Progress(
       trial.budget, self.state.global_step, self._is_main

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from weightavg.pytorch import train_step
+from weightavg.pytorch.build_nadamw import build_nadamw
 
 SAMPLED = {'averaging_every_steps': 1, 'averaging_horizon': 0.1}
 KNOBS = {
@@ -41,7 +42,12 @@ def build(scheme):
   if dist.is_initialized():
     model = DistributedDataParallel(model)
   state = train_step.init_optimizer_state(
-    Workload(), model, {'learning_rate': 0.05} | KNOBS[scheme], 'nadamw', scheme
+    Workload(),
+    model,
+    {'learning_rate': 0.05} | KNOBS[scheme],
+    'nadamw',
+    build_nadamw,
+    scheme,
   )
   return model, state
 

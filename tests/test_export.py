@@ -168,6 +168,15 @@ def test_an_export_runs_alone_as_its_origin_does(
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_folders_carry_no_other_optimizer_than_their_own(exported, name):
+  folder = exported / export.FOLDERS['external'] / name
+  pytorch = folder / 'weightavg' / 'pytorch'
+  is_shampoo = name.startswith('shampoo')
+  assert (pytorch / 'shampoo').exists() == is_shampoo
+  assert (pytorch / 'nadamw.py').exists() != is_shampoo
+
+
+@pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('ruleset', ['external', 'self'])
 def test_folders_hold_what_the_benchmark_asks_for(exported, ruleset, name):
   folder = exported / export.FOLDERS[ruleset] / name

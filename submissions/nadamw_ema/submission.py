@@ -1,6 +1,7 @@
 """NadamW trains; evaluation sees an exponential average (EMA)."""
 
 from weightavg.pytorch import train_step
+from weightavg.pytorch.build_nadamw import build_nadamw
 from weightavg.pytorch.train_step import (
   data_selection,
   prepare_for_eval,
@@ -27,5 +28,6 @@ def init_optimizer_state(
     model_params,
     hyperparameters,
     optimizer='nadamw',
+    build_optimizer=build_nadamw,
     averaging_scheme='ema',
   )

@@ -1,6 +1,7 @@
 """Distributed Shampoo alone: the control, evaluated on its own weights."""
 
 from weightavg.pytorch import train_step
+from weightavg.pytorch.build_shampoo import build_shampoo
 from weightavg.pytorch.train_step import (
   data_selection,
   prepare_for_eval,
@@ -27,5 +28,6 @@ def init_optimizer_state(
     model_params,
     hyperparameters,
     optimizer='shampoo',
+    build_optimizer=build_shampoo,
     averaging_scheme='none',
   )

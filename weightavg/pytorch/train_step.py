@@ -5,7 +5,7 @@ Trained are the model's raw weights; between `prepare_for_eval` and the next
 benchmark writes then: the raw weights come back from the averager's state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from weightavg import spec
 from weightavg.config import SubmissionConfig
 from weightavg.pytorch.averagers import Averager
-from weightavg.pytorch.optimizers import build_optimizer
 from weightavg.pytorch.profiling import section
 from weightavg.pytorch.schedules import build_scheduler
 from weightavg.workloads import (
@@ -66,6 +65,7 @@ def init_optimizer_state(
   model_params: nn.Module,
   hyperparameters: Any,
   optimizer: str,
+  build_optimizer: Callable[[nn.Module, Any], torch.optim.Optimizer],
   averaging_scheme: str,
 ) -> dict[str, Any]:
   """Build everything that trains; every key that will ever exist exists now.
@@ -75,6 +75,8 @@ def init_optimizer_state(
     model_params: the model, wrapped or not.
     hyperparameters: a point of the search space; None under self-tuning.
     optimizer: 'nadamw' or 'shampoo'.
+    build_optimizer: makes it from the model and its configuration; handed over
+      so that a submission carries no other optimizer than its own.
     averaging_scheme: 'none', 'lawa', 'ema' or 'polynomial'.
 
   Raises:

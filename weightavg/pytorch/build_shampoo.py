@@ -1,41 +1,17 @@
-"""Optimizers from their configurations."""
-
-import functools
-from typing import Any
+"""Distributed Shampoo from its configuration."""
 
 import torch
 from torch import nn
 
-from weightavg.optimizer_config import NadamWConfig, ShampooConfig
+from weightavg.optimizer_config import ShampooConfig
 from weightavg.pytorch import models
-from weightavg.pytorch.nadamw import NadamW
 from weightavg.pytorch.shampoo import DistributedShampoo
 
 
-@functools.singledispatch
-def _build(config: Any, model: nn.Module) -> torch.optim.Optimizer:
-  raise TypeError(f'no optimizer for {type(config).__name__}')
-
-
-def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
-  """The optimizer that `config` describes, over all parameters of a model."""
-  return _build(config, model)
-
-
-@_build.register
-def _nadamw(config: NadamWConfig, model: nn.Module) -> torch.optim.Optimizer:
-  return NadamW(
-    model.parameters(),
-    lr=config.learning_rate,
-    betas=(1.0 - config.one_minus_beta1, config.beta2),
-    eps=config.epsilon,
-    weight_decay=config.weight_decay,
-    fused=config.fused,
-  )
-
-
-@_build.register
-def _shampoo(config: ShampooConfig, model: nn.Module) -> torch.optim.Optimizer:
+def build_shampoo(
+  model: nn.Module, config: ShampooConfig
+) -> torch.optim.Optimizer:
+  """Distributed Shampoo over all parameters of a model."""
   return DistributedShampoo(
     models.named_parameters(model),
     lr=config.learning_rate,

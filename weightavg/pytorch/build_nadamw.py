@@ -1,0 +1,21 @@
+"""NadamW from its configuration."""
+
+import torch
+from torch import nn
+
+from weightavg.optimizer_config import NadamWConfig
+from weightavg.pytorch.nadamw import NadamW
+
+
+def build_nadamw(
+  model: nn.Module, config: NadamWConfig
+) -> torch.optim.Optimizer:
+  """NadamW over all parameters of a model."""
+  return NadamW(
+    model.parameters(),
+    lr=config.learning_rate,
+    betas=(1.0 - config.one_minus_beta1, config.beta2),
+    eps=config.epsilon,
+    weight_decay=config.weight_decay,
+    fused=config.fused,
+  )
