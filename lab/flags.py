@@ -1,4 +1,4 @@
-"""The runner's command line: the benchmark's flags, and three of its own."""
+"""The runner's command line: the benchmark's flags, and a few of its own."""
 
 import dataclasses
 from typing import Any
@@ -110,7 +110,16 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   'keep',
   None,
-  'Number of light checkpoints that are kept, the latest ones; by default all.',
+  'Number of light checkpoints, and of steps with post-hoc snapshots, that are '
+  'kept, the latest ones; by default all.',
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  'posthoc_every',
+  None,
+  'Steps between snapshots of two averages over all steps, in posthoc/, from '
+  'which lab.offline average --scheme posthoc reconstructs others; it takes '
+  'twice the memory of the weights on rank 0.',
   lower_bound=1,
 )
 
@@ -123,6 +132,8 @@ def settings() -> Settings:
     field.name: flags.FLAGS[field.name].value
     for field in dataclasses.fields(Settings)
   }
-  if values['keep'] and not values['save_every']:
-    raise InputError('Invalid flags: --keep needs --save_every.')
+  if values['keep'] and not (values['save_every'] or values['posthoc_every']):
+    raise InputError(
+      'Invalid flags: --keep needs --save_every or --posthoc_every.'
+    )
   return Settings(**values)

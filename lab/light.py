@@ -1,15 +1,21 @@
-"""Light checkpoints: the weights alone, many of them, for `lab.offline`.
+"""What a run keeps for `lab.offline`: light checkpoints and post-hoc tracks.
 
 A trial's folder `weights` holds step_<n>.safetensors with the model's state
-under clean names: raw weights, whatever average evaluation sees.
+under clean names: raw weights, whatever average evaluation sees. Its folder
+`posthoc` is described in `lab.offline.run_tracks`.
 """
 
+import importlib.util
 import os
 import re
+from typing import Any
 
 from torch import nn
 
+from lab.errors import InputError
+from lab.settings import Settings
 from weightavg.pytorch.models import clean_name, unwrap
+from weightavg.pytorch.profiling import section
 
 FOLDER = 'weights'
 _NAME = re.compile(r'step_(\d+)\.safetensors')
@@ -56,3 +62,71 @@ def save(
     for old in [s for s in steps(directory) if s <= step][:-keep]:
       os.remove(path_of(directory, old))
   return path
+
+
+def check(settings: Settings, budget: int) -> None:
+  """Raise InputError if what the flags ask for cannot be kept.
+
+  Args:
+    settings: the command line.
+    budget: steps of the run.
+  """
+  every = settings.posthoc_every
+  if not (settings.save_every or every):
+    return
+  if importlib.util.find_spec('safetensors') is None:
+    raise InputError(
+      'Invalid flags: --save_every and --posthoc_every need safetensors. '
+      "Run: pip install -e '.[lab]'"
+    )
+  if every is not None and every > budget:
+    raise InputError(
+      f'Invalid posthoc_every={every}. Must be in [1, {budget}], the budget.'
+    )
+
+
+class Keeper:
+  """Keeps what the flags of a run ask for; on rank 0 only.
+
+  Args:
+    settings: the command line.
+    directory: the trial's.
+    model: what is trained, wrapped or not.
+    resumed_at: step of the checkpoint that the run goes on from, if it does.
+
+  Raises:
+    InputError: the tracks cannot go on from that checkpoint.
+  """
+
+  def __init__(
+    self,
+    settings: Settings,
+    directory: str,
+    model: nn.Module,
+    resumed_at: int | None,
+  ) -> None:
+    self._settings, self._directory = settings, directory
+    self._tracks: Any = None
+    if settings.posthoc_every is not None:
+      from lab.offline.run_tracks import RunTracks
+
+      self._tracks = RunTracks(
+        model, directory, settings.posthoc_every, settings.keep
+      )
+      if resumed_at is not None:
+        self._tracks.restore(resumed_at)
+
+  def after_step(self, model: nn.Module, step: int) -> None:
+    """Call it before any evaluation puts an average in the weights' place."""
+    every = self._settings.save_every
+    if every is not None and step % every == 0:
+      with section('Light checkpoint'):
+        save(model, self._directory, step, self._settings.keep)
+    if self._tracks is not None:
+      with section('Post-hoc tracks'):
+        self._tracks.update(step)
+
+  def before_checkpoint(self, step: int) -> None:
+    """Call it before a checkpoint: none must ever be without what it needs."""
+    if self._tracks is not None:
+      self._tracks.save_state(step)

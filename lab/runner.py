@@ -19,12 +19,19 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 import lab.flags
-from lab import distributed, logs, preparation, profile_report
+from lab import (
+  checkpoints,
+  distributed,
+  light,
+  logs,
+  preparation,
+  profile_report,
+)
 from lab.distributed import Context
 from lab.errors import InputError
 from lab.settings import Settings
 from lab.state import RunState
-from lab.training import Trial, TrialRun
+from lab.training import Trial, TrialRun, initial_state
 from weightavg.pytorch.profiling import recording
 
 flags.adopt_module_key_flags(lab.flags)
@@ -50,6 +57,19 @@ def _make_directories(settings: Settings, trials: list[Trial]) -> None:
     path = os.path.join(trial.directory, logs.HPARAMS)
     if trial.hyperparameters is not None and not os.path.exists(path):
       logs.write_json(path, trial.hyperparameters._asdict())
+
+
+def _check_kept(trials: list[Trial]) -> None:
+  """Check what is to be kept for lab.offline, and tracks to be resumed."""
+  for trial in trials:
+    settings = trial.settings
+    light.check(settings, trial.budget)
+    steps = checkpoints.steps(trial.directory)
+    if settings.posthoc_every and settings.resume_last_run and steps:
+      # On all ranks: to wrap a model may be a collective.
+      model = initial_state(trial).model_params
+      if trial.context.is_main:
+        light.Keeper(settings, trial.directory, model, steps[-1])
 
 
 def _run_trial(trial: Trial, flag_values: dict[str, Any]) -> RunState:
@@ -85,6 +105,7 @@ def run(
     context, lambda: preparation.prepare(settings, context, seed)
   )
   _agreed(context, lambda: preparation.check(trials))
+  _agreed(context, lambda: _check_kept(trials))
   if context.is_main:
     _make_directories(settings, trials)
   context.barrier()

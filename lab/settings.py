@@ -33,6 +33,7 @@ class Settings:
   profile: bool = False
   save_every: int | None = None
   keep: int | None = None
+  posthoc_every: int | None = None
 
   @property
   def log_dir(self) -> str:

@@ -138,6 +138,7 @@ class TrialRun:
     self.flag_values = flag_values
     self._is_main = trial.context.is_main
     self._logger: logs.MetricsLogger | None = None
+    self._keeper: light.Keeper | None = None
 
   def run(self) -> RunState:
     """Train, evaluate and save until a goal or the budget ends the trial."""
@@ -156,6 +157,13 @@ class TrialRun:
       _skip(queue, self.state.train_state['batches_drawn'])
       logging.info('Resuming from %s.', path)
     queue = _CountedQueue(queue, self.state.train_state)
+    if self._is_main:
+      self._keeper = light.Keeper(
+        trial.settings,
+        trial.directory,
+        self.state.model_params,
+        None if path is None else self.state.global_step,
+      )
     self._open_logs(resumed=path is not None)
     self._progress = Progress(
       trial.budget, self.state.global_step, self._is_main
@@ -231,7 +239,8 @@ class TrialRun:
       end_time - state.train_state['last_step_end_time']
     )
     self._progress.step()
-    self._save_weights()
+    if self._keeper is not None:
+      self._keeper.after_step(state.model_params, state.global_step)
     if self._is_due(end_time):
       self._prepare_for_eval(prepare_rng)
       billed = state.train_state['accumulated_submission_time']
@@ -360,27 +369,14 @@ class TrialRun:
     # Rank 0 alone calls state_dict and writes; the clock that is read next
     # keeps the others waiting until the file is there.
     settings = self.trial.settings
-    if not self._is_main or not settings.save_checkpoints:
+    if self._keeper is None or not settings.save_checkpoints:
       return
     with section('Checkpoint'):
+      self._keeper.before_checkpoint(self.state.global_step)
       checkpoints.save(
         self.state,
         self.trial.directory,
         keep_all=settings.save_intermediate_checkpoints,
-      )
-
-  def _save_weights(self) -> None:
-    # Before any evaluation puts an average in the weights' place.
-    settings, state = self.trial.settings, self.state
-    every = settings.save_every
-    if every is None or state.global_step % every or not self._is_main:
-      return
-    with section('Light checkpoint'):
-      light.save(
-        state.model_params,
-        self.trial.directory,
-        state.global_step,
-        settings.keep,
       )
 
   def _finish(self) -> None:

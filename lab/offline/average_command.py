@@ -150,7 +150,7 @@ def _planned(args: argparse.Namespace, found: series.Series) -> _Jobs:
 
 def _schemes(
   args: argparse.Namespace, name: str, steps_between: float, last_step: int
-) -> Iterator[tuple[dict[str, Any], coefficients.Scheme]]:
+) -> Iterator[tuple[dict[str, Any], coefficients.Single]]:
   return plans.schemes(
     name,
     windows=args.window,

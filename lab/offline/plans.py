@@ -27,7 +27,7 @@ class Weighted:
     return list(self.values)
 
 
-Scheme = coefficients.Scheme | Weighted
+Scheme = coefficients.Single | Weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def schemes(
   powers: Sequence[float] = (),
   steps_between: float = 0.0,
   budget: int = 0,
-) -> Iterator[tuple[dict[str, Any], coefficients.Scheme]]:
+) -> Iterator[tuple[dict[str, Any], coefficients.Single]]:
   """Schemes of one kind, each with the knob that sets it apart.
 
   Args:
@@ -137,7 +137,7 @@ def schemes(
   for horizon in horizons:
     _check('horizon', horizon, 0 < horizon <= 1, '(0, 1]')
     window = coefficients.samples_in_horizon(horizon * budget, steps_between)
-    made: coefficients.Scheme = Lawa(window)
+    made: coefficients.Single = Lawa(window)
     if name == 'ema':
       made = Ema(coefficients.decay_of_window(window))
     yield {'horizon': horizon}, made

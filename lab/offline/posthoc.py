@@ -94,8 +94,12 @@ class Tracks:
 
   def update(self) -> None:
     """Count an optimizer step."""
-    for averager in self._averagers:
-      averager.update()
+    first, *others = self._averagers
+    skipped = first.skipped
+    first.update()
+    for averager in others:
+      # Looking at all weights once is enough.
+      averager.update(finite=first.skipped == skipped)
 
   def save(self, directory: str) -> list[str]:
     """Write a file for each average; nothing before the first sample."""
