@@ -41,7 +41,9 @@ def averaging(folder, monkeypatch):
   monkeypatch.chdir(ROOT)
   fakes.register(monkeypatch, 'click_dlrm')
   space = ROOT / 'tuning_search_spaces' / 'nadamw_ema.json'
-  (folder / 'space.json').write_text(json.dumps(json.loads(space.read_text())))
+  # 1 % of twenty steps would be the last sample alone.
+  points = [json.loads(space.read_text())[0] | {'averaging_horizon': 0.5}]
+  (folder / 'space.json').write_text(json.dumps(points))
   return {
     'submission_path': 'submissions/nadamw_ema/submission.py',
     'workload': 'click_dlrm',
