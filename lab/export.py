@@ -35,6 +35,7 @@ _WORDS = {
   'shampoo': 'Distributed Shampoo',
   'lawa': 'LAWA',
   'ema': 'EMA',
+  'auto': 'chosen average',
 }
 # More than anybody could have a use for: a list of trials may be a whole study.
 _MOST_POINTS = 1000

@@ -132,6 +132,30 @@ def shampoo_point(point: Mapping[str, float]) -> dict[str, float]:
   return rest | {'one_minus_beta2': 1.0 - point['beta2']}
 
 
+def trial_of(
+  workload: Any,
+  submission: submissions.Submission,
+  settings: Settings,
+  point: dict[str, Any],
+  seed: int,
+) -> Trial:
+  """The trial that the runner would make of one point; makes its directory."""
+  os.makedirs(settings.trial_dir(1), exist_ok=True)
+  return Trial(
+    workload=workload,
+    submission=submission,
+    settings=settings,
+    context=Context(),
+    hyperparameters=search_space.as_hyperparameters(point),
+    rng_seed=seed,
+    batch_size=submission.get_batch_size(settings.workload),
+    eval_batch_size=workload.eval_batch_size,
+    budget=workload.step_hint,
+    eval_every=workload.eval_every_steps,
+    directory=settings.trial_dir(1),
+  )
+
+
 def run(
   workload_name: str,
   seed: int,
@@ -164,21 +188,8 @@ def run(
   (point,) = search_space.load(str(ROOT / workload.tuned_search_space), 1, seed)
   if optimizer == 'shampoo':
     point = shampoo_point(point)
-  followed = _Followed(path, candidates)
-  os.makedirs(settings.trial_dir(1), exist_ok=True)
-  trial = Trial(
-    workload=workload,
-    submission=submissions.Submission(path, followed),
-    settings=settings,
-    context=Context(),
-    hyperparameters=search_space.as_hyperparameters(point),
-    rng_seed=seed,
-    batch_size=followed.get_batch_size(workload_name),
-    eval_batch_size=workload.eval_batch_size,
-    budget=workload.step_hint,
-    eval_every=workload.eval_every_steps,
-    directory=settings.trial_dir(1),
-  )
+  followed = submissions.Submission(path, _Followed(path, candidates))
+  trial = trial_of(workload, followed, settings, point, seed)
   study_run = StudyRun(trial, evaluated_from * workload.step_hint)
   study_run.run()
   return {
@@ -304,16 +315,21 @@ def _define_flags() -> None:
   flags.DEFINE_string('output_dir', 'results/study', 'Where results go.')
 
 
+def check_names(flag: str, given: Iterable[str], names: Iterable[str]) -> None:
+  """End with one line if a flag names what does not exist."""
+  for name in given:
+    if name not in names:
+      sys.exit(
+        f'Error: Invalid {flag}={name}. Must be among {", ".join(names)}.'
+      )
+
+
 def main(argv: Sequence[str]) -> None:
   """Run what is missing; write study.json, print the table."""
   del argv
   allowed = {'optimizers': OPTIMIZERS, 'workloads': sorted(WORKLOADS)}
   for flag, names in allowed.items():
-    for name in getattr(_FLAGS, flag):
-      if name not in names:
-        sys.exit(
-          f'Error: Invalid {flag}={name}. Must be among {", ".join(names)}.'
-        )
+    check_names(flag, getattr(_FLAGS, flag), names)
   jobs = [
     (optimizer, workload, int(seed))
     for optimizer in _FLAGS.optimizers

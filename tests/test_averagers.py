@@ -637,7 +637,10 @@ def test_half_a_swap_can_be_undone(monkeypatch):
   monkeypatch.setattr(
     averager.placement,
     'shown',
-    lambda tensors: [shown(tensors)[0], torch.zeros(1, dtype=torch.int64)],
+    lambda tensors, which: [
+      shown(tensors, which)[0],
+      torch.zeros(1, dtype=torch.int64),
+    ],
   )
   with pytest.raises(RuntimeError), averager.evaluating():
     pass

@@ -18,9 +18,11 @@ SCHEME_OF = {
   'nadamw_lawa': 'lawa',
   'nadamw_ema': 'ema',
   'nadamw_polynomial': 'polynomial',
+  'nadamw_auto': 'auto',
   'shampoo': 'none',
   'shampoo_lawa': 'lawa',
   'shampoo_ema': 'ema',
+  'shampoo_auto': 'auto',
 }
 
 

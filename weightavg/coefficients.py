@@ -92,7 +92,23 @@ class Polynomial:
 
 
 Recursive = Ema | Polynomial
-Scheme = Lawa | Ema | Polynomial
+Single = Lawa | Ema | Polynomial
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+  """Several averages of the same samples, of which one at a time is shown.
+
+  Args:
+    names: of the candidates, for logs.
+    schemes: of the candidates; None stands for the raw weights.
+  """
+
+  names: tuple[str, ...]
+  schemes: tuple[Single | None, ...]
+
+
+Scheme = Single | Candidates
 
 
 def _unrolled(scheme: Recursive, count: int) -> list[float]:

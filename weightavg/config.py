@@ -15,14 +15,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from weightavg import coefficients
+from weightavg import candidates, coefficients
 from weightavg.knobs import check_knobs, knob, read_knobs
 from weightavg.optimizer_config import OPTIMIZER_CONFIGS, SELF_TUNING_POINTS
 
-AVERAGING_SCHEMES = ('none', 'lawa', 'ema', 'polynomial')
+AVERAGING_SCHEMES = ('none', 'lawa', 'ema', 'polynomial', 'auto')
 DEFAULT_HORIZON = 0.01
 DEFAULT_EVERY = 0.002
 DEFAULT_POWER = 4.0
+# Of T; an evaluation every 2 % of the run is about what the benchmark does.
+DEFAULT_PROBE_EVERY = 0.02
 
 # Which knobs speak of some schemes only; the others speak of any but 'none'.
 # One given in vain is an error, since a search over a knob without effect costs
@@ -33,6 +35,9 @@ _KNOBS_OF_SCHEME = {
   'averaging_preset': ('lawa',),
   'ema_decay': ('ema',),
   'averaging_power': ('polynomial',),
+  'averaging_candidates': ('auto',),
+  'averaging_probe_examples': ('auto',),
+  'averaging_probe_every': ('auto',),
 }
 
 
@@ -70,6 +75,27 @@ class AveragingConfig:
     'of the polynomial average; 0: Polyak',
     DEFAULT_POWER,
   )
+  averaging_candidates: str | None = knob(
+    None,
+    str,
+    None,
+    'averages among which auto chooses',
+    candidates.DEFAULT_CANDIDATES,
+  )
+  averaging_probe_examples: int | None = knob(
+    None,
+    int,
+    '[2, inf)',
+    'never trained on, by which auto chooses; over all ranks',
+    'a quarter of a batch',
+  )
+  averaging_probe_every: float | None = knob(
+    None,
+    float,
+    '(0, 1]',
+    'between two renewals of these examples, fraction of T',
+    DEFAULT_PROBE_EVERY,
+  )
   averaging_preset: str | None = knob(
     None, str, ('kaddour2022',), 'one sample per epoch, window 6'
   )
@@ -84,7 +110,10 @@ class AveragingConfig:
     'over the ranks',
   )
   averaging_checkpoints: bool = knob(
-    True, bool, (True, False), 'whether sharded averages can be saved'
+    True,
+    bool,
+    (True, False),
+    'whether sharded averages, and the examples of auto, can be saved',
   )
   averaging_swap: str = knob(
     'exchange', str, ('exchange', 'copy'), 'how evaluation gets the average'
@@ -93,6 +122,8 @@ class AveragingConfig:
   def __post_init__(self) -> None:
     check_knobs(self)
     self._check_effect()
+    if self.averaging_candidates is not None:
+      candidates.parse(self.averaging_candidates)
     self._check_cadence()
     self._check_horizon()
 
@@ -115,10 +146,15 @@ class AveragingConfig:
         "Contradicting averaging_batch_norm='averaged' and "
         "averaging_placement='sharded': ranks' statistics differ."
       )
-    if not self.averaging_checkpoints and self.averaging_placement != 'sharded':
+    if (
+      not self.averaging_checkpoints
+      and self.averaging_placement != 'sharded'
+      and self.averaging_scheme != 'auto'
+    ):
       raise ValueError(
         'Invalid averaging_checkpoints=False. It has no effect with '
-        f'averaging_placement={self.averaging_placement!r}, only with sharded.'
+        f'averaging_placement={self.averaging_placement!r}, only with sharded, '
+        "and with averaging_scheme='auto'."
       )
 
   def _check_cadence(self) -> None:
@@ -195,11 +231,7 @@ class AveragingConfig:
         )
       every, window = steps_per_epoch, 6
     if window is None:
-      horizon = self.averaging_horizon or DEFAULT_HORIZON
-      if self.averaging_every_steps is not None:
-        window = coefficients.samples_in_horizon(horizon * budget, every)
-      else:
-        window = coefficients.samples_in_horizon(horizon, every_fraction)
+      window = self._window(self.averaging_horizon or DEFAULT_HORIZON, budget)
     sampling = coefficients.Sampling(
       every, round(self.averaging_start * budget)
     )
@@ -207,15 +239,48 @@ class AveragingConfig:
     if decay is None:
       decay = coefficients.decay_of_window(window)
     power = self.averaging_power
-    schemes = {
+    schemes: dict[str, coefficients.Scheme | None] = {
       'none': None,
       'lawa': coefficients.Lawa(window),
       'ema': coefficients.Ema(decay),
       'polynomial': coefficients.Polynomial(
         DEFAULT_POWER if power is None else power
       ),
+      'auto': self._candidates(budget),
     }
     return sampling, schemes[self.averaging_scheme]
+
+  def _window(self, horizon: float, budget: int) -> int:
+    """A horizon in samples."""
+    if self.averaging_every_steps is not None:
+      return coefficients.samples_in_horizon(
+        horizon * budget, self.averaging_every_steps
+      )
+    return coefficients.samples_in_horizon(
+      horizon, self.averaging_every or DEFAULT_EVERY
+    )
+
+  def _candidates(self, budget: int) -> coefficients.Candidates:
+    text = self.averaging_candidates or candidates.DEFAULT_CANDIDATES
+    schemes: list[coefficients.Single | None] = []
+    for kind, argument in candidates.parse(text):
+      if argument is None:
+        schemes.append(None)
+      elif kind == 'polynomial':
+        schemes.append(coefficients.Polynomial(argument))
+      else:
+        window = self._window(argument, budget)
+        schemes.append(
+          coefficients.Lawa(window)
+          if kind == 'lawa'
+          else coefficients.Ema(coefficients.decay_of_window(window))
+        )
+    return coefficients.Candidates(candidates.names(text), tuple(schemes))
+
+  def probe_every_steps(self, budget: int) -> int:
+    """Steps between two renewals of the examples by which auto chooses."""
+    fraction = self.averaging_probe_every or DEFAULT_PROBE_EVERY
+    return max(1, round(fraction * budget))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ def knob(
   Args:
     default: value where a point does not give one; REQUIRED if it must.
     kind: float (accepts integers), int, bool or str.
-    allowed: an interval such as '(0, 1]', or a tuple of values.
+    allowed: an interval such as '(0, 1]', a tuple of values, or None for
+      text that its owner checks.
     help: one line for the table of knobs.
     stands_for: what null means, where it is not nothing.
   """
@@ -38,7 +39,9 @@ def knob(
 def allowed_text(field: dataclasses.Field) -> str:
   """What a knob may be, as the end of a sentence: 'in (0, 1]'."""
   allowed = field.metadata['allowed']
-  if isinstance(allowed, str):
+  if allowed is None:
+    text = 'a string'
+  elif isinstance(allowed, str):
     kind = 'an integer in ' if field.metadata['kind'] is int else 'in '
     text = kind + allowed
   elif field.metadata['kind'] is bool:
@@ -65,6 +68,8 @@ def _is_allowed(field: dataclasses.Field, value: Any) -> bool:
   types = (int, float) if kind is float else kind
   if not isinstance(value, types):
     return False
+  if allowed is None:
+    return True
   if isinstance(allowed, str):
     return math.isfinite(value) and in_interval(value, allowed)
   return value in allowed

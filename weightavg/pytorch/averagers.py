@@ -14,13 +14,17 @@ from weightavg import coefficients
 from weightavg.config import AveragingConfig
 from weightavg.pytorch import models, multi_tensor
 from weightavg.pytorch.placement import build_placement
+from weightavg.pytorch.tracks import stored_buffers
 
-_FORMAT = 1
+_FORMAT = 2
+# What `select` takes for the raw weights.
+RAW = -1
 _KINDS: dict[str, type] = {
   'recipe': dict,
   'step': int,
   'samples': int,
   'skipped': int,
+  'selected': int,
   'swapped': bool,
   'complete': bool,
   'buffers': list,
@@ -46,6 +50,10 @@ class Averager:
   float64 weights; LAWA's samples in the weights' dtype); evaluated is the
   average, between `swap_in` and `swap_out`. Before the first sample, and with
   the scheme 'none', evaluation sees the raw weights.
+
+  With averaging_scheme='auto' several averages are kept over the same samples,
+  `candidates` names them, and evaluation sees the one that `select` was told
+  last; the raw weights before that.
 
   A sample that holds a NaN or an infinity never enters: it is counted in
   `skipped` and logged.
@@ -109,6 +117,8 @@ class Averager:
         config.averaging_checkpoints,
       )
     )
+    self.candidates: tuple[str, ...] = getattr(self.scheme, 'names', ())
+    self.selected = RAW if self.candidates else 0
     self.step = 0
     self.skipped = 0
     # The raw weights while the average is swapped in: their storages under
@@ -154,6 +164,32 @@ class Averager:
         self.skipped,
       )
 
+  def select(self, which: int) -> None:
+    """Choose what evaluation sees from now on, with averaging_scheme='auto'.
+
+    Args:
+      which: index into `candidates`; RAW (-1) for the raw weights.
+
+    Raises:
+      RuntimeError: while an average is swapped in.
+      ValueError: for an index that no candidate has.
+    """
+    if self.swapped:
+      raise RuntimeError(
+        'The model holds the average. Call swap_out() before select().'
+      )
+    if not RAW <= which < len(self.candidates):
+      raise ValueError(
+        f'Invalid {which=}. Must be in [-1, {len(self.candidates)}).'
+      )
+    self.selected = which
+
+  @property
+  def _shows_raw(self) -> bool:
+    return bool(self.candidates) and (
+      self.selected == RAW or self.scheme.schemes[self.selected] is None  # type: ignore[union-attr]
+    )
+
   @_outside_autograd
   def swap_in(self) -> None:
     """Show the average; nothing happens if it is shown already.
@@ -164,8 +200,10 @@ class Averager:
     if self.swapped or self.placement is None or not self.samples:
       return
     self.placement.collect()
+    if self._shows_raw:
+      return
     raw = self._data()
-    shown = self.placement.shown(raw)
+    shown = self.placement.shown(raw, self.selected)
     if self._exchange:
       self._exchange_in(raw, shown)
     else:
@@ -212,6 +250,7 @@ class Averager:
       'step': self.step,
       'samples': self.samples,
       'skipped': self.skipped,
+      'selected': self.selected,
       'swapped': self.swapped,
       'complete': buffers is not None,
       'buffers': [self._by_name(tensors) for tensors in buffers or []],
@@ -237,6 +276,7 @@ class Averager:
       self.swap_out()
     self.step = state_dict['step']
     self.skipped = state_dict['skipped']
+    self.selected = state_dict['selected']
     if self.placement is not None:
       saved = [self._in_order(named) for named in state_dict['buffers']]
       self.placement.restore(state_dict['samples'], saved, self._data())
@@ -274,7 +314,8 @@ class Averager:
       )
     for key, kind in _KINDS.items():
       value = state_dict.get(key)
-      is_negative = isinstance(value, int) and value < 0
+      least = RAW if key == 'selected' else 0
+      is_negative = isinstance(value, int) and value < least
       if type(value) is not kind or is_negative:
         raise ValueError(
           f'Invalid averager state: {key}={value!r}. Must be {kind.__name__}.'
@@ -292,8 +333,13 @@ class Averager:
           f'Invalid averager state: saved with {key}={saved!r}, this averager '
           f'has {key}={own!r}.'
         )
+    if state_dict['selected'] >= max(1, len(self.candidates)):
+      raise ValueError(
+        f'Invalid averager state: selected={state_dict["selected"]}. Must be '
+        f'below {max(1, len(self.candidates))}.'
+      )
     groups = list(state_dict['buffers'])
-    stored = _stored(self.scheme, state_dict['samples'])
+    stored = stored_buffers(self.scheme, state_dict['samples'])
     if len(groups) != stored:
       raise ValueError(
         f'Invalid averager state: {len(groups)} buffers for '
@@ -306,13 +352,6 @@ class Averager:
     )
     for named in groups:
       _check_tensors(named, shapes)
-
-
-def _stored(scheme: coefficients.Scheme | None, samples: int) -> int:
-  """Buffers in a state after so many samples."""
-  if scheme is None:
-    return 0
-  return min(samples, getattr(scheme, 'window', 1))
 
 
 def _check_tensors(
@@ -364,6 +403,10 @@ def _recipe(
     'averaging_scheme': config.averaging_scheme,
     'averaging_batch_norm': config.averaging_batch_norm,
   }
+  if isinstance(scheme, coefficients.Candidates):
+    recipe['candidates'] = [str(single) for single in scheme.schemes]
+  elif scheme is not None:
+    recipe |= dataclasses.asdict(scheme)
   if scheme is not None:
-    recipe |= dataclasses.asdict(sampling) | dataclasses.asdict(scheme)
+    recipe |= dataclasses.asdict(sampling)
   return recipe

@@ -108,6 +108,18 @@ def lerp_(
       torch._foreach_lerp_(average, cast, weight)
 
 
+def lerp_all_(
+  averages: Sequence[Sequence[Tensor]],
+  samples: Sequence[Tensor],
+  weights: Sequence[float],
+) -> None:
+  """`lerp_` of several averages, for which the samples are read once."""
+  for group in by_device_and_dtype(samples, *averages):
+    for sample, *parts in pieces(*group):
+      for part, weight in zip(parts, weights, strict=True):
+        lerp_(part, sample, weight)
+
+
 def mean_(
   targets: Sequence[Tensor], windows: Sequence[Sequence[Tensor]]
 ) -> None:

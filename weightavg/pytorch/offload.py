@@ -75,12 +75,12 @@ class HostPlacement:
     self._transfers.wait()
     self._track.add(self._staging)
 
-  def shown(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+  def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
     """The average, copied to the weights' device."""
     self._settle()
     return [
       average.to(device=t.device, dtype=t.dtype, non_blocking=True)
-      for average, t in zip(self._track.average(), tensors, strict=True)
+      for average, t in zip(self._track.average(which), tensors, strict=True)
     ]
 
   def collect(self) -> None:

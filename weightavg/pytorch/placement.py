@@ -26,10 +26,14 @@ class Placement(Protocol):
   def add(self, tensors: Sequence[Tensor]) -> None:
     """Take the tensors in as the next sample."""
 
-  def shown(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+  def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
     """The average in the dtypes and on the devices of the weights.
 
     Valid until the next sample. A collective if the average is sharded.
+
+    Args:
+      tensors: the weights.
+      which: of several candidates.
     """
 
   def collect(self) -> None:
@@ -67,9 +71,9 @@ class DevicePlacement:
     """Take the tensors in as the next sample."""
     self._track.add(tensors)
 
-  def shown(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+  def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
     """The track's own average where dtypes agree, a cast of it elsewhere."""
-    averages = self._track.average()
+    averages = self._track.average(which)
     return [
       a if a.dtype == t.dtype else a.to(t.dtype)
       for a, t in zip(averages, tensors, strict=True)

@@ -155,13 +155,13 @@ class ShardedPlacement:
     self._collected = None
     self._track.add(self._share_of(tensors))
 
-  def shown(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+  def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
     """The whole average: one all-gather in the weights' dtypes."""
     device = tensors[0].device
     size = self._layout.share_bytes
     share = torch.empty(size, dtype=torch.uint8, device=device)
     for segment, average in zip(
-      self._segments, self._track.average(), strict=True
+      self._segments, self._track.average(which), strict=True
     ):
       dtype = tensors[segment.index].dtype
       part = share[segment.offset :]
@@ -197,30 +197,25 @@ class ShardedPlacement:
       else torch.empty(0, dtype=torch.uint8)
       for buffer in self._track.buffers()
     ]
-    dtypes = [
-      tracks.average_dtype(t.dtype) if self._is_recursive else t.dtype
-      for t in self._templates
-    ]
+    own = [t.dtype for t in self._templates]
+    wide = [tracks.average_dtype(dtype) for dtype in own]
+    dtypes = [wide if is_wide else own for is_wide in self._track.widened()]
     self._collected = self._worker.submit(lambda: self._gather(shares, dtypes))
 
-  @property
-  def _is_recursive(self) -> bool:
-    return isinstance(self._track, tracks.RunningTrack)
-
   def _gather(
-    self, shares: list[Tensor], dtypes: list[torch.dtype]
+    self, shares: list[Tensor], dtypes_of: list[list[torch.dtype]]
   ) -> list[list[Tensor]]:
     """Whole buffers on rank 0, nothing elsewhere; runs on the worker."""
     result = []
-    sizes = [
-      [
-        (s.end - s.begin) * dtypes[s.index].itemsize
-        for s in self._layout.segments(rank)
+    for share, dtypes in zip(shares, dtypes_of, strict=True):
+      sizes = [
+        [
+          (s.end - s.begin) * dtypes[s.index].itemsize
+          for s in self._layout.segments(rank)
+        ]
+        for rank in range(self._world_size)
       ]
-      for rank in range(self._world_size)
-    ]
-    largest = max(map(sum, sizes))
-    for share in shares:
+      largest = max(map(sum, sizes))
       padded = torch.zeros(largest, dtype=torch.uint8)
       padded[: share.numel()] = share
       received = None

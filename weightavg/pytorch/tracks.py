@@ -42,11 +42,18 @@ class Track(Protocol):
   def add(self, tensors: Sequence[Tensor]) -> None:
     """Take the tensors in as the next sample."""
 
-  def average(self) -> list[Tensor]:
-    """The average of all samples so far; owned by the track."""
+  def average(self, which: int = 0) -> list[Tensor]:
+    """The average of all samples so far; owned by the track.
+
+    Args:
+      which: of several candidates.
+    """
 
   def buffers(self) -> list[list[Tensor]]:
     """What has to be saved: lists of tensors, parallel to the tracked ones."""
+
+  def widened(self) -> list[bool]:
+    """For each of the buffers, whether it is in `average_dtype`."""
 
   def restore(
     self,
@@ -75,20 +82,29 @@ class RunningTrack:
 
   def add(self, tensors: Sequence[Tensor]) -> None:
     """Take the tensors in as the next sample."""
-    self.count += 1
+    weight = self.next_weight()
     if self.count == 1:
       multi_tensor.copy_(self._averages, tensors)
     else:
-      weight = self.scheme.coefficient(self.count)
       multi_tensor.lerp_(self._averages, tensors, weight)
 
-  def average(self) -> list[Tensor]:
+  def next_weight(self) -> float:
+    """Count one more sample; the weight with which the caller takes it in."""
+    self.count += 1
+    return self.scheme.coefficient(self.count)
+
+  def average(self, which: int = 0) -> list[Tensor]:
     """The running average itself: no copy."""
+    del which
     return self._averages
 
   def buffers(self) -> list[list[Tensor]]:
     """The running average, once there is one."""
     return [self._averages] if self.count else []
+
+  def widened(self) -> list[bool]:
+    """The running average is in float32 at least."""
+    return [True] if self.count else []
 
   def restore(
     self,
@@ -140,8 +156,9 @@ class WindowTrack:
     self._samples.append(slot)
     self.count += 1
 
-  def average(self) -> list[Tensor]:
+  def average(self, which: int = 0) -> list[Tensor]:
     """The mean of the window; its buffers are made at the first call."""
+    del which
     if self._mean is None:
       self._mean = [
         self._allocate(t, average_dtype(t.dtype)) for t in self._samples[0]
@@ -152,6 +169,10 @@ class WindowTrack:
   def buffers(self) -> list[list[Tensor]]:
     """The samples, oldest first."""
     return self._samples
+
+  def widened(self) -> list[bool]:
+    """Samples are in the weights' own dtype."""
+    return [False] * len(self._samples)
 
   def restore(
     self,
@@ -171,12 +192,88 @@ class WindowTrack:
     return sum(nbytes(tensors) for tensors in lists)
 
 
+class CandidateTracks:
+  """The tracks of several candidates, fed together.
+
+  Where the candidate is the raw weights there is no track, and no average.
+  """
+
+  def __init__(
+    self,
+    scheme: coefficients.Candidates,
+    tensors: Sequence[Tensor],
+    allocate: Allocate = allocate_beside,
+  ) -> None:
+    self.count = 0
+    self._schemes = scheme.schemes
+    self._tracks = {
+      which: build_track(single, tensors, allocate)
+      for which, single in enumerate(scheme.schemes)
+      if single is not None
+    }
+
+  def add(self, tensors: Sequence[Tensor]) -> None:
+    """Take the tensors in; running averages share one read of them."""
+    self.count += 1
+    running = []
+    for track in self._tracks.values():
+      if isinstance(track, RunningTrack) and self.count > 1:
+        running.append(track)
+      else:
+        track.add(tensors)
+    if running:
+      weights = [track.next_weight() for track in running]
+      averages = [track.average() for track in running]
+      multi_tensor.lerp_all_(averages, tensors, weights)
+
+  def average(self, which: int = 0) -> list[Tensor]:
+    """The average of one candidate."""
+    return self._tracks[which].average()
+
+  def buffers(self) -> list[list[Tensor]]:
+    """Those of all candidates, one after the other."""
+    return [b for track in self._tracks.values() for b in track.buffers()]
+
+  def widened(self) -> list[bool]:
+    """Those of all candidates, one after the other."""
+    return [w for track in self._tracks.values() for w in track.widened()]
+
+  def restore(
+    self,
+    count: int,
+    buffers: Sequence[Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+  ) -> None:
+    """Continue from saved buffers."""
+    self.count = count
+    begin = 0
+    for which, track in self._tracks.items():
+      end = begin + stored_buffers(self._schemes[which], count)
+      track.restore(count, buffers[begin:end], tensors)
+      begin = end
+
+  def nbytes(self) -> int:
+    """Bytes of all candidates."""
+    return sum(track.nbytes() for track in self._tracks.values())
+
+
+def stored_buffers(scheme: coefficients.Scheme | None, samples: int) -> int:
+  """Number of buffers of a track after so many samples."""
+  if scheme is None:
+    return 0
+  if isinstance(scheme, coefficients.Candidates):
+    return sum(stored_buffers(single, samples) for single in scheme.schemes)
+  return min(samples, getattr(scheme, 'window', 1))
+
+
 def build_track(
   scheme: coefficients.Scheme,
   tensors: Sequence[Tensor],
   allocate: Allocate = allocate_beside,
 ) -> Track:
   """The track of a scheme over tensors."""
+  if isinstance(scheme, coefficients.Candidates):
+    return CandidateTracks(scheme, tensors, allocate)
   if isinstance(scheme, coefficients.Lawa):
     return WindowTrack(scheme, tensors, allocate)
   return RunningTrack(scheme, tensors, allocate)

@@ -1,0 +1,293 @@
+"""Whether the choice among averages is a good one: `make auto-study`.
+
+For each local workload, seed, learning rate and schedule, `nadamw_auto` is
+trained once; each evaluation looks at every candidate and notes which one the
+submission has chosen. Averages never touch training, so that the curve of a
+candidate is what its own submission would have on these batches, and auto's
+curve is, bit for bit, that of the runner. At the tuned learning rate with a
+cosine to zero three other probes choose beside it. Written to --output_dir are
+auto.json, a row for each run and candidate, choices.json and two figures.
+Finished runs are kept in its folder runs.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from absl import app, flags
+
+from lab import (
+  auto_report,
+  cached_runs,
+  logs,
+  report,
+  search_space,
+  study,
+  submissions,
+)
+from lab.settings import Settings
+from lab.training import TrialRun
+from lab.workloads import WORKLOADS, build_workload
+from weightavg import candidates
+from weightavg.pytorch import auto_step, selection
+from weightavg.pytorch.averagers import RAW
+from weightavg.pytorch.probes import Batch, leaves, mapped
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SUBMISSION = 'submissions/nadamw_auto/submission.py'
+LEARNING_RATE_FACTORS = (1.0, 0.5, 2.0)
+SCHEDULES = ('cosine', 'cosine_to_half', 'constant')
+SEEDS = (0, 1, 2, 3, 4)
+# No average is at a target earlier; a row that says so is marked.
+EVALUATED_FROM = 0.5
+# Other probes, of so many batches; at one setting only.
+ABLATION = ('auto, 1 batch', 'auto, 4 batches', 'auto, 1 batch trained on')
+_FURTHER_BATCHES = 3
+# The stream of the further batches is not that of any run.
+_FURTHER_SALT = 20230906
+
+_FLAGS = flags.FLAGS
+
+
+class _Overheard:
+  """The submission, with the batches that pass through it within reach."""
+
+  def __init__(self, path: str) -> None:
+    self._module = submissions.load(str(ROOT / path)).module
+    self.set_aside: Batch | None = None
+    self.trained_on: Batch | None = None
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._module, name)
+
+  def update_params(self, **kwargs: Any) -> tuple[Any, Any, Any]:
+    """The submission's step."""
+    batch = kwargs['batch']
+    self.set_aside = batch.get('probe', self.set_aside)
+    self.trained_on = {k: v for k, v in batch.items() if k != 'probe'}
+    return self._module.update_params(**kwargs)
+
+
+@dataclasses.dataclass
+class _Chooser:
+  """Another probe's choice; it shows nothing."""
+
+  selected: int = RAW
+
+  def choose(self, run: 'AutoRun', batch: Batch, rng: Any) -> None:
+    """The submission's own rule, from this chooser's last choice."""
+    state, averager = run.state, run.state.optimizer_state['averager']
+    shown = averager.selected
+    averager.select(self.selected)
+    comparison = auto_step.compare_candidates(
+      run.trial.workload,
+      state.model_params,
+      state.model_state,
+      averager,
+      batch,
+      rng,
+    )
+    averager.select(shown)
+    chosen = selection.choose(comparison, self.selected)
+    self.selected = RAW if chosen is None else chosen
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+  """One batch of the rows of several."""
+  columns = zip(*(leaves(batch) for batch in batches), strict=True)
+  whole = iter([torch.cat(parts) for parts in columns])
+  return mapped(lambda _: next(whole), batches[0])
+
+
+class AutoRun(TrialRun):
+  """A trial whose evaluations look at every candidate, at validation only.
+
+  A curve ends where it comes to the target.
+
+  Args:
+    trial: a trial of the submission.
+    first_step: no curve begins before this step; choices are made all along.
+    ablation: whether other probes choose, too.
+    to_the_end: go on when all have come to the target, for the choices.
+  """
+
+  def __init__(
+    self, trial: Any, first_step: float, ablation: bool, to_the_end: bool
+  ) -> None:
+    super().__init__(trial, {})
+    self._first_step = first_step
+    self._to_the_end = to_the_end
+    self._arrived: set[str] = set()
+    self._choosers = {name: _Chooser() for name in ABLATION if ablation}
+    self.curves: dict[str, list[list[float]]] = {}
+    self.choices: dict[str, list[list[int]]] = {}
+    self._further: Any = None
+
+  def _other_choices(self, rng: Any) -> dict[str, int]:
+    if not self._choosers:
+      return {}
+    trial, module = self.trial, self.trial.submission.module
+    if self._further is None:
+      self._further = trial.workload._build_input_queue(
+        (trial.rng_seed, _FURTHER_SALT), 'train', '', trial.batch_size
+      )
+    further = [next(self._further) for _ in range(_FURTHER_BATCHES)]
+    one, four, trained = ABLATION
+    probes = {
+      one: module.set_aside,
+      four: joined([module.set_aside, *further]),
+      trained: module.trained_on,
+    }
+    for name, batch in probes.items():
+      self._choosers[name].choose(self, batch, rng)
+    return {name: c.selected for name, c in self._choosers.items()}
+
+  def _evaluate(self, rng: Any) -> None:
+    state = self.state
+    averager = state.optimizer_state['averager']
+    own = averager.selected
+    averager.swap_out()
+    chosen = {'auto': own, **self._other_choices(rng)}
+    for name, which in chosen.items():
+      self.choices.setdefault(name, []).append([state.global_step, which])
+    if state.global_step >= self._first_step:
+      shown = {name: i for i, name in enumerate(averager.candidates)} | chosen
+      self._follow(averager, shown, rng)
+    averager.select(own)
+
+  def _follow(self, averager: Any, shown: dict[str, int], rng: Any) -> None:
+    """Extend the curves that have not come to the target yet."""
+    workload, state = self.trial.workload, self.state
+    values: dict[int, float] = {}
+    for name, which in shown.items():
+      if name in self._arrived:
+        continue
+      averager.select(which)
+      if which not in values:
+        values[which] = self._validate(averager, rng)
+      value = values[which]
+      self.curves.setdefault(name, []).append([state.global_step, value])
+      if report.reaches(
+        value, workload.validation_target_value, workload.higher_is_better
+      ):
+        self._arrived.add(name)
+    if len(self._arrived) == len(shown) and not self._to_the_end:
+      state.train_state['training_complete'] = True
+
+  def _validate(self, averager: Any, rng: Any) -> float:
+    trial, state = self.trial, self.state
+    with averager.evaluating():
+      metrics = trial.workload._eval_model_on_split(
+        'validation',
+        trial.workload.num_validation_examples,
+        trial.eval_batch_size,
+        state.model_params,
+        state.model_state,
+        rng,
+        trial.data_dir,
+      )
+    return float(metrics[trial.workload.target_metric_name])
+
+
+def run(job: Mapping[str, Any], directory: str) -> dict[str, Any]:
+  """Train once; curves and choices by candidate.
+
+  Args:
+    job: of `jobs`.
+    directory: for the run's logs.
+  """
+  workload = build_workload(job['workload'])
+  settings = Settings(
+    workload=job['workload'],
+    submission_path=SUBMISSION,
+    experiment_dir=directory,
+    experiment_name=job['name'],
+    rng_seed=job['seed'],
+    run_to_budget=True,
+    save_checkpoints=False,
+  )
+  (point,) = search_space.load(
+    str(ROOT / workload.tuned_search_space), 1, job['seed']
+  )
+  point = dict(point) | {'schedule': job['schedule']}
+  point['learning_rate'] *= job['learning_rate_factor']
+  submission = submissions.Submission(SUBMISSION, _Overheard(SUBMISSION))
+  trial = study.trial_of(workload, submission, settings, point, job['seed'])
+  auto_run = AutoRun(
+    trial,
+    EVALUATED_FROM * workload.step_hint,
+    job['ablation'],
+    job['to_the_end'],
+  )
+  auto_run.run()
+  return {
+    key: job[key]
+    for key in ('workload', 'seed', 'learning_rate_factor', 'schedule')
+  } | {
+    'budget_steps': workload.step_hint,
+    'target': workload.validation_target_value,
+    'higher_is_better': workload.higher_is_better,
+    'curves': auto_run.curves,
+    'choices': auto_run.choices,
+  }
+
+
+def jobs(
+  workloads: Sequence[str], seeds: Sequence[int]
+) -> list[cached_runs.Job]:
+  """All runs, seed by seed: what is there after an hour is a whole study."""
+  result = []
+  for seed in seeds:
+    for schedule in SCHEDULES:
+      for factor in LEARNING_RATE_FACTORS:
+        for name in workloads:
+          workload = build_workload(name)
+          result.append(
+            {
+              'name': f'{name}_{seed}_{factor:g}_{schedule}',
+              'workload': name,
+              'seed': seed,
+              'learning_rate_factor': factor,
+              'schedule': schedule,
+              'ablation': (factor, schedule) == (1.0, 'cosine'),
+              'to_the_end': seed == seeds[0],
+              'candidates': candidates.DEFAULT_CANDIDATES,
+              'budget_steps': workload.step_hint,
+              'target': workload.validation_target_value,
+            }
+          )
+  return result
+
+
+def _define_flags() -> None:
+  flags.DEFINE_list('workloads', sorted(WORKLOADS), 'Which workloads.')
+  flags.DEFINE_list('seeds', [str(seed) for seed in SEEDS], 'Of the runs.')
+  flags.DEFINE_integer('jobs', 2, 'Processes, one thread each.', 1)
+  flags.DEFINE_string('output_dir', 'results/auto', 'Where results go.')
+
+
+def main(argv: Sequence[str]) -> None:
+  """Run what is missing; write the rows and figures, print the tables."""
+  del argv
+  study.check_names('workloads', _FLAGS.workloads, sorted(WORKLOADS))
+  seeds = [int(seed) for seed in _FLAGS.seeds]
+  output_dir = _FLAGS.output_dir
+  results = list(
+    cached_runs.run_all(
+      run,
+      jobs(_FLAGS.workloads, seeds),
+      os.path.join(output_dir, 'runs'),
+      _FLAGS.jobs,
+    )
+  )
+  auto_report.write(results, output_dir)
+  rows = logs.read_json(os.path.join(output_dir, 'auto.json'))
+  print(auto_report.table(rows))
+
+
+if __name__ == '__main__':
+  _define_flags()
+  app.run(main)

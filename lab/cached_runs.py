@@ -1,0 +1,65 @@
+"""Many runs on all cores, each kept on the disk and never made twice.
+
+A result is kept under the run's name, beside what the run was: one of another
+budget, target or set of candidates is made anew. A job is a dictionary of plain
+values with the key 'name'; a run is a function from a job to plain values.
+"""
+
+import concurrent.futures
+import json
+import multiprocessing
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from absl import logging
+
+from lab import logs
+
+Job = dict[str, Any]
+Run = Callable[[Job, str], dict[str, Any]]
+
+
+def _cached(run: Run, job: Job, directory: str) -> dict[str, Any]:
+  torch.set_num_threads(1)
+  logging.set_verbosity(logging.WARNING)
+  path = pathlib.Path(directory, f'{job["name"]}.json')
+  kept = logs.read_json(str(path))
+  # As a file has it: tuples are lists there.
+  plain = json.loads(json.dumps(job))
+  if kept is not None and kept['job'] == plain:
+    return kept['result']
+  result = run(job, directory)
+  logs.write_json(str(path), {'job': plain, 'result': result})
+  return result
+
+
+def run_all(
+  run: Run, jobs: Sequence[Job], directory: str, processes: int
+) -> Iterator[dict[str, Any]]:
+  """Results as they come; what is finished already is read.
+
+  Args:
+    run: a function of a module, called with a job and the directory in a
+      process of its own, with one thread.
+    jobs: in the order in which they are to start.
+    directory: where results are kept.
+    processes: at a time.
+  """
+  pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+  # spawn: a forked child would inherit torch's thread pool, half dead.
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(
+    processes, mp_context=context
+  ) as pool:
+    futures = [pool.submit(_cached, run, job, directory) for job in jobs]
+    try:
+      for done, future in enumerate(
+        concurrent.futures.as_completed(futures), 1
+      ):
+        yield future.result()
+        print(f'[{done}/{len(jobs)}]', flush=True)
+    finally:
+      for future in futures:
+        future.cancel()

@@ -1,0 +1,32 @@
+"""Shampoo trains; evaluation sees the best of several averages."""
+
+from weightavg.pytorch import auto_step
+from weightavg.pytorch.auto_step import (
+  data_selection,
+  prepare_for_eval,
+  update_params,
+)
+from weightavg.pytorch.build_shampoo import build_shampoo
+from weightavg.workloads import get_shampoo_batch_size as get_batch_size
+
+__all__ = [
+  'data_selection',
+  'get_batch_size',
+  'init_optimizer_state',
+  'prepare_for_eval',
+  'update_params',
+]
+
+
+def init_optimizer_state(
+  workload, model_params, model_state, hyperparameters, rng
+):
+  """Distributed Shampoo, its schedule, its averagers and the probe."""
+  del model_state, rng
+  return auto_step.init_optimizer_state(
+    workload,
+    model_params,
+    hyperparameters,
+    optimizer='shampoo',
+    build_optimizer=build_shampoo,
+  )
