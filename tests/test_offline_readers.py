@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file, save_model
@@ -129,6 +130,16 @@ def test_counters_that_are_no_tensors_are_kept(tmp_path):
   with Checkpoint(str(path)) as checkpoint:
     assert checkpoint.tensor('step').item() == 17
     assert not checkpoint.layout['step'].dtype.is_floating_point
+
+
+@pytest.mark.parametrize('kind', ['float64', 'float32', 'int64', 'bool_'])
+def test_metrics_that_are_numpy_scalars_do_not_make_a_file_unreadable(
+  kind, tmp_path
+):
+  metrics = {'validation/loss': getattr(np, kind)(1)}
+  content = {'model_params': state(), 'eval_results': ((5, metrics),)}
+  with Checkpoint(str(plain(tmp_path, content))) as checkpoint:
+    assert list(checkpoint.layout) == sorted(state())
 
 
 def test_names_of_tied_tensors_are_found_in_both_formats(tmp_path):

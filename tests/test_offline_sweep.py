@@ -11,7 +11,7 @@ from torch import nn
 from lab import light, preparation, report, runner
 from lab.distributed import Context
 from lab.errors import InputError
-from lab.offline import series, sweep
+from lab.offline import batch_norm, series, sweep
 from lab.offline.__main__ import main
 from lab.settings import Settings
 from lab.training import TrialRun
@@ -216,7 +216,7 @@ def test_recomputed_statistics_are_those_of_training_batches(small, tmp_path):
       changed = not torch.equal(before[name], after[name])
       assert changed == (kind in ('running_mean', 'running_var')), name
   # Of the first layer, the inputs of which no other layer has touched.
-  (first, *_) = sweep._norms(sweeping._model)
+  (first, *_) = batch_norm.norms(sweeping._model)
   inputs = []
   hook = first.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
   sweeping._recompute_statistics()

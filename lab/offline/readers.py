@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -249,6 +250,18 @@ def _file_of(path: str) -> str:
 
 
 def _load(path: str) -> Any:
+  # Metrics in checkpoints are often NumPy's numbers: data, no code.
+  with torch.serialization.safe_globals(_numpy_scalars()):
+    return _load_weights(path)
+
+
+def _numpy_scalars() -> list[Any]:
+  kinds = (np.bool_, np.int32, np.int64, np.float16, np.float32, np.float64)
+  scalar = np.float64(0).__reduce__()[0]
+  return [scalar, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+
+
+def _load_weights(path: str) -> Any:
   try:
     return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
   except RuntimeError as error:

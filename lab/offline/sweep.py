@@ -15,19 +15,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lab import logs
 from lab.errors import InputError
+from lab.offline import batch_norm
 from lab.offline.pieces import Average, averaged_names
 from lab.offline.plans import Plan, Scheme, taken
 from lab.offline.readers import Checkpoint
 from lab.offline.series import Series
-from weightavg import spec
 from weightavg.coefficients import Ema, Lawa
 from weightavg.pytorch.models import clean_name, unwrap
 
 CACHE = 'cache.jsonl'
+# Of evaluations; AlgoPerf takes no tuples.
+_RNG = [0, 1]
 
 
 class Variant(NamedTuple):
@@ -93,6 +95,7 @@ class Sweep:
     recompute: batches for recomputing BatchNorm's running statistics; 0: those
       of the last checkpoint.
     batch_size: global, of those batches.
+    imagenet_v2_data_dir: where AlgoPerf's ImageNet workloads have test data.
   """
 
   def __init__(
@@ -104,15 +107,17 @@ class Sweep:
     data_dir: str = '',
     recompute: int = 0,
     batch_size: int = 0,
+    imagenet_v2_data_dir: str | None = None,
   ) -> None:
     self._workload, self._series = workload, series
     self._data_dir, self._recompute = data_dir, recompute
     self._batch_size = batch_size
+    self._imagenet_v2_data_dir = imagenet_v2_data_dir
     self.rows = evaluations(run)
     self._cache_path = os.path.join(cache, CACHE)
     self._cache = _read_cache(self._cache_path)
-    self._model, self._model_state = workload.init_model_fn((0, 1))
-    if recompute and not _norms(self._model):
+    self._model, self._model_state = workload.init_model_fn(_RNG)
+    if recompute and not batch_norm.norms(self._model):
       raise InputError(
         f'Invalid recompute_batch_norm. {workload.name} has no such layers.'
       )
@@ -165,9 +170,9 @@ class Sweep:
           self._workload.eval_batch_size,
           self._model,
           self._model_state,
-          (0, 1),
+          _RNG,
           self._data_dir,
-          None,
+          self._imagenet_v2_data_dir,
           0,
         )
       )
@@ -181,7 +186,9 @@ class Sweep:
     workload = self._workload
     fingerprint = getattr(workload, 'data_fingerprint', lambda: '')()
     how = [type(workload).__name__, fingerprint, self._recompute]
-    hashed = hashlib.sha256(json.dumps([*how, self._batch_size]).encode())
+    # AlgoPerf's workloads have no fingerprint of their data.
+    how += [self._batch_size, self._data_dir, self._imagenet_v2_data_dir]
+    hashed = hashlib.sha256(json.dumps(how).encode())
     for name in sorted(weights):
       hashed.update(name.encode())
       values = weights[name].contiguous().reshape(-1)
@@ -200,32 +207,17 @@ class Sweep:
       ) from error
 
   def _recompute_statistics(self) -> None:
-    """Means over training batches, each batch with the same weight."""
     queue = self._workload._build_input_queue(
-      (0, 1), 'train', self._data_dir, self._batch_size
+      _RNG, 'train', self._data_dir, self._batch_size
     )
-    norms = _norms(self._model)
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-      norm.reset_running_stats()
-      norm.momentum = None
-    with torch.no_grad():
-      for _ in range(self._recompute):
-        self._workload.model_fn(
-          self._model,
-          next(queue),
-          self._model_state,
-          spec.ForwardPassMode.TRAIN,
-          (0, 1),
-          True,
-        )
-    for norm, momentum in zip(norms, momenta, strict=True):
-      norm.momentum = momentum
-
-
-def _norms(model: nn.Module) -> list[Any]:
-  kind = nn.modules.batchnorm._BatchNorm
-  return [m for m in model.modules() if isinstance(m, kind)]
+    batch_norm.recompute(
+      self._workload,
+      self._model,
+      self._model_state,
+      queue,
+      self._recompute,
+      _RNG,
+    )
 
 
 class Running:

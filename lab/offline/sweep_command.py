@@ -6,12 +6,13 @@ the runner writes it, so that reports take it for one more submission.
 """
 
 import argparse
+import glob
 import os
 from typing import Any
 
-from lab import light, logs, workloads
+from lab import checkpoints, light, logs
 from lab.errors import InputError
-from lab.offline import plans, series, sweep
+from lab.offline import hosts, plans, series, sweep
 from lab.offline.average_command import numbers
 from lab.progress import Progress
 from weightavg.workloads import get_batch_size
@@ -20,9 +21,7 @@ from weightavg.workloads import get_batch_size
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The command line of `sweep`; lists are separated by commas."""
   ints, floats = numbers(int), numbers(float)
-  parser.add_argument(
-    '--run', required=True, help="a trial's directory, with weights/ in it"
-  )
+  parser.add_argument('--run', required=True, help="a trial's directory")
   parser.add_argument('--workload', required=True, help='local, or AlgoPerf')
   parser.add_argument('--windows', type=ints, default=[], help='LAWA')
   parser.add_argument('--decays', type=floats, default=[], help='EMA')
@@ -40,27 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--checkpoints',
     nargs='+',
-    help='patterns, instead of the light checkpoints of the run',
+    help='patterns; by default the light checkpoints of the run, or its '
+    'checkpoint_* where it has none',
   )
   parser.add_argument('--data_dir', default='', help="of AlgoPerf's workloads")
-
-
-def _workload(name: str) -> Any:
-  if name in workloads.WORKLOADS:
-    return workloads.build_workload(name)
-  try:
-    from algoperf.workloads import workloads as registry
-  except ImportError as error:
-    raise InputError(
-      f'Invalid workload={name!r}. Must be one of '
-      f"{', '.join(sorted(workloads.WORKLOADS))}; AlgoPerf's need algoperf."
-    ) from error
-  if name not in registry.WORKLOADS:
-    raise InputError(f'Invalid workload={name!r}. AlgoPerf has no such one.')
-  entry = registry.WORKLOADS[name]
-  path = f'{registry.BASE_WORKLOADS_DIR}{entry["workload_path"]}_pytorch'
-  return registry.import_workload(
-    f'{path}/workload.py', entry['workload_class_name']
+  parser.add_argument(
+    '--imagenet_v2_data_dir', help="test data of AlgoPerf's ImageNet workloads"
+  )
+  parser.add_argument(
+    '--librispeech_tokenizer_vocab_path',
+    default='',
+    help="of AlgoPerf's librispeech workloads",
   )
 
 
@@ -80,22 +69,30 @@ def _variants(args: argparse.Namespace) -> list[sweep.Variant]:
   return list(dict.fromkeys(found))
 
 
+def _pattern(run: str) -> str:
+  if not light.steps(run) and checkpoints.steps(run):
+    return os.path.join(glob.escape(run), 'checkpoint_*')
+  return light.path_of(glob.escape(run), '*')
+
+
 def run(args: argparse.Namespace) -> int:
   """Evaluate what is not known yet, and write the tables."""
   output = args.output_dir or os.path.join(args.run, 'offline')
   variants = _variants(args)
-  workload = _workload(args.workload)
-  patterns = args.checkpoints or [light.path_of(args.run, '*')]
-  found = series.find(patterns)
+  workload = hosts.find_workload(
+    args.workload, args.librispeech_tokenizer_vocab_path
+  )
+  found = series.find(args.checkpoints or [_pattern(args.run)])
   os.makedirs(output, exist_ok=True)
   sweeping = sweep.Sweep(
     workload,
     found,
     args.run,
     output,
-    args.data_dir,
+    os.path.expanduser(args.data_dir),
     args.recompute_batch_norm,
     get_batch_size(args.workload) if args.recompute_batch_norm else 0,
+    args.imagenet_v2_data_dir and os.path.expanduser(args.imagenet_v2_data_dir),
   )
   points = sweeping.points()
   if not points:
