@@ -15,7 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog='lab.offline', description=__doc__)
   commands = parser.add_subparsers(dest='command', required=True)
   for name, module in _COMMANDS.items():
-    sub = commands.add_parser(name, description=module.__doc__)
+    # A flag is what it says: no abbreviations.
+    sub = commands.add_parser(
+      name, description=module.__doc__, allow_abbrev=False
+    )
     module.add_arguments(sub)
   args = parser.parse_args(arguments)
   try:
