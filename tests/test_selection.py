@@ -1,0 +1,123 @@
+"""The rule by which an average is chosen: literal cases, a slow reference."""
+
+import math
+
+import pytest
+import torch
+from gloo import run_on_ranks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightavg.pytorch.selection import choose, compare, standard_error
+
+NAN, INF = float('nan'), float('inf')
+
+
+def comparison(rows, previous, elements=None):
+  losses = torch.tensor(rows, dtype=torch.float64)
+  count = losses.shape[1] if elements is None else elements
+  return compare(losses, torch.tensor(count), previous)
+
+
+@pytest.mark.parametrize(
+  ('rows', 'previous', 'expected'),
+  [
+    # Differences 1, 1, 1: no noise, so any gain counts.
+    ([[3.0, 2.0, 1.0], [2.0, 1.0, 0.0]], 0, 1),
+    # Differences 3, -1, 1: gain 1, SE = sqrt(4 / 3) = 1.155.
+    ([[4.0, 1.0, 2.0], [1.0, 2.0, 1.0]], 0, 0),
+    # Differences 3, 0, 1.5: gain 1.5, SE = sqrt(2.25 / 3) = 0.866.
+    ([[4.0, 1.0, 2.5], [1.0, 1.0, 1.0]], 0, 1),
+    # A previous choice that is the best stays.
+    ([[4.0, 1.0, 2.5], [1.0, 1.0, 1.0]], 1, 1),
+    # None before: the best, the first of equal ones.
+    ([[2.0, 2.0], [1.0, 1.0], [1.0, 1.0]], -1, 1),
+    # The same losses as before: it stays.
+    ([[1.0, 2.0], [1.0, 2.0]], 1, 1),
+    # One example tells nothing about the noise.
+    ([[9.0], [1.0]], 0, 0),
+    ([[9.0], [1.0]], -1, 1),
+    # What is not finite is out, also as the previous choice.
+    ([[1.0, 2.0], [NAN, 0.0], [1.5, 2.0]], 0, 0),
+    ([[1.0, INF], [3.0, 4.0], [2.0, 2.0]], 0, 2),
+    ([[NAN, 1.0], [INF, 1.0]], 0, None),
+  ],
+)
+def test_literal_cases(rows, previous, expected):
+  assert choose(comparison(rows, previous), previous) == expected
+
+
+def test_the_standard_error_is_that_of_the_mean_difference():
+  # Differences 3, -1, 1: variance 4, so sqrt(4 / 3).
+  result = comparison([[4.0, 1.0, 2.0], [1.0, 2.0, 1.0]], 0)
+  assert standard_error(result, 1) == pytest.approx(math.sqrt(4 / 3), rel=1e-15)
+  assert standard_error(result, 0) == 0.0
+
+
+def test_losses_are_per_element():
+  result = comparison([[4.0, 2.0], [3.0, 1.0]], 0, elements=8)
+  assert result.means == [0.75, 0.5]
+
+
+def test_a_mask_without_examples_divides_by_nothing():
+  result = comparison([[0.0, 0.0], [0.0, 0.0]], 0, elements=0)
+  assert choose(result, 0) == 0
+
+
+def reference(losses, elements, previous):
+  """The rule, word for word, with Python's own numbers."""
+  means = [sum(row) / elements for row in losses]
+  best = means.index(min(means))
+  if previous < 0:
+    return best
+  gains = [p - b for p, b in zip(losses[previous], losses[best], strict=True)]
+  m = len(gains)
+  mean = sum(gains) / m
+  variance = sum((g - mean) ** 2 for g in gains) / (m - 1)
+  error = math.sqrt(m * variance) / elements
+  return best if means[previous] - means[best] > error else previous
+
+
+# Whole numbers of eighths: every sum and square is exact.
+eighths = st.integers(-64, 64).map(lambda n: n / 8)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+  data=st.data(),
+  candidates=st.integers(2, 5),
+  examples=st.integers(2, 9),
+  shift=eighths,
+)
+def test_the_rule_is_the_reference_and_ignores_what_all_have_in_common(
+  data, candidates, examples, shift
+):
+  row = st.lists(eighths, min_size=examples, max_size=examples)
+  losses = data.draw(st.lists(row, min_size=candidates, max_size=candidates))
+  previous = data.draw(st.integers(-1, candidates - 1))
+  chosen = choose(comparison(losses, previous), previous)
+  means = sorted(sum(row) for row in losses)
+  # A gain that equals its error falls either way by rounding.
+  result = comparison(losses, previous)
+  best = min(range(candidates), key=lambda i: result.means[i])
+  gain = result.means[previous] - result.means[best]
+  if not math.isclose(gain, standard_error(result, best), rel_tol=1e-9):
+    assert chosen == reference(losses, examples, previous)
+    shifted = [[value + shift for value in row] for row in losses]
+    assert choose(comparison(shifted, previous), previous) == chosen
+  if previous < 0:
+    assert sum(losses[chosen]) == means[0]
+
+
+def _on_rank(rank, losses, elements, expected):
+  share = losses[:, 3 * rank : 3 * rank + 3]
+  result = compare(share, torch.tensor(elements[rank]), 1)
+  assert result == expected
+
+
+def test_ranks_compare_all_examples_together():
+  # Eighths: the same sums in any order.
+  generator = torch.Generator().manual_seed(0)
+  losses = torch.randint(-64, 64, (3, 6), generator=generator) / 8
+  expected = compare(losses, torch.tensor(11.0), 1)
+  run_on_ranks(2, _on_rank, losses, [7.0, 4.0], expected)
