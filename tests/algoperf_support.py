@@ -111,7 +111,21 @@ def hyperparameters(name, **changes):
 def averages_by(submission):
   """The scheme in a submission's name; 'none' for the bare optimizers."""
   scheme = submission.rpartition('_')[2]
-  return scheme if scheme in ('lawa', 'ema', 'polynomial') else 'none'
+  schemes = ('lawa', 'ema', 'polynomial', 'auto')
+  return scheme if scheme in schemes else 'none'
+
+
+def shown_by(submission, state):
+  """What evaluation sees now: a scheme, and its horizon or power."""
+  scheme = averages_by(submission)
+  if scheme == 'auto':
+    averager = state['averager']
+    if averager.selected < 0:
+      return 'none', None
+    kind, _, argument = averager.candidates[averager.selected].partition(' ')
+    return ('none', None) if kind == 'raw' else (kind, float(argument))
+  # The defaults.
+  return scheme, {'lawa': 0.01, 'ema': 0.01, 'polynomial': 4.0}.get(scheme)
 
 
 def make_batch(name, seed=0):
@@ -299,9 +313,13 @@ class Run:
     }
 
   def step(self, **extra):
+    # One to train on, and one that a submission may set aside.
+    first, second = (
+      self.batches[(self.global_step + i) % len(self.batches)] for i in (0, 1)
+    )
     batch = self.submission.data_selection(
       self.workload,
-      iter([self.batches[self.global_step % len(self.batches)]]),
+      iter([first, second]),
       self.state,
       self.model,
       self.model_state,
