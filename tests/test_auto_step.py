@@ -55,6 +55,7 @@ class Workload:
   ):
     train = mode == spec.ForwardPassMode.TRAIN
     assert train == update_batch_norm
+    assert train or type(params) is nn.Sequential
     inputs = augmented_and_preprocessed_input_batch['inputs']
     (self.trained_on if train else self.looked_at).append(inputs)
     params.train(train)

@@ -14,7 +14,7 @@ from absl import logging
 from torch import Tensor, nn
 
 from weightavg import spec
-from weightavg.pytorch import selection, train_step
+from weightavg.pytorch import models, selection, train_step
 from weightavg.pytorch.averagers import RAW, Averager
 from weightavg.pytorch.probes import Batch, Probe, num_examples
 from weightavg.pytorch.profiling import section
@@ -167,13 +167,16 @@ def example_losses(
 ) -> tuple[Tensor, Tensor]:
   """Loss of each example in evaluation mode, and the number of elements.
 
+  The model is called without its wrappers: compiling it for one more shape, or
+  broadcasting its buffers, would be billed.
+
   Returns:
     Losses [examples], summed over an example's elements (the tokens of a
     sequence), zero where masked; a scalar.
   """
   with torch.no_grad():
     logits, _ = workload.model_fn(
-      params=model,
+      params=models.unwrap(model),
       augmented_and_preprocessed_input_batch=batch,
       model_state=model_state,
       mode=spec.ForwardPassMode.EVAL,
