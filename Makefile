@@ -40,6 +40,7 @@ test-slow: $(INSTALLED)
 # Needs an environment into which AlgoPerf is installed: PYTHON names it.
 test-algoperf:
 	CUDA_VISIBLE_DEVICES= WEIGHTAVG_REQUIRE_ALGOPERF=1 OMP_NUM_THREADS=1 \
+	  WEIGHTAVG_ALGOPERF_MATRIX=results/algoperf/matrix.json \
 	  $(PYTHON) -m pytest -m algoperf
 
 lint: $(INSTALLED)
