@@ -12,6 +12,7 @@ QUESTIONS = (
   'swap',
   'nadamw',
   'state_bytes',
+  'auto',
   'offline',
   'shampoo',
   'train_step',

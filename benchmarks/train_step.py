@@ -11,12 +11,12 @@ import torch
 
 from benchmarks.measure import THREADS, Ratio
 from lab.workloads import WORKLOADS, build_workload
-from weightavg.pytorch import train_step
+from weightavg.pytorch import auto_step, train_step
 from weightavg.pytorch.build_nadamw import build_nadamw
 from weightavg.workloads import get_batch_size
 
 ROOT = pathlib.Path(__file__).parent.parent
-SCHEMES = ('lawa', 'ema', 'polynomial')
+SCHEMES = ('lawa', 'ema', 'polynomial', 'auto')
 # Whole cycles of the default cadence, so that the samples are counted at the
 # rate at which they come.
 CYCLES = 3
@@ -28,15 +28,22 @@ def _trainer(name: str, scheme: str, every_step: bool) -> tuple[Any, int]:
   if every_step:
     point |= {'averaging_every_steps': 1}
   model, model_state = workload.init_model_fn((0, 1))
-  state = train_step.init_optimizer_state(
-    workload, model, point, 'nadamw', build_nadamw, scheme
+  # Of auto, what every step costs; what its probes cost asks auto.py.
+  functions: Any = auto_step if scheme == 'auto' else train_step
+  state = functions.init_optimizer_state(
+    workload,
+    model,
+    point,
+    'nadamw',
+    build_nadamw,
+    *(() if scheme == 'auto' else (scheme,)),
   )
   queue = workload._build_input_queue((0, 1), 'train', '', get_batch_size(name))
   batches = itertools.cycle([next(queue) for _ in range(8)])
 
   def step() -> None:
     nonlocal state, model, model_state
-    state, model, model_state = train_step.update_params(
+    state, model, model_state = functions.update_params(
       workload,
       model,
       None,
