@@ -4,6 +4,8 @@ import io
 
 import pytest
 import torch
+import torch.distributed as dist
+from gloo import run_on_ranks
 from torch import nn
 
 from weightavg import AveragingConfig, candidates
@@ -237,3 +239,35 @@ def test_bytes_are_those_of_the_tracks():
   # Three running averages and a window of three samples.
   assert placement.nbytes() == 6 * one
   assert [len(b) for b in placement.buffers()] == [4] * 6
+
+
+def _sharded(rank, selected):
+  named, same = weights(torch.bfloat16), weights(torch.bfloat16)
+  sharded = Averager(named, config(averaging_placement='sharded'), budget=10)
+  whole = Averager(same, config(), budget=10)
+  for step in range(4):
+    change(named, step)
+    change(same, step)
+    sharded.update()
+    whole.update()
+  for averager in (sharded, whole):
+    averager.select(selected)
+    averager.swap_in()
+  assert_same(values(named), values(same))
+  state = sharded.state_dict()
+  assert state['complete'] == (rank == 0)
+  if rank == 0:
+    expected = whole.state_dict()['buffers']
+    assert len(state['buffers']) == len(expected) == 6
+    for one, other in zip(state['buffers'], expected, strict=True):
+      assert [t.dtype for t in one.values()] == [
+        t.dtype for t in other.values()
+      ]
+      assert_same(one.values(), other.values())
+  # No rank may leave while its share is on its way.
+  dist.barrier()
+
+
+@pytest.mark.parametrize('selected', [0, 2])
+def test_rank_0_saves_all_candidates_whichever_is_shown(selected):
+  run_on_ranks(2, _sharded, selected)
