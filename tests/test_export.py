@@ -54,6 +54,7 @@ workload = types.SimpleNamespace(
   loss_fn=lambda label_batch, logits_batch, **_: {
     'summed': (logits_batch - label_batch).square().sum(),
     'n_valid_examples': torch.tensor(len(label_batch)),
+    'per_example': (logits_batch - label_batch).square().sum(1),
   },
 )
 point = json.loads(point) if isinstance(point, str) else point
@@ -147,6 +148,8 @@ def exported(tmp_path_factory):
   [
     ('external', 'nadamw_lawa', POINT),
     ('external', 'shampoo_ema', POINT),
+    # Among one there is no choice of the raw weights.
+    ('external', 'nadamw_auto', POINT | {'averaging_candidates': 'ema 0.1'}),
     ('self', 'nadamw_ema', None),
   ],
 )
