@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 # Two test processes on two cores, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: quickstart study horizon bench readme test test-slow test-algoperf \
+.PHONY: quickstart study horizon auto-study bench readme test test-slow test-algoperf \
   lint check format clean
 
 quickstart: $(INSTALLED)
@@ -20,6 +20,11 @@ study: $(INSTALLED)
 # As the study, with a grid of horizons: under 25 minutes on two cores.
 horizon: $(INSTALLED)
 	$(BIN)/python -m lab.horizon
+
+# 180 runs, two at a time: hours. Started again, it goes on with those that are
+# missing; ARGS=--report_only reports on those that are there.
+auto-study: $(INSTALLED)
+	$(BIN)/python -m lab.auto_study $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install -q --disable-pip-version-check \

@@ -7,12 +7,13 @@ candidate is what its own submission would have on these batches, and auto's
 curve is, bit for bit, that of the runner. At the tuned learning rate with a
 cosine to zero three other probes choose beside it. Written to --output_dir are
 auto.json, a row for each run and candidate, choices.json and two figures.
-Finished runs are kept in its folder runs.
+Finished runs are kept in its folder runs; --report_only reports on these.
 """
 
 import dataclasses
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from absl import app, flags
 
 from lab import (
   auto_report,
+  auto_tables,
   cached_runs,
   logs,
   report,
@@ -267,25 +269,27 @@ def _define_flags() -> None:
   flags.DEFINE_list('seeds', [str(seed) for seed in SEEDS], 'Of the runs.')
   flags.DEFINE_integer('jobs', 2, 'Processes, one thread each.', 1)
   flags.DEFINE_string('output_dir', 'results/auto', 'Where results go.')
+  flags.DEFINE_boolean(
+    'report_only', False, 'Run nothing; report what is done.'
+  )
 
 
 def main(argv: Sequence[str]) -> None:
   """Run what is missing; write the rows and figures, print the tables."""
   del argv
   study.check_names('workloads', _FLAGS.workloads, sorted(WORKLOADS))
-  seeds = [int(seed) for seed in _FLAGS.seeds]
   output_dir = _FLAGS.output_dir
-  results = list(
-    cached_runs.run_all(
-      run,
-      jobs(_FLAGS.workloads, seeds),
-      os.path.join(output_dir, 'runs'),
-      _FLAGS.jobs,
-    )
-  )
+  runs = os.path.join(output_dir, 'runs')
+  wanted = jobs(_FLAGS.workloads, study.seeds_of(_FLAGS.seeds))
+  if _FLAGS.report_only:
+    results = cached_runs.finished(wanted, runs)
+  else:
+    results = list(cached_runs.run_all(run, wanted, runs, _FLAGS.jobs))
+  if not results:
+    sys.exit(f'Error: No finished run of these is in {runs}.')
   auto_report.write(results, output_dir)
   rows = logs.read_json(os.path.join(output_dir, 'auto.json'))
-  print(auto_report.table(rows))
+  print(auto_tables.table(rows))
 
 
 if __name__ == '__main__':

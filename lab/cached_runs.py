@@ -21,18 +21,38 @@ Job = dict[str, Any]
 Run = Callable[[Job, str], dict[str, Any]]
 
 
+def _plain(job: Job) -> Job:
+  """As a file has it: tuples are lists there."""
+  return json.loads(json.dumps(job))
+
+
+def _path(job: Job, directory: str) -> pathlib.Path:
+  return pathlib.Path(directory, f'{job["name"]}.json')
+
+
+def _kept(job: Job, directory: str) -> dict[str, Any] | None:
+  """The job's result, if it is there and is this very job's."""
+  kept = logs.read_json(str(_path(job, directory)))
+  if not isinstance(kept, dict) or kept.get('job') != _plain(job):
+    return None
+  return kept['result']
+
+
 def _cached(run: Run, job: Job, directory: str) -> dict[str, Any]:
   torch.set_num_threads(1)
   logging.set_verbosity(logging.WARNING)
-  path = pathlib.Path(directory, f'{job["name"]}.json')
-  kept = logs.read_json(str(path))
-  # As a file has it: tuples are lists there.
-  plain = json.loads(json.dumps(job))
-  if kept is not None and kept['job'] == plain:
-    return kept['result']
-  result = run(job, directory)
-  logs.write_json(str(path), {'job': plain, 'result': result})
+  result = _kept(job, directory)
+  if result is None:
+    result = run(job, directory)
+    path = str(_path(job, directory))
+    logs.write_json(path, {'job': _plain(job), 'result': result})
   return result
+
+
+def finished(jobs: Sequence[Job], directory: str) -> list[dict[str, Any]]:
+  """Results of the jobs that are finished, in order; nothing is run."""
+  results = (_kept(job, directory) for job in jobs)
+  return [result for result in results if result is not None]
 
 
 def run_all(
@@ -53,13 +73,15 @@ def run_all(
   with concurrent.futures.ProcessPoolExecutor(
     processes, mp_context=context
   ) as pool:
-    futures = [pool.submit(_cached, run, job, directory) for job in jobs]
+    futures = {
+      pool.submit(_cached, run, job, directory): job['name'] for job in jobs
+    }
     try:
       for done, future in enumerate(
         concurrent.futures.as_completed(futures), 1
       ):
         yield future.result()
-        print(f'[{done}/{len(jobs)}]', flush=True)
+        print(f'[{done}/{len(jobs)}]', futures[future], flush=True)
     finally:
       for future in futures:
         future.cancel()

@@ -7,23 +7,17 @@ horizon.png, steps to target against the horizon as a fraction of T with a
 second-order fit in its logarithm. Finished runs are kept in its folder runs.
 """
 
-import concurrent.futures
-import functools
-import json
 import math
-import multiprocessing
 import os
-import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from absl import app, flags, logging
+from absl import app, flags
 
-from lab import logs, report, study
-from lab.workloads import WORKLOADS, build_workload
+from lab import cached_runs, logs, report, study
+from lab.workloads import WORKLOADS
 from weightavg.config import DEFAULT_HORIZON
 
 SCHEMES = ('lawa', 'ema')
@@ -201,21 +195,30 @@ def draw(rows: Sequence[Row], path: str) -> None:
   pyplot.close(figure)
 
 
-def _cached_run(workload: str, seed: int, output_dir: str) -> dict[str, Any]:
-  torch.set_num_threads(1)
-  logging.set_verbosity(logging.WARNING)
-  path = pathlib.Path(output_dir, 'runs', f'{workload}_{seed}.json')
-  if path.exists():
-    return json.loads(path.read_text())
-  result = study.run(
-    workload,
-    seed,
-    str(path.parent),
+def _run_job(job: cached_runs.Job, directory: str) -> dict[str, Any]:
+  return study.run(
+    job['workload'],
+    job['seed'],
+    directory,
     candidates=candidates(),
     evaluated_from=EVALUATED_FROM,
   )
-  logs.write_json(str(path), result)
-  return result
+
+
+def jobs(
+  workloads: Sequence[str], seeds: Sequence[int]
+) -> list[cached_runs.Job]:
+  """All runs, seed by seed."""
+  return [
+    {
+      'name': f'{name}_{seed}',
+      'candidates': candidates(),
+      'evaluated_from': EVALUATED_FROM,
+      **study.job_of(name, seed),
+    }
+    for seed in seeds
+    for name in workloads
+  ]
 
 
 def _define_flags() -> None:
@@ -228,25 +231,12 @@ def _define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   """Run what is missing; write horizon.json and horizon.png."""
   del argv
-  for name in _FLAGS.workloads:
-    try:
-      build_workload(name)
-    except ValueError as error:
-      raise SystemExit(f'error: {error}') from error
-  jobs = [(w, int(seed)) for seed in _FLAGS.seeds for w in _FLAGS.workloads]
+  study.check_names('workloads', _FLAGS.workloads, sorted(WORKLOADS))
+  wanted = jobs(_FLAGS.workloads, study.seeds_of(_FLAGS.seeds))
+  directory = os.path.join(_FLAGS.output_dir, 'runs')
   rows: list[Row] = []
-  run = functools.partial(_cached_run, output_dir=_FLAGS.output_dir)
-  # spawn: a forked child would inherit torch's thread pool, half dead.
-  context = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(
-    _FLAGS.jobs, mp_context=context
-  ) as pool:
-    futures = [pool.submit(run, *job) for job in jobs]
-    for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-      result = future.result()
-      rows += rows_of(result)
-      job = (result['workload'], result['seed'])
-      print(f'[{done}/{len(jobs)}]', *job, flush=True)
+  for result in cached_runs.run_all(_run_job, wanted, directory, _FLAGS.jobs):
+    rows += rows_of(result)
   rows.sort(key=lambda r: (r['workload'], r['seed']))
   os.makedirs(_FLAGS.output_dir, exist_ok=True)
   logs.write_json(os.path.join(_FLAGS.output_dir, 'horizon.json'), rows)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lab import horizon, profile_report, study
+from lab import auto_tables, horizon, profile_report, study
 from weightavg import config
 from weightavg.knobs import REQUIRED, allowed_text
 from weightavg.optimizer_config import OPTIMIZER_CONFIGS
@@ -63,6 +63,16 @@ def horizons() -> str | None:
   """The default and the best horizon, from results/horizon."""
   rows = _results('horizon/horizon.json')
   return None if rows is None else horizon.table(rows)
+
+
+def autos(*tables: Callable[[Any], str]) -> Callable[[], str | None]:
+  """Tables of the study of the choice among averages, from results/auto."""
+
+  def make() -> str | None:
+    rows = _results('auto/auto.json')
+    return None if rows is None else '\n\n'.join(t(rows) for t in tables)
+
+  return make
 
 
 # What each ratio should be at most.
@@ -131,6 +141,11 @@ TABLES: dict[str, Callable[[], str | None]] = {
   'steps': steps,
   'performance': performance,
   'horizon': horizons,
+  'auto': autos(auto_tables.extent, auto_tables.verdicts),
+  'auto_steps': autos(auto_tables.steps),
+  'auto_gaps': autos(auto_tables.gaps),
+  'auto_comparison': autos(auto_tables.comparison),
+  'auto_ablation': autos(auto_tables.ablation),
   'breakdown': breakdown,
 }
 

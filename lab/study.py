@@ -10,9 +10,6 @@ fraction of the cost. Shampoo, grafted from Adam, trains at NadamW's tuned point
 as it is. Finished runs are kept in --output_dir/runs.
 """
 
-import concurrent.futures
-import json
-import multiprocessing
 import os
 import pathlib
 import statistics
@@ -20,10 +17,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-from absl import app, flags, logging
+from absl import app, flags
 
-from lab import logs, report, search_space, submissions
+from lab import cached_runs, logs, report, search_space, submissions
 from lab.distributed import Context
 from lab.settings import Settings
 from lab.training import Trial, TrialRun
@@ -294,17 +290,36 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
-def _cached_run(
-  optimizer: str, workload: str, seed: int, output_dir: str
-) -> dict[str, Any]:
-  torch.set_num_threads(1)
-  logging.set_verbosity(logging.WARNING)
-  path = pathlib.Path(output_dir, 'runs', f'{optimizer}_{workload}_{seed}.json')
-  if path.exists():
-    return json.loads(path.read_text())
-  result = run(workload, seed, str(path.parent), optimizer)
-  logs.write_json(str(path), result)
-  return result
+def _run_job(job: cached_runs.Job, directory: str) -> dict[str, Any]:
+  return run(job['workload'], job['seed'], directory, job['optimizer'])
+
+
+def jobs(
+  optimizers: Sequence[str], workloads: Sequence[str], seeds: Sequence[int]
+) -> list[cached_runs.Job]:
+  """All runs, seed by seed."""
+  return [
+    {
+      'name': f'{optimizer}_{name}_{seed}',
+      'optimizer': optimizer,
+      'candidates': CANDIDATES,
+      **job_of(name, seed),
+    }
+    for optimizer in optimizers
+    for seed in seeds
+    for name in workloads
+  ]
+
+
+def job_of(workload_name: str, seed: int) -> cached_runs.Job:
+  """What every run depends on."""
+  workload = build_workload(workload_name)
+  return {
+    'workload': workload_name,
+    'seed': seed,
+    'budget_steps': workload.step_hint,
+    'target': workload.validation_target_value,
+  }
 
 
 def _define_flags() -> None:
@@ -324,31 +339,23 @@ def check_names(flag: str, given: Iterable[str], names: Iterable[str]) -> None:
       )
 
 
+def seeds_of(given: Iterable[str]) -> list[int]:
+  """The numbers of a flag; end with one line if one is none."""
+  for text in given:
+    if not text.isdigit():
+      sys.exit(f'Error: Invalid seeds={text}. Must be integers in [0, inf).')
+  return [int(text) for text in given]
+
+
 def main(argv: Sequence[str]) -> None:
   """Run what is missing; write study.json, print the table."""
   del argv
   allowed = {'optimizers': OPTIMIZERS, 'workloads': sorted(WORKLOADS)}
   for flag, names in allowed.items():
     check_names(flag, getattr(_FLAGS, flag), names)
-  jobs = [
-    (optimizer, workload, int(seed))
-    for optimizer in _FLAGS.optimizers
-    for seed in _FLAGS.seeds
-    for workload in _FLAGS.workloads
-  ]
-  results = []
-  # spawn: a forked child would inherit torch's thread pool, half dead.
-  context = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(
-    _FLAGS.jobs, mp_context=context
-  ) as pool:
-    futures = [
-      pool.submit(_cached_run, *job, _FLAGS.output_dir) for job in jobs
-    ]
-    for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-      results.append(future.result())
-      job = [results[-1][key] for key in ('optimizer', 'workload', 'seed')]
-      print(f'[{done}/{len(jobs)}]', *job, flush=True)
+  wanted = jobs(_FLAGS.optimizers, _FLAGS.workloads, seeds_of(_FLAGS.seeds))
+  directory = os.path.join(_FLAGS.output_dir, 'runs')
+  results = list(cached_runs.run_all(_run_job, wanted, directory, _FLAGS.jobs))
   results.sort(key=lambda r: (r['optimizer'], r['workload'], r['seed']))
   rows = rows_of(results)
   logs.write_json(os.path.join(_FLAGS.output_dir, 'study.json'), rows)
