@@ -7,8 +7,8 @@ INSTALLED := $(VENV)/installed
 # Two test processes on two cores, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: quickstart study horizon auto-study bench readme test test-slow test-algoperf \
-  lint check format clean
+.PHONY: quickstart study horizon auto-study bench readme test test-slow \
+  test-algoperf lint check format clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m lab.quickstart

@@ -78,6 +78,11 @@ def read(trial_dir: str) -> list[Choice]:
     )
   choices: list[Choice] = []
   for row in rows:
+    if float(row[_CHOICE]) >= len(names):
+      raise InputError(
+        f'Invalid TRIAL_DIR={trial_dir}. {logs.MEASUREMENTS} has the choice '
+        f'{row[_CHOICE]}, of {len(names)} candidates.'
+      )
     step = int(float(row['global_step']))
     while choices and choices[-1].step >= step:
       choices.pop()
