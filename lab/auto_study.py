@@ -45,8 +45,17 @@ SCHEDULES = ('cosine', 'cosine_to_half', 'constant')
 SEEDS = (0, 1, 2, 3, 4)
 # No average is at a target earlier; a row that says so is marked.
 EVALUATED_FROM = 0.5
-# Other probes, of so many batches; at one setting only.
-ABLATION = ('auto, 1 batch', 'auto, 4 batches', 'auto, 1 batch trained on')
+# Other rules and probes: how much the last evaluations count, and batches.
+MEMORIES = {
+  'auto, memory 0.5': 0.5,
+  'auto, memory 0.75': 0.75,
+  'auto, memory 0.9': 0.9,
+}
+ONE_BATCH = {'auto, 1 batch': 0.0, 'auto, 1 batch, memory 0.75': 0.75}
+# At one setting only.
+FOUR_BATCHES = {'auto, 4 batches': 0.0}
+TRAINED_ON = {'auto, 1 batch trained on': 0.0}
+ABLATION = (*MEMORIES, *ONE_BATCH, *FOUR_BATCHES, *TRAINED_ON)
 _FURTHER_BATCHES = 3
 # The stream of the further batches is not that of any run.
 _FURTHER_SALT = 20230906
@@ -75,25 +84,14 @@ class _Overheard:
 
 @dataclasses.dataclass
 class _Chooser:
-  """Another probe's choice; it shows nothing."""
+  """Another rule's or another probe's choice; it shows nothing."""
 
+  selector: selection.Selector
   selected: int = RAW
 
-  def choose(self, run: 'AutoRun', batch: Batch, rng: Any) -> None:
+  def choose(self, comparison: selection.Comparison, step: int) -> None:
     """The submission's own rule, from this chooser's last choice."""
-    state, averager = run.state, run.state.optimizer_state['averager']
-    shown = averager.selected
-    averager.select(self.selected)
-    comparison = auto_step.compare_candidates(
-      run.trial.workload,
-      state.model_params,
-      state.model_state,
-      averager,
-      batch,
-      rng,
-    )
-    averager.select(shown)
-    chosen = selection.choose(comparison, self.selected)
+    chosen = self.selector.choose(comparison, self.selected, step)
     self.selected = RAW if chosen is None else chosen
 
 
@@ -123,28 +121,53 @@ class AutoRun(TrialRun):
     self._first_step = first_step
     self._to_the_end = to_the_end
     self._arrived: set[str] = set()
-    self._choosers = {name: _Chooser() for name in ABLATION if ablation}
+    self._ablation = ablation
+    rules = MEMORIES | ONE_BATCH
+    if ablation:
+      rules |= FOUR_BATCHES | TRAINED_ON
+    self._choosers = {
+      name: _Chooser(selection.Selector(memory))
+      for name, memory in rules.items()
+    }
     self.curves: dict[str, list[list[float]]] = {}
     self.choices: dict[str, list[list[int]]] = {}
     self._further: Any = None
 
-  def _other_choices(self, rng: Any) -> dict[str, int]:
-    if not self._choosers:
-      return {}
-    trial, module = self.trial, self.trial.submission.module
+  def _compare(self, batch: Batch, rng: Any) -> selection.Comparison:
+    state = self.state
+    return auto_step.compare_candidates(
+      self.trial.workload,
+      state.model_params,
+      state.model_state,
+      state.optimizer_state['averager'],
+      batch,
+      rng,
+    )
+
+  def _more_batches(self) -> list[Batch]:
+    """From a stream that is not trained on."""
+    trial = self.trial
     if self._further is None:
       self._further = trial.workload._build_input_queue(
         (trial.rng_seed, _FURTHER_SALT), 'train', '', trial.batch_size
       )
-    further = [next(self._further) for _ in range(_FURTHER_BATCHES)]
-    one, four, trained = ABLATION
-    probes = {
-      one: module.set_aside,
-      four: joined([module.set_aside, *further]),
-      trained: module.trained_on,
-    }
-    for name, batch in probes.items():
-      self._choosers[name].choose(self, batch, rng)
+    return [next(self._further) for _ in range(_FURTHER_BATCHES)]
+
+  def _other_choices(self, rng: Any) -> dict[str, int]:
+    module = self.trial.submission.module
+    own = self.state.optimizer_state['selector'].latest
+    comparisons: dict[str, selection.Comparison] = {}
+    if own is not None:
+      comparisons |= dict.fromkeys(MEMORIES, own)
+      one = self._compare(module.set_aside, rng)
+      comparisons |= dict.fromkeys(ONE_BATCH, one)
+      if self._ablation:
+        four = joined([module.set_aside, *self._more_batches()])
+        comparisons |= dict.fromkeys(FOUR_BATCHES, self._compare(four, rng))
+        trained = self._compare(module.trained_on, rng)
+        comparisons |= dict.fromkeys(TRAINED_ON, trained)
+    for name, comparison in comparisons.items():
+      self._choosers[name].choose(comparison, self.state.global_step)
     return {name: c.selected for name, c in self._choosers.items()}
 
   def _evaluate(self, rng: Any) -> None:

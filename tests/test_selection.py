@@ -8,15 +8,20 @@ from gloo import run_on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightavg.pytorch.selection import choose, compare, standard_error
+from weightavg.pytorch.selection import (
+  Selector,
+  choose,
+  compare,
+  standard_error,
+)
 
 NAN, INF = float('nan'), float('inf')
 
 
-def comparison(rows, previous, elements=None):
+def comparison(rows, elements=None):
   losses = torch.tensor(rows, dtype=torch.float64)
   count = losses.shape[1] if elements is None else elements
-  return compare(losses, torch.tensor(count), previous)
+  return compare(losses, torch.tensor(count))
 
 
 @pytest.mark.parametrize(
@@ -44,23 +49,25 @@ def comparison(rows, previous, elements=None):
   ],
 )
 def test_literal_cases(rows, previous, expected):
-  assert choose(comparison(rows, previous), previous) == expected
+  assert choose(comparison(rows), previous) == expected
 
 
 def test_the_standard_error_is_that_of_the_mean_difference():
   # Differences 3, -1, 1: variance 4, so sqrt(4 / 3).
-  result = comparison([[4.0, 1.0, 2.0], [1.0, 2.0, 1.0]], 0)
-  assert standard_error(result, 1) == pytest.approx(math.sqrt(4 / 3), rel=1e-15)
-  assert standard_error(result, 0) == 0.0
+  result = comparison([[4.0, 1.0, 2.0], [1.0, 2.0, 1.0]])
+  assert standard_error(result, 0, 1) == pytest.approx(
+    math.sqrt(4 / 3), rel=1e-15
+  )
+  assert standard_error(result, 0, 0) == 0.0
 
 
 def test_losses_are_per_element():
-  result = comparison([[4.0, 2.0], [3.0, 1.0]], 0, elements=8)
+  result = comparison([[4.0, 2.0], [3.0, 1.0]], elements=8)
   assert result.means == [0.75, 0.5]
 
 
 def test_a_mask_without_examples_divides_by_nothing():
-  result = comparison([[0.0, 0.0], [0.0, 0.0]], 0, elements=0)
+  result = comparison([[0.0, 0.0], [0.0, 0.0]], elements=0)
   assert choose(result, 0) == 0
 
 
@@ -95,29 +102,98 @@ def test_the_rule_is_the_reference_and_ignores_what_all_have_in_common(
   row = st.lists(eighths, min_size=examples, max_size=examples)
   losses = data.draw(st.lists(row, min_size=candidates, max_size=candidates))
   previous = data.draw(st.integers(-1, candidates - 1))
-  chosen = choose(comparison(losses, previous), previous)
+  chosen = choose(comparison(losses), previous)
   means = sorted(sum(row) for row in losses)
   # A gain that equals its error falls either way by rounding.
-  result = comparison(losses, previous)
+  result = comparison(losses)
   best = min(range(candidates), key=lambda i: result.means[i])
   gain = result.means[previous] - result.means[best]
-  if not math.isclose(gain, standard_error(result, best), rel_tol=1e-9):
+  if not math.isclose(
+    gain, standard_error(result, previous, best), rel_tol=1e-9
+  ):
     assert chosen == reference(losses, examples, previous)
     shifted = [[value + shift for value in row] for row in losses]
-    assert choose(comparison(shifted, previous), previous) == chosen
+    assert choose(comparison(shifted), previous) == chosen
   if previous < 0:
     assert sum(losses[chosen]) == means[0]
 
 
 def _on_rank(rank, losses, elements, expected):
   share = losses[:, 3 * rank : 3 * rank + 3]
-  result = compare(share, torch.tensor(elements[rank]), 1)
-  assert result == expected
+  result = compare(share, torch.tensor(elements[rank]))
+  for one, other in zip(vars(result).values(), expected, strict=True):
+    assert torch.equal(one, other)
 
 
 def test_ranks_compare_all_examples_together():
   # Eighths: the same sums in any order.
   generator = torch.Generator().manual_seed(0)
   losses = torch.randint(-64, 64, (3, 6), generator=generator) / 8
-  expected = compare(losses, torch.tensor(11.0), 1)
+  expected = [*vars(compare(losses, torch.tensor(11.0))).values()]
   run_on_ranks(2, _on_rank, losses, [7.0, 4.0], expected)
+
+
+def test_without_memory_a_selector_is_the_rule():
+  generator = torch.Generator().manual_seed(0)
+  selector, previous = Selector(0.0), -1
+  for step in range(20):
+    now = compare(torch.randn(4, 3, generator=generator), torch.tensor(3))
+    expected = choose(now, previous)
+    previous = selector.choose(now, previous, step)
+    assert previous == expected
+
+
+def test_examples_of_earlier_evaluations_weigh_less():
+  # Twice as many examples with weights 1/2 and 1, against the plain sums.
+  generator = torch.Generator().manual_seed(1)
+  first, second = torch.randn(2, 2, 5, generator=generator).double()
+  selector = Selector(0.5)
+  selector.choose(compare(first, torch.tensor(5)), -1, 1)
+  selector.choose(compare(second, torch.tensor(5)), -1, 2)
+  known = selector._known
+  weights = torch.tensor([0.5] * 5 + [1.0] * 5).double()
+  differences = torch.cat([first[0] - first[1], second[0] - second[1]])
+  mean = (weights * differences).sum() / weights.sum()
+  variance = (weights * (differences - mean) ** 2).sum() / weights.sum()
+  equivalent = weights.sum() ** 2 / weights.square().sum()
+  variance *= equivalent / (equivalent - 1)
+  error = (variance * weights.square().sum()).sqrt() / weights.sum()
+  assert known.means[0] - known.means[1] == pytest.approx(mean.item())
+  assert standard_error(known, 0, 1) == pytest.approx(error.item(), rel=1e-12)
+
+
+def test_memory_finds_what_one_evaluation_cannot():
+  # Gains of 3, -1, 1 each time: SE 1.155 alone, ever less with more of them.
+  now = comparison([[4.0, 1.0, 2.0], [1.0, 2.0, 1.0]])
+  alone, remembering = Selector(0.0), Selector(0.9)
+  assert [alone.choose(now, 0, step) for step in range(3)] == [0, 0, 0]
+  assert [remembering.choose(now, 0, step) for step in range(3)] == [0, 1, 1]
+
+
+def test_what_is_not_finite_is_forgotten():
+  good = comparison([[4.0, 1.0, 2.0], [1.0, 2.0, 1.0]])
+  bad = comparison([[4.0, 1.0, 2.0], [NAN, 2.0, 1.0]])
+  selector = Selector(0.9)
+  assert selector.choose(good, 0, 1) == 0
+  assert selector.choose(bad, 0, 2) == 0
+  # As if there had been nothing before.
+  assert selector.choose(good, 0, 3) == 0
+  assert selector.choose(good, 0, 4) == 1
+
+
+def test_a_selector_continues_from_its_state():
+  generator = torch.Generator().manual_seed(2)
+  selector = Selector(0.7)
+  states = []
+  for step in range(4):
+    states.append(selector.state_dict())
+    now = compare(torch.randn(4, 3, generator=generator), torch.tensor(3))
+    selector.choose(now, -1, step)
+  assert states[0] == {'chosen_at': -1, 'sums': []}
+  restored = Selector(0.7)
+  restored.load_state_dict(states[3])
+  restored.choose(now, -1, 3)
+  one, other = selector.state_dict(), restored.state_dict()
+  assert one['chosen_at'] == other['chosen_at'] == 3
+  for tensor, same in zip(one['sums'], other['sums'], strict=True):
+    assert torch.equal(tensor, same)

@@ -38,6 +38,7 @@ _KNOBS_OF_SCHEME = {
   'averaging_candidates': ('auto',),
   'averaging_probe_examples': ('auto',),
   'averaging_probe_every': ('auto',),
+  'averaging_probe_memory': ('auto',),
 }
 
 
@@ -95,6 +96,12 @@ class AveragingConfig:
     '(0, 1]',
     'between two renewals of these examples, fraction of T',
     DEFAULT_PROBE_EVERY,
+  )
+  averaging_probe_memory: float = knob(
+    0.0,
+    float,
+    '[0, 1)',
+    "weight of the last evaluation's examples beside this one's",
   )
   averaging_preset: str | None = knob(
     None, str, ('kaddour2022',), 'one sample per epoch, window 6'

@@ -50,6 +50,7 @@ def init_optimizer_state(
   state['probe'] = Probe(
     averaging.averaging_probe_examples, every, averaging.averaging_checkpoints
   )
+  state['selector'] = selection.Selector(averaging.averaging_probe_memory)
   return state
 
 
@@ -134,14 +135,16 @@ def prepare_for_eval(
 ) -> tuple[dict[str, Any], nn.Module, Any]:
   """Choose an average by the probe, and show it."""
   averager, batch = optimizer_state['averager'], optimizer_state['probe'].batch
-  # A second call in a row finds an average shown, or chooses as before.
-  if averager.samples and batch is not None and not averager.swapped:
+  selector = optimizer_state['selector']
+  is_new = averager.step != selector.chosen_at
+  if averager.samples and batch is not None and is_new:
     with section('Probe'):
+      averager.swap_out()
       model = optimizer_state['run'].model
       comparison = compare_candidates(
         workload, model, model_state, averager, batch, rng
       )
-      chosen = selection.choose(comparison, averager.selected)
+      chosen = selector.choose(comparison, averager.selected, averager.step)
       averager.select(RAW if chosen is None else chosen)
     _log(workload, averager, comparison, global_step)
   return train_step.prepare_for_eval(
@@ -203,7 +206,7 @@ def compare_candidates(
   rng: Any,
 ) -> selection.Comparison:
   """Every candidate's losses on the same examples; a collective under DDP."""
-  previous = averager.selected
+  before = averager.selected
   rows = []
   for which in range(len(averager.candidates)):
     averager.select(which)
@@ -212,8 +215,8 @@ def compare_candidates(
         workload, model, model_state, batch, rng
       )
     rows.append(losses)
-  averager.select(previous)
-  return selection.compare(torch.stack(rows), elements, previous)
+  averager.select(before)
+  return selection.compare(torch.stack(rows), elements)
 
 
 def _check_loss(

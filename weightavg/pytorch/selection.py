@@ -3,19 +3,23 @@
 All candidates are evaluated on the same examples, so what counts is the
 difference of their losses example by example, which is far less noisy than the
 losses. With l_ij the loss of candidate i on example j (summed over its
-elements), p the previous choice and N the number of valid elements:
+elements), w_j the weight of the example, p the previous choice and N the number
+of valid elements, weighted likewise:
 
-  L_i = sum_j l_ij / N
+  L_i = sum_j w_j l_ij / N
   d_j = l_pj - l_bj,   b = argmin_i L_i (the first of equal ones)
-  SE  = sqrt(M / (M - 1) * (sum_j d_j^2 - (sum_j d_j)^2 / M)) / N
+  SE  = sqrt(V sum_j w_j^2) / N,   V the variance of the d_j
 
 b takes the place of p if L_p - L_b > SE; otherwise p stays. A candidate whose
 loss is not finite is out; if p is out, or there is none yet, b is chosen; if
 all are out, nothing is. With a single example there is no SE, and p stays.
+
+Examples of this evaluation weigh 1, those of the k-th before it memory^k.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,77 +28,75 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Sums over the examples of all ranks, for each candidate.
+  """Sums over the examples of all ranks.
 
   Args:
-    losses: sum_j l_ij.
-    gains: sum_j (l_pj - l_ij); zero where there is no previous choice.
-    squares: sum_j (l_pj - l_ij)^2.
-    examples: M.
-    elements: N.
+    losses: [candidates], sum_j w_j l_ij.
+    squares: [candidates, candidates], sum_j w_j (l_ij - l_kj)^2.
+    counts: sum_j w_j, sum_j w_j^2 and N.
   """
 
-  losses: list[float]
-  gains: list[float]
-  squares: list[float]
-  examples: int
-  elements: float
+  losses: Tensor
+  squares: Tensor
+  counts: Tensor
 
   @property
   def means(self) -> list[float]:
     """L_i."""
-    return [loss / max(self.elements, 1.0) for loss in self.losses]
+    return (self.losses / self.counts[2].clamp(min=1.0)).tolist()
+
+  @property
+  def is_finite(self) -> bool:
+    """Whether all candidates have a loss."""
+    return bool(self.losses.isfinite().all())
 
 
-def compare(losses: Tensor, elements: Tensor, previous: int) -> Comparison:
+def compare(losses: Tensor, elements: Tensor) -> Comparison:
   """Reduce this rank's losses, and all ranks'; a collective if there are more.
 
   Args:
     losses: [candidates, examples], any floating dtype.
     elements: number of valid elements of this rank's examples, a scalar.
-    previous: index of the previous choice; negative if there is none.
   """
   # Differences of nearly equal losses, and their squares: in float64.
   losses = losses.double()
-  if previous < 0:
-    gains = torch.zeros_like(losses)
-  else:
-    gains = losses[previous] - losses
-  sums = torch.stack([losses.sum(1), gains.sum(1), gains.square().sum(1)])
-  counts = torch.stack([losses.new_tensor(losses.shape[1]), elements.double()])
-  packed = torch.cat([sums.flatten(), counts])
+  number, examples = losses.shape
+  squares = (losses[:, None] - losses).square().sum(2)
+  counts = [losses.new_tensor([examples, examples]), elements.double().view(1)]
+  packed = torch.cat([losses.sum(1), squares.flatten(), *counts])
   if dist.is_initialized() and dist.get_world_size() > 1:
     dist.all_reduce(packed)
-  values = packed.tolist()
-  n = losses.shape[0]
+  packed = packed.cpu()
   return Comparison(
-    losses=values[:n],
-    gains=values[n : 2 * n],
-    squares=values[2 * n : 3 * n],
-    examples=round(values[-2]),
-    elements=values[-1],
+    packed[:number],
+    packed[number : number * (number + 1)].view(number, number),
+    packed[-3:],
   )
 
 
-def standard_error(comparison: Comparison, which: int) -> float:
-  """SE of the mean difference between the previous choice and a candidate.
+def standard_error(comparison: Comparison, one: int, other: int) -> float:
+  """SE of the mean difference between two candidates.
 
   Infinite with fewer than two examples.
   """
-  count = comparison.examples
-  if count < 2:
+  weight, weight_of_squares, elements = comparison.counts.tolist()
+  # As many examples of equal weight would have the same error.
+  equivalent = weight * weight / max(weight_of_squares, 1.0)
+  if equivalent <= 1.0:
     return math.inf
-  gain, square = comparison.gains[which], comparison.squares[which]
+  gain = (comparison.losses[one] - comparison.losses[other]).item() / weight
+  square = comparison.squares[one, other].item() / weight
   # Rounding may leave a constant difference with a variance below zero.
-  spread = max(0.0, square - gain * gain / count) * count / (count - 1)
-  return math.sqrt(spread) / max(comparison.elements, 1.0)
+  variance = max(0.0, square - gain * gain) * equivalent / (equivalent - 1.0)
+  return math.sqrt(variance * weight_of_squares) / max(elements, 1.0)
 
 
 def choose(comparison: Comparison, previous: int) -> int | None:
   """The candidate to be shown; None if none has a finite loss.
 
-  >>> tie = Comparison([3.0, 2.0], [0.0, 1.0], [0.0, 1.0], 4, 4.0)
-  >>> choose(tie, previous=0)  # gain 0.25, standard error 0.25
+  >>> losses = torch.tensor([[1., 1., 1., 1.], [1., 1., 1., 0.]])
+  >>> tie = compare(losses, torch.tensor(4))
+  >>> choose(tie, previous=0)  # gain 1/4, standard error 1/4
   0
   >>> choose(tie, previous=-1)
   1
@@ -107,4 +109,61 @@ def choose(comparison: Comparison, previous: int) -> int | None:
   if previous not in finite:
     return best
   gain = means[previous] - means[best]
-  return best if gain > standard_error(comparison, best) else previous
+  error = standard_error(comparison, previous, best)
+  return best if gain > error else previous
+
+
+class Selector:
+  """Chooses at each evaluation, with what it knows from those before.
+
+  Args:
+    memory: weight of the last evaluation's examples, in [0, 1).
+  """
+
+  def __init__(self, memory: float) -> None:
+    self._memory = memory
+    self._known: Comparison | None = None
+    self.latest: Comparison | None = None
+    # Step of the last choice: a second call in a row knows nothing new.
+    self.chosen_at = -1
+
+  def choose(
+    self, comparison: Comparison, previous: int, step: int
+  ) -> int | None:
+    """Take the comparison in and apply the rule.
+
+    Args:
+      comparison: of this evaluation.
+      previous: index of the previous choice; negative if there is none.
+      step: of this evaluation.
+    """
+    self.latest, self.chosen_at = comparison, step
+    known = self._known
+    if known is not None and known.is_finite and comparison.is_finite:
+      memory = self._memory
+      # The second count is one of squared weights.
+      decay = torch.tensor([memory, memory * memory, memory]).double()
+      comparison = Comparison(
+        memory * known.losses + comparison.losses,
+        memory * known.squares + comparison.squares,
+        decay * known.counts + comparison.counts,
+      )
+    self._known = comparison
+    return choose(comparison, previous)
+
+  def state_dict(self) -> dict[str, Any]:
+    """The weighted sums, equal on all ranks."""
+    known = self._known
+    return {
+      'chosen_at': self.chosen_at,
+      'sums': []
+      if known is None
+      else [known.losses, known.squares, known.counts],
+    }
+
+  def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    """Continue from saved sums."""
+    sums = [tensor.cpu() for tensor in state_dict['sums']]
+    self._known = Comparison(*sums) if sums else None
+    self.latest = None
+    self.chosen_at = state_dict['chosen_at']
