@@ -183,6 +183,13 @@ class Study:
     return cls(times, fixed, min(early, default=None))
 
   @property
+  def choosers(self) -> list[str]:
+    """Names of what chooses at every setting: the submission comes first."""
+    every = list(self.times.values())
+    names = [name for name in every[0] if name not in self.fixed]
+    return [name for name in names if all(name in times for times in every)]
+
+  @property
   def workloads(self) -> list[str]:
     """Names, in order."""
     return sorted({setting[0] for setting in self.times})

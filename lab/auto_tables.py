@@ -167,7 +167,7 @@ def gaps(rows: Sequence[Row]) -> str:
   """
   study = Study.of(rows)
   lines = []
-  for name in [*study.fixed, AUTO]:
+  for name in [*study.fixed, *study.choosers]:
     cells = [label_of(name)]
     for workload in [*study.workloads, None]:
       found = study.gaps(name, workload)
@@ -201,6 +201,22 @@ def comparison(rows: Sequence[Row]) -> str:
   header = ['workload', 'runs', f'auto / {label_of(DEFAULT)} / NadamW arrive']
   for other in (NADAMW, DEFAULT):
     header += [f'auto - {label_of(other)}: median / largest', 'runs']
+  return _markdown(header, lines)
+
+
+def rules(rows: Sequence[Row]) -> str:
+  """What else has chosen at every setting, beside auto, over all runs."""
+  study = Study.of(rows)
+  lines = []
+  for name in study.choosers:
+    late = study.differences(name, NADAMW)
+    ahead = study.differences(name, DEFAULT)
+    arrived, runs = study.arrivals(name)
+    cells = [label_of(name), f'{arrived} of {runs}']
+    lines.append([*cells, *_spread(late), *_spread(ahead)])
+  header = ['rule', 'arrives']
+  for other in (NADAMW, DEFAULT):
+    header += [f'against {label_of(other)}: median / largest', 'runs']
   return _markdown(header, lines)
 
 
@@ -256,7 +272,8 @@ TITLES = {
   gaps: 'Behind the best fixed candidate in hindsight, over learning rates and '
   f'schedules: median / largest / within {NEAR_BEST:g} of T at so many',
   comparison: 'Run by run; where neither arrives, nothing is compared',
-  ablation: 'Other probes, tuned learning rate, cosine to zero',
+  rules: 'Other rules and probes, all runs',
+  ablation: 'Other rules and probes, tuned learning rate, cosine to zero',
   settings: 'Every setting',
 }
 

@@ -145,6 +145,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
   'auto_steps': autos(auto_tables.steps),
   'auto_gaps': autos(auto_tables.gaps),
   'auto_comparison': autos(auto_tables.comparison),
+  'auto_rules': autos(auto_tables.rules),
   'auto_ablation': autos(auto_tables.ablation),
   'breakdown': breakdown,
 }

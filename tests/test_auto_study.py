@@ -222,6 +222,33 @@ def test_ablations_stand_beside_auto():
   ]
 
 
+def test_rules_that_choose_everywhere_are_compared_over_all_runs():
+  rows = auto_report.rows_of(
+    [
+      result(seed=0, raw=80, ema=70, auto=72, one=70, chosen=[1]),
+      result(schedule='constant', raw=80, ema=70, auto=76, one=82, chosen=[1]),
+    ]
+  )
+  table = auto_tables.rules(rows)
+  assert cells(table, 'auto') == [
+    '2 of 2',
+    *('-0.04 / -0.04', 'earlier 2, same 0, later 0'),
+    *('+0.06 / +0.06', 'earlier 0, same 0, later 2'),
+  ]
+  assert cells(table, 'auto, 1 batch') == [
+    '2 of 2',
+    *('+0.02 / +0.02', 'earlier 1, same 0, later 1'),
+    *('+0.12 / +0.12', 'earlier 0, same 1, later 1'),
+  ]
+  assert cells(auto_tables.gaps(rows), 'auto, 1 batch')[1] == (
+    '+0.12 / +0.12 / 1 of 2'
+  )
+  # One that is missing somewhere is in the table of the tuned setting only.
+  only = ('constant', 'auto, 1 batch')
+  part = [r for r in rows if (r['schedule'], r['candidate']) != only]
+  assert len(auto_tables.rules(part).splitlines()) == 3
+
+
 def test_a_part_of_the_study_says_how_much_there_is():
   text = auto_tables.extent(ROWS)
   assert text.startswith('6 runs at 5 settings')
