@@ -117,7 +117,10 @@ def lerp_all_(
   for group in by_device_and_dtype(samples, *averages):
     for sample, *parts in pieces(*group):
       for part, weight in zip(parts, weights, strict=True):
-        lerp_(part, sample, weight)
+        if part[0].dtype == sample[0].dtype:
+          torch._foreach_lerp_(part, sample, weight)
+        else:
+          lerp_(part, sample, weight)
 
 
 def mean_(
