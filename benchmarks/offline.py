@@ -1,5 +1,6 @@
 """What does an average of checkpoints on disk cost, in time and in memory?"""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -22,11 +23,20 @@ FILES = 50
 REPEATS = 5
 
 
-def _write(folder: str, files: int, tensors: list[torch.Tensor]) -> int:
+def _write(
+  folder: str,
+  files: int,
+  tensors: list[torch.Tensor],
+  ending: str = 'safetensors',
+) -> int:
   """Checkpoints of steps 1 to `files`; bytes of one model."""
   for step in range(1, files + 1):
     named = [(f't{i}', t + step) for i, t in enumerate(tensors)]
-    writers.save(f'{folder}/step_{step}.safetensors', named, {})
+    path = f'{folder}/step_{step}.{ending}'
+    if ending == 'pt':
+      torch.save({'model_params': dict(named)}, path)
+    else:
+      writers.save(path, named, {})
   return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -90,13 +100,14 @@ def _times() -> dict[str, Ratio]:
     )
 
 
-def _peak(files: int, outputs: int) -> Ratio:
+def _peak(files: int, outputs: int, ending: str = 'safetensors') -> Ratio:
   """Largest resident memory of a fresh process, over what it began with."""
   tensors = [p.detach() for p in transformer_parameters()]
   with tempfile.TemporaryDirectory() as folder:
-    model = _write(folder, files, tensors)
+    model = _write(folder, files, tensors, ending)
+    command = [sys.executable, '-m', 'benchmarks.offline', folder]
     done = subprocess.run(
-      [sys.executable, '-m', 'benchmarks.offline', folder, str(outputs)],
+      [*command, str(outputs), ending],
       check=True,
       capture_output=True,
       text=True,
@@ -106,24 +117,25 @@ def _peak(files: int, outputs: int) -> Ratio:
     int(done.stdout) / model,
     None,
     None,
-    f"the model's bytes; {files} files of 93 MB, {outputs} output(s), resident "
-    'memory with mapped files',
+    f"the model's bytes; {files} .{ending} files of 93 MB, {outputs} "
+    'output(s), resident memory with mapped files',
     1,
   )
 
 
-def _peak_child(folder: str, outputs: int) -> None:
+def _peak_child(folder: str, outputs: int, ending: str) -> None:
   torch.set_num_threads(THREADS)
-  found = series.find([f'{folder}/step_*.safetensors'])
+  found = series.find([f'{folder}/step_*.{ending}'])
   # Run all code once: the libraries' memory is not the average's.
-  _write(folder, 1, [torch.zeros(3)])
-  small = series.find([f'{folder}/step_1.safetensors'])
+  os.mkdir(f'{folder}/small')
+  _write(f'{folder}/small', 1, [torch.zeros(3)], ending)
+  small = series.find([f'{folder}/small/step_1.{ending}'])
   averaging.write_averages(
     small, [(plans.plan(small, Lawa(1), 0, 1), f'{folder}/w.safetensors')]
   )
   last = len(found.steps) - 1
   jobs = [
-    (plans.plan(found, Lawa(last - i), last, 1), f'{folder}/a{i}.safetensors')
+    (plans.plan(found, Lawa(last - i), last, 1), f'{folder}/a{i}.{ending}')
     for i in range(outputs)
   ]
   # Forget the peak so far: it is that of the libraries, or of the parent.
@@ -143,8 +155,9 @@ def measure() -> dict[str, Ratio]:
   return _times() | {
     'offline_peak_bytes/model_bytes': _peak(files=12, outputs=1),
     'offline_peak_bytes_5_outputs/model_bytes': _peak(files=12, outputs=5),
+    'offline_peak_bytes_pt/model_bytes': _peak(12, outputs=1, ending='pt'),
   }
 
 
 if __name__ == '__main__':
-  _peak_child(sys.argv[1], int(sys.argv[2]))
+  _peak_child(sys.argv[1], int(sys.argv[2]), sys.argv[3])

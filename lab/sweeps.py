@@ -3,9 +3,10 @@
 `python -m lab.sweeps`. Each file is a list of points with equal keys, as
 AlgoPerf reads them (`--num_tuning_trials` must be their number), around one
 published point: point 5 of NadamW and point 1 of Shampoo, which are the ones
-that the self-tuning submissions use. Swept are what Ajroldi et al. 2025 sweep,
-arXiv 2502.06761: the averages' cadence and length, the learning rate, its
-schedule, and the budget.
+that the self-tuning submissions use. Swept are the averages' cadence and
+length, the learning rate, its schedule, and the budget, after Ajroldi et al.
+2025, arXiv 2502.06761; the multiples of the learning rate are a choice made
+here, which was not compared with theirs.
 """
 
 import json

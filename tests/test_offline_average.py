@@ -320,6 +320,10 @@ BAD = {
   'every': (('*_*0', '--window', 1, '--every', 0), 'Invalid every=0'),
   'template': (('*_*0', '--window', '1,2'), 'must hold {window}'),
   'key': (('*_*0', '--window', 1, '--key', 'a.b'), 'no state dict at'),
+  'steps': (
+    ('*_*0', '--window', 1, '--step_pattern', 'step_([0-9]+)'),
+    'checkpoint_10 by the pattern',
+  ),
 }
 
 
@@ -338,6 +342,47 @@ def test_bad_arguments_end_in_one_line_and_write_nothing(
   assert message in error
   assert error.count('\n') == 1
   assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+  ('name', 'out', 'message'),
+  [
+    ('final.pt', 'avg.pt', 'Cannot read a step from the name'),
+    ('c_1', 'none/avg.pt', 'none/avg.pt: No such file or directory'),
+    ('c_1', 'avg.txt', 'Must end in .safetensors'),
+  ],
+)
+def test_bad_names_end_in_one_line_and_write_nothing(
+  name, out, message, tmp_path, capsys
+):
+  # A step is looked for in the directory's name too.
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  torch.save(states(1)[0], folder / name)
+  assert average(
+    str(folder / name), '--scheme', 'lawa', '--window', 1,
+    '--output', folder / out,
+  )  # fmt: skip
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+  assert [p.name for p in folder.iterdir()] == [name]
+
+
+@pytest.mark.parametrize('kept', [20, 100, -10])
+def test_a_truncated_safetensors_is_named_and_fails_only_its_users(
+  kept, tmp_path, capsys
+):
+  for i, state in enumerate(states(4), 1):
+    writers.save(str(tmp_path / f's_{i}.safetensors'), state.items(), {})
+  bad = tmp_path / 's_1.safetensors'
+  bad.write_bytes(bad.read_bytes()[:kept])
+  assert average(
+    str(tmp_path / 's_*'), '--scheme', 'lawa', '--window', '2,4',
+    '--output', tmp_path / 'avg_{window}.pt',
+  )  # fmt: skip
+  assert f'Cannot read {bad}: truncated' in capsys.readouterr().err
+  assert [p.name for p in tmp_path.glob('*avg*')] == ['avg_2.pt']
 
 
 def truncated(path):

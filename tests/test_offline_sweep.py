@@ -1,6 +1,7 @@
 """The runner's light checkpoints, and sweeps over them."""
 
 import csv
+import errno
 import json
 import os
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lab import light, preparation, report, runner
+from lab import light, logs, preparation, report, runner
 from lab.distributed import Context
 from lab.errors import InputError
 from lab.offline import batch_norm, series, sweep
@@ -255,6 +256,32 @@ def test_checkpoints_of_another_model_are_refused(small, tmp_path, capsys):
   directory = train(settings(tmp_path, max_global_steps=4))
   assert swept(directory, 'glyph_resnet', '--windows', '2')
   assert 'of another model than glyph_resnet' in capsys.readouterr().err
+
+
+def test_a_spoilt_checkpoint_or_a_full_disk_end_in_one_line(
+  small, tmp_path, capsys, monkeypatch
+):
+  directory = train(settings(tmp_path, max_global_steps=4))
+  capsys.readouterr()
+
+  def full(self):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(logs.Table, 'rewrite', full)
+    assert swept(directory, 'click_dlrm', '--windows', '2')
+  error = capsys.readouterr().err
+  assert (
+    error
+    == f'error: Cannot write {directory}/offline: No space left on device.\n'
+  )
+  path = light.path_of(directory, 3)
+  with open(path, 'r+b') as file:
+    file.truncate(200)
+  assert swept(directory, 'click_dlrm', '--windows', '2,3')
+  error = capsys.readouterr().err
+  assert f'Cannot read {path}: truncated' in error
+  assert error.count('\n') == 1
 
 
 def test_a_run_without_evaluations_is_refused(tmp_path):

@@ -32,6 +32,16 @@ CACHE = 'cache.jsonl'
 _RNG = [0, 1]
 
 
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+  """Turn what the disk has against a file into an InputError."""
+  try:
+    yield
+  except OSError as error:
+    reason = error.strerror or error
+    raise InputError(f'Cannot write {path}: {reason}.') from error
+
+
 class Variant(NamedTuple):
   """One curve of a sweep.
 
@@ -178,8 +188,12 @@ class Sweep:
       )
       self._cache[key] = metrics
       self.evaluated += 1
-      with open(self._cache_path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps({'key': key, 'metrics': metrics}) + '\n')
+      line = json.dumps({'key': key, 'metrics': metrics}) + '\n'
+      with (
+        writing(self._cache_path),
+        open(self._cache_path, 'a', encoding='utf-8') as file,
+      ):
+        file.write(line)
     return self._cache[key]
 
   def _key(self, weights: Mapping[str, Tensor]) -> str:

@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     args.workload, args.librispeech_tokenizer_vocab_path
   )
   found = series.find(args.checkpoints or [_pattern(args.run)])
-  os.makedirs(output, exist_ok=True)
+  with sweep.writing(output):
+    os.makedirs(output, exist_ok=True)
   sweeping = sweep.Sweep(
     workload,
     found,
@@ -102,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
   for variant, row in sweeping.run(variants, bar.step):
     rows[variant].append(row)
   bar.close()
-  _write(output, args.workload, rows)
+  with sweep.writing(output):
+    _write(output, args.workload, rows)
   total = sum(map(len, rows.values()))
   print(
     f'{os.path.join(output, "sweep.csv")}: {len(variants)} averages, {total} '
