@@ -47,6 +47,14 @@ def names_in(hparams: Mapping[str, Any] | None) -> tuple[str, ...]:
   return candidates.names(text or candidates.DEFAULT_CANDIDATES)
 
 
+def seen(row: Mapping[str, Any]) -> str | None:
+  """The candidate in a row as a submission has logged it; None without one."""
+  if _CHOICE not in row:
+    return None
+  names = [key[len(_LOSS) :] for key in row if key.startswith(_LOSS)]
+  return name_of(row[_CHOICE], names)
+
+
 def read(trial_dir: str) -> list[Choice]:
   """Choices of a run in order; of steps that were repeated, the later ones.
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from absl import logging
 
-from lab import checkpoints, light, logs, random_utils
+from lab import checkpoints, choices, light, logs, random_utils
 from lab.distributed import Context
 from lab.progress import Progress
 from lab.settings import Settings
@@ -348,10 +348,14 @@ class TrialRun:
     name = self.trial.workload.target_metric_name
     value = metrics.get(f'validation/{name}', float('nan'))
     target = self.trial.workload.validation_target_value
+    # What a submission has logged last, in `prepare_for_eval`.
+    logged = self._logger._all.rows if self._logger is not None else []
+    seen = choices.seen(logged[-1]) if logged else None
     return (
       f'step {self.state.global_step}/{self.trial.budget}  '
       f'validation/{name} {value:.5g} (target {target:.5g})  '
       f'billed {metrics["score"]:.1f} s'
+      + (f'  average {seen}' if seen is not None else '')
     )
 
   def _log(self, metrics: dict[str, Any], is_eval: bool) -> None:

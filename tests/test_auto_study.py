@@ -385,8 +385,12 @@ def job(seed=4, to_the_end=True):
 
 
 def test_autos_curve_is_that_of_the_submission_under_the_runner(
-  short, tmp_path
+  short, tmp_path, monkeypatch
 ):
+  said = []
+  monkeypatch.setattr(
+    'lab.training.Progress.say', lambda self, line: said.append(line)
+  )
   followed = auto_study.run(job(), str(tmp_path / 'study'))
   settings = Settings(
     workload='click_dlrm',
@@ -414,6 +418,9 @@ def test_autos_curve_is_that_of_the_submission_under_the_runner(
     [choice.step, names.index(choice.shown)] for choice in seen
   ]
   assert len({choice.shown for choice in seen}) > 1
+  # So does the runner's own line of each evaluation.
+  ends = [line.partition('  average ')[2] for line in said]
+  assert ends == [choice.shown for choice in seen]
   assert followed['curves']['auto'] != followed['curves']['raw']
   for name in auto_study.ABLATION:
     assert [step for step, _ in followed['choices'][name]] == [
