@@ -45,6 +45,8 @@ SCHEDULES = ('cosine', 'cosine_to_half', 'constant')
 SEEDS = (0, 1, 2, 3, 4)
 # No average is at a target earlier; a row that says so is marked.
 EVALUATED_FROM = 0.5
+# Of what is chosen: runs of another one are made anew.
+VERSION = 2
 # Other rules and probes: how much the last evaluations count, and batches.
 MEMORIES = {
   'auto, memory 0.5': 0.5,
@@ -77,8 +79,8 @@ class _Overheard:
   def update_params(self, **kwargs: Any) -> tuple[Any, Any, Any]:
     """The submission's step."""
     batch = kwargs['batch']
-    self.set_aside = batch.get('probe', self.set_aside)
-    self.trained_on = {k: v for k, v in batch.items() if k != 'probe'}
+    self.set_aside = batch.get(auto_step.PROBE, self.set_aside)
+    self.trained_on = {k: v for k, v in batch.items() if k != auto_step.PROBE}
     return self._module.update_params(**kwargs)
 
 
@@ -91,7 +93,8 @@ class _Chooser:
 
   def choose(self, comparison: selection.Comparison, step: int) -> None:
     """The submission's own rule, from this chooser's last choice."""
-    chosen = self.selector.choose(comparison, self.selected, step)
+    # A probe for each evaluation.
+    chosen = self.selector.choose(comparison, self.selected, step, step)
     self.selected = RAW if chosen is None else chosen
 
 
@@ -263,10 +266,10 @@ def run(job: Mapping[str, Any], directory: str) -> dict[str, Any]:
 def jobs(
   workloads: Sequence[str], seeds: Sequence[int]
 ) -> list[cached_runs.Job]:
-  """All runs, seed by seed: what is there after an hour is a whole study."""
+  """All runs, schedule by schedule and then seed by seed."""
   result = []
-  for seed in seeds:
-    for schedule in SCHEDULES:
+  for schedule in SCHEDULES:
+    for seed in seeds:
       for factor in LEARNING_RATE_FACTORS:
         for name in workloads:
           workload = build_workload(name)
@@ -279,6 +282,8 @@ def jobs(
               'schedule': schedule,
               'ablation': (factor, schedule) == (1.0, 'cosine'),
               'to_the_end': seed == seeds[0],
+              'rules': MEMORIES | ONE_BATCH | FOUR_BATCHES | TRAINED_ON,
+              'version': VERSION,
               'candidates': candidates.DEFAULT_CANDIDATES,
               'budget_steps': workload.step_hint,
               'target': workload.validation_target_value,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lab import auto_tables, horizon, profile_report, study
+from lab import algoperf_table, auto_tables, horizon, profile_report, study
 from weightavg import config
 from weightavg.knobs import REQUIRED, allowed_text
 from weightavg.optimizer_config import OPTIMIZER_CONFIGS
@@ -86,6 +86,8 @@ _LIMITS = {
   'shampoo_step/adamw_fused': 28,
   'shampoo_precondition_step_spread/plain_step': 2,
   'shampoo_state_bytes/params_bytes': 6,
+  'offline_peak_bytes/model_bytes': 2.5,
+  'offline_peak_bytes_pt/model_bytes': 2.5,
 }
 _LIMITS_BY_ROOM = {
   'train_step': 1.003,
@@ -123,6 +125,12 @@ def performance() -> str | None:
   return '\n'.join(lines)
 
 
+def algoperf() -> str | None:
+  """Submissions and workloads of the benchmark, from results/algoperf."""
+  outcomes = _results('algoperf/matrix.json')
+  return None if outcomes is None else algoperf_table.table(outcomes)
+
+
 def breakdown() -> str | None:
   """Where the time of a run goes, from results/bench/time_breakdown.json."""
   results = _results('bench/time_breakdown.json')
@@ -148,6 +156,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
   'auto_rules': autos(auto_tables.rules),
   'auto_ablation': autos(auto_tables.ablation),
   'breakdown': breakdown,
+  'algoperf': algoperf,
 }
 
 

@@ -23,7 +23,8 @@ _outcomes = {}
 
 def pytest_runtest_logreport(report):
   """Note how a test of the real benchmark ended."""
-  if _MATRIX and report.when == 'call' and 'algoperf' in report.keywords:
+  ended = report.when == 'call' or report.failed
+  if _MATRIX and ended and 'algoperf' in report.keywords:
     name = report.nodeid.rpartition('::')[2]
     _outcomes[name] = {'outcome': report.outcome, 'torch': torch.__version__}
 

@@ -219,7 +219,7 @@ def test_data_selection_leaves_the_state_alone():
     host.step = step
     before = host.save()
     batch = host.select()
-    assert ('probe' in batch) == (step % 4 == 0)
+    assert (auto_step.PROBE in batch) == (step % 4 == 0)
     assert host.save() == before
 
 
@@ -421,6 +421,100 @@ def test_masks_may_be_missing():
     host.update()
     host.prepare()
   assert len(host.workload.metrics_logger.rows) == 5
+
+
+def test_padding_is_no_evidence():
+  # The same examples, and as many masked ones behind them.
+  def padded():
+    for batch in batches():
+      whole = {'targets': [], 'inputs': batch['inputs'].repeat(2, 1)}
+      whole['targets'] = tuple(t.repeat(2, 1) for t in batch['targets'])
+      mask = torch.zeros(ROWS)
+      whole['weights'] = torch.cat([batch['weights'], mask])
+      yield whole
+
+  # In evaluation mode rows do not see each other; training is not looked at.
+  hosts = [
+    Host(batches(), averaging_probe_examples=ROWS),
+    Host(padded(), averaging_probe_examples=2 * ROWS),
+  ]
+  sums = []
+  for host in hosts:
+    probe = host.state['probe']
+    probe.set_aside(next(host.queue))
+    result = auto_step.compare_candidates(
+      host.workload, host.model, {'calls': 0}, host.averager, probe.batch, 0
+    )
+    sums.append(result)
+  # One of the eight is masked in either.
+  assert sums[0].counts.tolist() == sums[1].counts.tolist()
+  assert sums[0].counts[0] == ROWS - 1
+  # The order of the sums differs.
+  torch.testing.assert_close(sums[0].losses, sums[1].losses, rtol=1e-6, atol=0)
+
+
+def masked_squares(logits, values, paddings, mask):
+  return (logits - values).square() * (1 - paddings) * mask[:, None]
+
+
+# Dynamo looks at .grad of what it traces.
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor')
+def test_a_compiled_loss_never_sees_the_probe():
+  shapes = []
+
+  def backend(graph, inputs):
+    shapes.append([tuple(t.shape) for t in inputs if torch.is_tensor(t)])
+    return graph
+
+  if not hasattr(torch.compiler, 'set_stance'):
+    pytest.skip('torch 2.5 cannot leave compiled functions uncompiled')
+  compiled = torch.compile(masked_squares, backend=backend)
+
+  def loss_fn(label_batch, logits_batch, mask_batch, label_smoothing=0.0):
+    losses = compiled(logits_batch, *label_batch, mask_batch)
+    return {
+      'summed': losses.sum(),
+      'n_valid_examples': mask_batch.sum(),
+      'per_example': losses,
+    }
+
+  host = Host()
+  host.workload.loss_fn = loss_fn
+  host.update()
+  host.prepare()
+  assert shapes
+  assert all(ROWS in {size[0] for size in seen if size} for seen in shapes)
+  assert not any((2, 2) in seen for seen in shapes)
+  torch._dynamo.reset()
+
+
+def test_losses_of_many_tokens_keep_their_differences():
+  class Tokens:
+    def model_fn(self, params, **_):
+      return params, None
+
+    def loss_fn(self, label_batch, logits_batch, mask_batch):
+      losses = logits_batch + label_batch
+      return {'per_example': losses, 'n_valid_examples': losses.numel()}
+
+  # 256 tokens of 8 nats: a sum in bfloat16 comes in steps of 16.
+  batch = {'targets': torch.zeros(2, 256, dtype=torch.bfloat16)}
+  model = nn.Module()
+  logits = torch.full((2, 256), 8.0, dtype=torch.bfloat16)
+  logits[1, 0] = 8.0625
+  workload = Tokens()
+  workload.model_fn = lambda **_: (logits, None)
+  losses, _ = auto_step.example_losses(workload, model, None, batch, 0)
+  assert losses.tolist() == [2048.0, 2048.0625]
+
+
+def test_a_batch_of_another_make_is_no_probe():
+  probe = Host().state['probe']
+  probe.load_state_dict({'number': 1, 'shares': [[torch.ones(2)]]})
+  assert not probe.is_due(1)
+  probe.fit(next(batches()))
+  assert probe.batch is None
+  assert probe.is_due(1)
 
 
 def _on_rank(rank, folder, placement, steps):

@@ -109,7 +109,7 @@ def test_without_checkpoints_a_resumed_run_sets_a_new_one_aside():
   probe = Probe(None, every=4, checkpoints=False)
   probe.set_aside(batch())
   saved = probe.state_dict()
-  assert saved == {'shares': []}
+  assert saved == {'number': 1, 'shares': []}
   restored = Probe(None, every=4)
   restored.load_state_dict(saved)
   assert restored.is_due(5)
@@ -117,9 +117,10 @@ def test_without_checkpoints_a_resumed_run_sets_a_new_one_aside():
 
 def test_a_state_of_another_number_of_ranks_is_none():
   restored = Probe(None, every=4)
-  restored.load_state_dict({'shares': [[torch.ones(2)], [torch.ones(2)]]})
+  shares = [[torch.ones(2)], [torch.ones(2)]]
+  restored.load_state_dict({'number': 3, 'shares': shares})
   assert restored.is_due(5)
-  assert restored.state_dict() == {'shares': []}
+  assert restored.state_dict() == {'number': 3, 'shares': []}
 
 
 def _on_rank(rank):
@@ -135,13 +136,13 @@ def _on_rank(rank):
   assert num_examples(probe.batch) == 3
   state = probe.state_dict()
   if rank:
-    assert state == {'shares': []}
+    assert state == {'number': 2, 'shares': []}
   shares = [[*leaves(first_examples(batch(start=1000 * r), 3))] for r in (0, 1)]
   if rank == 0:
     assert_same(state['shares'], shares)
   # Every rank loads what rank 0 wrote.
   restored = Probe(6, every=4)
-  restored.load_state_dict({'shares': shares})
+  restored.load_state_dict({'number': 2, 'shares': shares})
   restored.fit(own)
   assert_same(restored.batch, probe.batch)
   with pytest.raises(ValueError, match='at most the batch size, 16'):

@@ -87,7 +87,7 @@ class AveragingConfig:
     None,
     int,
     '[2, inf)',
-    'never trained on, by which auto chooses; over all ranks',
+    'held out of training, by which auto chooses; over all ranks',
     'a quarter of a batch',
   )
   averaging_probe_every: float | None = knob(

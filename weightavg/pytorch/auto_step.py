@@ -1,11 +1,12 @@
 """The functions that AlgoPerf calls, for submissions that choose an average.
 
 Several averages follow the run; each evaluation sees the one whose loss is
-lowest on a probe, examples that were never trained on. The rules do not let
+lowest on a probe, examples held out of training. The rules do not let
 `data_selection` change the optimizer's state: it hands a new probe over inside
 the batch that it returns, and `update_params` puts it aside.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from weightavg import spec
 from weightavg.pytorch import models, selection, train_step
 from weightavg.pytorch.averagers import RAW, Averager
-from weightavg.pytorch.probes import Batch, Probe, num_examples
+from weightavg.pytorch.probes import Batch, Probe, mapped, num_examples
 from weightavg.pytorch.profiling import section
 
 # Key of the probe in a batch.
-_PROBE = 'probe'
+PROBE = 'weightavg_probe'
 
 
 def init_optimizer_state(
@@ -68,7 +69,7 @@ def data_selection(
   del workload, current_param_container, model_state, hyperparameters, rng
   batch = next(input_queue)
   if optimizer_state['probe'].is_due(global_step):
-    batch = {**batch, _PROBE: next(input_queue)}
+    batch = {**batch, PROBE: next(input_queue)}
   return batch
 
 
@@ -93,7 +94,7 @@ def update_params(
       was asked for, or the workload's loss cannot be computed on it.
   """
   batch = dict(batch)
-  fresh = batch.pop(_PROBE, None)
+  fresh = batch.pop(PROBE, None)
   with section('Probe'):
     probe = optimizer_state['probe']
     probe.fit(batch)
@@ -144,7 +145,12 @@ def prepare_for_eval(
       comparison = compare_candidates(
         workload, model, model_state, averager, batch, rng
       )
-      chosen = selector.choose(comparison, averager.selected, averager.step)
+      chosen = selector.choose(
+        comparison,
+        averager.selected,
+        averager.step,
+        optimizer_state['probe'].number,
+      )
       averager.select(RAW if chosen is None else chosen)
     _log(workload, averager, comparison, global_step)
   return train_step.prepare_for_eval(
@@ -177,7 +183,7 @@ def example_losses(
     Losses [examples], summed over an example's elements (the tokens of a
     sequence), zero where masked; a scalar.
   """
-  with torch.no_grad():
+  with torch.no_grad(), _uncompiled():
     logits, _ = workload.model_fn(
       params=models.unwrap(model),
       augmented_and_preprocessed_input_batch=batch,
@@ -194,7 +200,17 @@ def example_losses(
     )
   losses = loss['per_example']
   elements = torch.as_tensor(loss['n_valid_examples'], device=losses.device)
-  return losses.reshape(len(losses), -1).sum(1), elements
+  # Sums over many tokens, of which small differences are to be taken.
+  return losses.double().reshape(len(losses), -1).sum(1), elements
+
+
+def _uncompiled() -> contextlib.AbstractContextManager:
+  """The benchmark compiles some losses; the probe's shape must not be the
+  first that they see, nor one more. torch 2.5 has no such switch.
+  """
+  if not hasattr(torch.compiler, 'set_stance'):
+    return contextlib.nullcontext()
+  return torch.compiler.set_stance('force_eager')
 
 
 def compare_candidates(
@@ -207,6 +223,7 @@ def compare_candidates(
 ) -> selection.Comparison:
   """Every candidate's losses on the same examples; a collective under DDP."""
   before = averager.selected
+  batch = _beside(model, batch)
   rows = []
   for which in range(len(averager.candidates)):
     averager.select(which)
@@ -216,7 +233,22 @@ def compare_candidates(
       )
     rows.append(losses)
   averager.select(before)
-  return selection.compare(torch.stack(rows), elements)
+  losses = torch.stack(rows)
+  return selection.compare(losses[:, _is_valid(batch)], elements)
+
+
+def _beside(model: nn.Module, batch: Batch) -> Batch:
+  """The batch on the model's device, where only DDP would have moved it."""
+  device = next(model.parameters()).device
+  return mapped(lambda t: t.to(device), batch)
+
+
+def _is_valid(batch: Batch) -> Tensor:
+  """Which examples are not masked as a whole: padding is no evidence."""
+  rows, mask = num_examples(batch), batch.get('weights')
+  if mask is None or len(mask) != rows:
+    return torch.ones(rows, dtype=torch.bool)
+  return mask.reshape(rows, -1).ne(0).any(1)
 
 
 def _check_loss(
@@ -228,7 +260,12 @@ def _check_loss(
 ) -> None:
   """Fail in the first step, not at the first evaluation."""
   try:
-    losses, _ = example_losses(workload, model, model_state, batch, rng)
+    losses, elements = example_losses(
+      workload, model, model_state, _beside(model, batch), rng
+    )
+    selection.compare(torch.stack([losses, losses]), elements)
+  except torch.OutOfMemoryError:
+    raise
   except Exception as error:
     # A workload may fail in any way.
     raise ValueError(

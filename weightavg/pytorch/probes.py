@@ -1,6 +1,8 @@
-"""Examples that are never trained on, by which averages are compared.
+"""Examples held out of training, by which averages are compared.
 
-A probe is the first rows of a batch of the training queue that is set aside. In
+A probe is the first rows of a batch of the training queue that is set aside. It
+is never trained on where the data pass once; where they repeat, not since the
+epoch before. In
 a checkpoint, which rank 0 alone writes, are the shares of all ranks: they are
 on their way to it from the moment a probe is set aside.
 """
@@ -86,6 +88,8 @@ class Probe:
       self._group = dist.new_group(backend='gloo')
       self._worker = Worker()
     self.batch: Batch | None = None
+    # How many have been set aside.
+    self.number = 0
     # After a restore: tensors whose nest the next batch shows.
     self._loose: list[Tensor] | None = None
     self._shares: Future | None = None
@@ -112,6 +116,7 @@ class Probe:
     else:
       count = -(-self._examples // self._world_size)
     self.batch = first_examples(batch, count)
+    self.number += 1
     self._loose = self._shares = None
     if self._group is not None:
       share = [t.cpu() for t in leaves(self.batch)]
@@ -126,13 +131,15 @@ class Probe:
     """Give a restored probe the nest and the devices of a training batch."""
     if self._loose is None:
       return
-    tensors = iter(self._loose)
-    self.batch = mapped(lambda t: next(tensors).to(t.device), batch)
-    self._loose = None
+    saved, self._loose = self._loose, None
+    # A batch of another make: the next step sets a new probe aside.
+    if len(saved) == len([*leaves(batch)]):
+      tensors = iter(saved)
+      self.batch = mapped(lambda t: next(tensors).to(t.device), batch)
 
   def state_dict(self) -> dict[str, Any]:
     """The shares of all ranks, on rank 0; none where they are not known."""
-    return {'shares': self._all_shares()}
+    return {'number': self.number, 'shares': self._all_shares()}
 
   def _all_shares(self) -> list[list[Tensor]]:
     if not self._checkpoints:
@@ -140,7 +147,7 @@ class Probe:
     if self._shares is not None:
       try:
         return self._shares.result() or []
-      except RuntimeError as error:
+      except (RuntimeError, ValueError) as error:
         logging.warning('The probe did not arrive: %s', error)
         return []
     if self._world_size == 1 and self.batch is not None:
@@ -149,7 +156,7 @@ class Probe:
 
   def load_state_dict(self, state_dict: dict[str, Any]) -> None:
     """Take this rank's share; of another number of ranks, none."""
-    shares = state_dict['shares']
+    self.number, shares = state_dict['number'], state_dict['shares']
     self.batch = self._loose = self._shares = None
     if len(shares) == self._world_size:
       self._loose = shares[self._rank]

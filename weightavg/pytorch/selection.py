@@ -6,15 +6,18 @@ losses. With l_ij the loss of candidate i on example j (summed over its
 elements), w_j the weight of the example, p the previous choice and N the number
 of valid elements, weighted likewise:
 
-  L_i = sum_j w_j l_ij / N
-  d_j = l_pj - l_bj,   b = argmin_i L_i (the first of equal ones)
-  SE  = sqrt(V sum_j w_j^2) / N,   V the variance of the d_j
+  L_i  = sum_j w_j l_ij / N
+  d_ij = l_pj - l_ij
+  SE_i = sqrt(V_i sum_j w_j^2) / N,   V_i the variance of the d_ij
 
-b takes the place of p if L_p - L_b > SE; otherwise p stays. A candidate whose
-loss is not finite is out; if p is out, or there is none yet, b is chosen; if
-all are out, nothing is. With a single example there is no SE, and p stays.
+The choice goes to the candidate of lowest loss (the first of equal ones) among
+those with L_p - L_i > SE_i; if there is none, p stays. A candidate whose loss
+is not finite is out; if p is out, or there is none yet, the lowest of all is
+chosen; if all are out, nothing is. With a single example there is no SE, and p
+stays.
 
-Examples of this evaluation weigh 1, those of the k-th before it memory^k.
+Examples of this evaluation's probe weigh 1, those of the k-th probe before it
+memory^k.
 """
 
 import dataclasses
@@ -102,33 +105,36 @@ def choose(comparison: Comparison, previous: int) -> int | None:
   1
   """
   means = comparison.means
-  finite = [i for i, mean in enumerate(means) if math.isfinite(mean)]
-  if not finite:
-    return None
-  best = min(finite, key=lambda i: means[i])
-  if previous not in finite:
-    return best
-  gain = means[previous] - means[best]
-  error = standard_error(comparison, previous, best)
-  return best if gain > error else previous
+  candidates = [i for i, mean in enumerate(means) if math.isfinite(mean)]
+  if previous in candidates:
+    candidates = [
+      i
+      for i in candidates
+      if means[previous] - means[i] > standard_error(comparison, previous, i)
+    ] or [previous]
+  return min(candidates, key=lambda i: means[i], default=None)
 
 
 class Selector:
-  """Chooses at each evaluation, with what it knows from those before.
+  """Chooses at each evaluation, with what it knows from earlier probes.
+
+  A loss that is not finite makes it forget them.
 
   Args:
-    memory: weight of the last evaluation's examples, in [0, 1).
+    memory: weight of the last probe's examples, in [0, 1).
   """
 
   def __init__(self, memory: float) -> None:
     self._memory = memory
-    self._known: Comparison | None = None
+    # Sums over the probes before the latest, discounted, and over that one.
+    self._before: Comparison | None = None
     self.latest: Comparison | None = None
+    self._probe = -1
     # Step of the last choice: a second call in a row knows nothing new.
     self.chosen_at = -1
 
   def choose(
-    self, comparison: Comparison, previous: int, step: int
+    self, comparison: Comparison, previous: int, step: int, probe: int
   ) -> int | None:
     """Take the comparison in and apply the rule.
 
@@ -136,34 +142,55 @@ class Selector:
       comparison: of this evaluation.
       previous: index of the previous choice; negative if there is none.
       step: of this evaluation.
+      probe: number of its probe: the same examples count once.
     """
-    self.latest, self.chosen_at = comparison, step
-    known = self._known
-    if known is not None and known.is_finite and comparison.is_finite:
-      memory = self._memory
-      # The second count is one of squared weights.
-      decay = torch.tensor([memory, memory * memory, memory]).double()
-      comparison = Comparison(
-        memory * known.losses + comparison.losses,
-        memory * known.squares + comparison.squares,
-        decay * known.counts + comparison.counts,
-      )
-    self._known = comparison
-    return choose(comparison, previous)
+    if probe != self._probe:
+      self._before = self._discounted()
+    self.latest, self._probe, self.chosen_at = comparison, probe, step
+    return choose(_sum(self._before, comparison), previous)
+
+  def _discounted(self) -> Comparison | None:
+    if self.latest is None or not self.latest.is_finite or not self._memory:
+      return None
+    known, memory = _sum(self._before, self.latest), self._memory
+    # The second count is one of squared weights.
+    decay = torch.tensor([memory, memory * memory, memory]).double()
+    return Comparison(
+      memory * known.losses, memory * known.squares, decay * known.counts
+    )
 
   def state_dict(self) -> dict[str, Any]:
-    """The weighted sums, equal on all ranks."""
-    known = self._known
+    """The sums, equal on all ranks."""
     return {
       'chosen_at': self.chosen_at,
-      'sums': []
-      if known is None
-      else [known.losses, known.squares, known.counts],
+      'probe': self._probe,
+      'before': _tensors(self._before),
+      'latest': _tensors(self.latest),
     }
 
   def load_state_dict(self, state_dict: dict[str, Any]) -> None:
     """Continue from saved sums."""
-    sums = [tensor.cpu() for tensor in state_dict['sums']]
-    self._known = Comparison(*sums) if sums else None
-    self.latest = None
     self.chosen_at = state_dict['chosen_at']
+    self._probe = state_dict['probe']
+    self._before, self.latest = (
+      Comparison(*(t.cpu() for t in state_dict[key]))
+      if state_dict[key]
+      else None
+      for key in ('before', 'latest')
+    )
+
+
+def _sum(one: Comparison | None, other: Comparison) -> Comparison:
+  if one is None:
+    return other
+  return Comparison(
+    one.losses + other.losses,
+    one.squares + other.squares,
+    one.counts + other.counts,
+  )
+
+
+def _tensors(comparison: Comparison | None) -> list[Tensor]:
+  if comparison is None:
+    return []
+  return [comparison.losses, comparison.squares, comparison.counts]

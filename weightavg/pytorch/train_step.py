@@ -77,7 +77,7 @@ def init_optimizer_state(
     optimizer: 'nadamw' or 'shampoo'.
     build_optimizer: makes it from the model and its configuration; handed over
       so that a submission carries no other optimizer than its own.
-    averaging_scheme: 'none', 'lawa', 'ema' or 'polynomial'.
+    averaging_scheme: 'none', 'lawa', 'ema', 'polynomial' or 'auto'.
 
   Raises:
     ValueError: for a point that is not allowed.
