@@ -129,6 +129,11 @@ class MetricsLogger:
     if is_eval:
       self._evals.append(row)
 
+  @property
+  def last(self) -> Row | None:
+    """The row that was logged last, by the runner or the submission."""
+    return self._all.rows[-1] if self._all.rows else None
+
   def rewind(self, global_step: int) -> None:
     """Drop what was logged after the evaluation at `global_step`."""
 

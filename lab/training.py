@@ -349,8 +349,8 @@ class TrialRun:
     value = metrics.get(f'validation/{name}', float('nan'))
     target = self.trial.workload.validation_target_value
     # What a submission has logged last, in `prepare_for_eval`.
-    logged = self._logger._all.rows if self._logger is not None else []
-    seen = choices.seen(logged[-1]) if logged else None
+    logged = None if self._logger is None else self._logger.last
+    seen = None if logged is None else choices.seen(logged)
     return (
       f'step {self.state.global_step}/{self.trial.budget}  '
       f'validation/{name} {value:.5g} (target {target:.5g})  '
