@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,26 +9,10 @@ import torch
 from absl import logging
 from torch import Tensor, nn
 
-from weightavg import coefficients
 from weightavg.config import AveragingConfig
-from weightavg.pytorch import models, multi_tensor
+from weightavg.pytorch import averager_state, models, multi_tensor
+from weightavg.pytorch.averager_state import RAW
 from weightavg.pytorch.placement import build_placement
-from weightavg.pytorch.tracks import stored_buffers
-
-_FORMAT = 2
-# What `select` takes for the raw weights.
-RAW = -1
-_KINDS: dict[str, type] = {
-  'recipe': dict,
-  'step': int,
-  'samples': int,
-  'skipped': int,
-  'selected': int,
-  'swapped': bool,
-  'complete': bool,
-  'buffers': list,
-  'raw': dict,
-}
 
 
 def _outside_autograd(method: Callable[..., None]) -> Callable[..., None]:
@@ -106,7 +89,7 @@ class Averager:
     self._names, self._tensors = _named_weights(weights, config)
     self._exchange = config.averaging_swap == 'exchange'
     self.sampling, self.scheme = config.resolve(budget, steps_per_epoch)
-    self._recipe = _recipe(config, self.sampling, self.scheme)
+    self._recipe = averager_state.recipe(config, self.sampling, self.scheme)
     self.placement = (
       None
       if self.scheme is None
@@ -245,7 +228,7 @@ class Averager:
     """
     buffers = [] if self.placement is None else self.placement.buffers()
     return {
-      'format': _FORMAT,
+      'format': averager_state.FORMAT,
       'recipe': dict(self._recipe),
       'step': self.step,
       'samples': self.samples,
@@ -269,7 +252,8 @@ class Averager:
       ValueError: for a state of another scheme, horizon or model; nothing has
         been changed then.
     """
-    self._check(state_dict)
+    shapes = zip(self._names, (t.shape for t in self._tensors), strict=True)
+    averager_state.check(state_dict, self.scheme, self._recipe, dict(shapes))
     if self._raw is not None:
       # The model may have been restored already, in place of the average.
       multi_tensor.copy_(self._raw, self._data())
@@ -306,72 +290,6 @@ class Averager:
   def _in_order(self, named: dict[str, Tensor]) -> list[Tensor]:
     return [named[name] for name in self._names]
 
-  def _check(self, state_dict: dict[str, Any]) -> None:
-    if state_dict.get('format') != _FORMAT:
-      raise ValueError(
-        f'Invalid averager state: format {state_dict.get("format")!r}. Must be '
-        f'{_FORMAT}.'
-      )
-    for key, kind in _KINDS.items():
-      value = state_dict.get(key)
-      least = RAW if key == 'selected' else 0
-      is_negative = isinstance(value, int) and value < least
-      if type(value) is not kind or is_negative:
-        raise ValueError(
-          f'Invalid averager state: {key}={value!r}. Must be {kind.__name__}.'
-        )
-    if not state_dict['complete']:
-      raise ValueError(
-        'Invalid averager state: it was saved without the shares of the other '
-        'ranks. Save on rank 0, right after swap_in() on all ranks and with '
-        'averaging_checkpoints=True.'
-      )
-    for key in state_dict['recipe'] | self._recipe:
-      saved, own = state_dict['recipe'].get(key), self._recipe.get(key)
-      if saved != own:
-        raise ValueError(
-          f'Invalid averager state: saved with {key}={saved!r}, this averager '
-          f'has {key}={own!r}.'
-        )
-    if state_dict['selected'] >= max(1, len(self.candidates)):
-      raise ValueError(
-        f'Invalid averager state: selected={state_dict["selected"]}. Must be '
-        f'below {max(1, len(self.candidates))}.'
-      )
-    groups = list(state_dict['buffers'])
-    stored = stored_buffers(self.scheme, state_dict['samples'])
-    if len(groups) != stored:
-      raise ValueError(
-        f'Invalid averager state: {len(groups)} buffers for '
-        f'{state_dict["samples"]} samples. Must be {stored}.'
-      )
-    if state_dict['swapped']:
-      groups.append(state_dict['raw'])
-    shapes = dict(
-      zip(self._names, (t.shape for t in self._tensors), strict=True)
-    )
-    for named in groups:
-      _check_tensors(named, shapes)
-
-
-def _check_tensors(
-  named: dict[str, Tensor], shapes: dict[str, torch.Size]
-) -> None:
-  for name in sorted(shapes.keys() ^ named.keys()):
-    where = 'lacks' if name in shapes else 'has the unknown'
-    raise ValueError(f'Invalid averager state: it {where} tensor {name!r}.')
-  for name, shape in shapes.items():
-    if not isinstance(named[name], Tensor):
-      raise ValueError(
-        f'Invalid averager state: {name!r} is a {type(named[name]).__name__}.'
-        ' Must be a tensor.'
-      )
-    if named[name].shape != shape:
-      raise ValueError(
-        f'Invalid averager state: {name!r} has shape '
-        f'{tuple(named[name].shape)}. Must be {tuple(shape)}.'
-      )
-
 
 def _named_weights(
   weights: nn.Module | Iterable[tuple[str, Tensor]], config: AveragingConfig
@@ -393,20 +311,3 @@ def _named_weights(
     if count > 1:
       raise ValueError(f'Invalid weights: two tensors are called {name!r}.')
   return names, [tensor for _, tensor in named]
-
-
-def _recipe(
-  config: AveragingConfig, sampling: Any, scheme: Any
-) -> dict[str, Any]:
-  """What two averagers must agree in to share a state."""
-  recipe: dict[str, Any] = {
-    'averaging_scheme': config.averaging_scheme,
-    'averaging_batch_norm': config.averaging_batch_norm,
-  }
-  if isinstance(scheme, coefficients.Candidates):
-    recipe['candidates'] = [str(single) for single in scheme.schemes]
-  elif scheme is not None:
-    recipe |= dataclasses.asdict(scheme)
-  if scheme is not None:
-    recipe |= dataclasses.asdict(sampling)
-  return recipe

@@ -1,0 +1,122 @@
+"""What a saved averager must hold before it may be loaded."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightavg import coefficients
+from weightavg.config import AveragingConfig
+from weightavg.pytorch.tracks import stored_buffers
+
+FORMAT = 2
+# In place of a candidate: the raw weights.
+RAW = -1
+_KINDS: dict[str, type] = {
+  'recipe': dict,
+  'step': int,
+  'samples': int,
+  'skipped': int,
+  'selected': int,
+  'swapped': bool,
+  'complete': bool,
+  'buffers': list,
+  'raw': dict,
+}
+
+
+def recipe(
+  config: AveragingConfig, sampling: Any, scheme: Any
+) -> dict[str, Any]:
+  """What two averagers must agree in to share a state."""
+  found: dict[str, Any] = {
+    'averaging_scheme': config.averaging_scheme,
+    'averaging_batch_norm': config.averaging_batch_norm,
+  }
+  if isinstance(scheme, coefficients.Candidates):
+    found['candidates'] = [str(single) for single in scheme.schemes]
+  elif scheme is not None:
+    found |= dataclasses.asdict(scheme)
+  if scheme is not None:
+    found |= dataclasses.asdict(sampling)
+  return found
+
+
+def check(
+  state_dict: dict[str, Any],
+  scheme: coefficients.Scheme | None,
+  own_recipe: Mapping[str, Any],
+  shapes: Mapping[str, torch.Size],
+) -> None:
+  """Raise ValueError for a state of another averager or model.
+
+  Args:
+    state_dict: from `Averager.state_dict`.
+    scheme: of the averager that is to load it.
+    own_recipe: of that averager.
+    shapes: of its weights, by name.
+  """
+  candidates = len(getattr(scheme, 'names', ())) or 1
+  if state_dict.get('format') != FORMAT:
+    raise ValueError(
+      f'Invalid averager state: format {state_dict.get("format")!r}. Must be '
+      f'{FORMAT}.'
+    )
+  for key, kind in _KINDS.items():
+    value = state_dict.get(key)
+    least = RAW if key == 'selected' else 0
+    is_negative = isinstance(value, int) and value < least
+    if type(value) is not kind or is_negative:
+      raise ValueError(
+        f'Invalid averager state: {key}={value!r}. Must be {kind.__name__}.'
+      )
+  if not state_dict['complete']:
+    raise ValueError(
+      'Invalid averager state: it was saved without the shares of the other '
+      'ranks. Save on rank 0, right after swap_in() on all ranks and with '
+      'averaging_checkpoints=True.'
+    )
+  for key in state_dict['recipe'] | dict(own_recipe):
+    saved, own = state_dict['recipe'].get(key), own_recipe.get(key)
+    if saved != own:
+      raise ValueError(
+        f'Invalid averager state: saved with {key}={saved!r}, this averager '
+        f'has {key}={own!r}.'
+      )
+  if state_dict['selected'] >= candidates:
+    raise ValueError(
+      f'Invalid averager state: selected={state_dict["selected"]}. Must be '
+      f'below {candidates}.'
+    )
+  groups = list(state_dict['buffers'])
+  stored = stored_buffers(scheme, state_dict['samples'])
+  if len(groups) != stored:
+    raise ValueError(
+      f'Invalid averager state: {len(groups)} buffers for '
+      f'{state_dict["samples"]} samples. Must be {stored}.'
+    )
+  if state_dict['swapped']:
+    groups.append(state_dict['raw'])
+  for named in groups:
+    _check_tensors(named, shapes)
+
+
+def _check_tensors(
+  named: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+) -> None:
+  for name in sorted(shapes.keys() ^ named.keys()):
+    where = 'lacks' if name in shapes else 'has the unknown'
+    raise ValueError(f'Invalid averager state: it {where} tensor {name!r}.')
+  for name, shape in shapes.items():
+    if not isinstance(named[name], Tensor):
+      raise ValueError(
+        f'Invalid averager state: {name!r} is a {type(named[name]).__name__}.'
+        ' Must be a tensor.'
+      )
+    if named[name].shape != shape:
+      raise ValueError(
+        f'Invalid averager state: {name!r} has shape '
+        f'{tuple(named[name].shape)}. Must be {tuple(shape)}.'
+      )
