@@ -33,7 +33,7 @@ from lab import (
 from lab.settings import Settings
 from lab.training import TrialRun
 from lab.workloads import WORKLOADS, build_workload
-from weightavg import candidates
+from weightavg import candidates, config
 from weightavg.pytorch import auto_step, selection
 from weightavg.pytorch.averagers import RAW
 from weightavg.pytorch.probes import Batch, leaves, mapped
@@ -46,17 +46,17 @@ SEEDS = (0, 1, 2, 3, 4)
 # No average is at a target earlier; a row that says so is marked.
 EVALUATED_FROM = 0.5
 # Of what is chosen: runs of another one are made anew.
-VERSION = 2
+VERSION = 3
 # Other rules and probes: how much the last evaluations count, and batches.
 MEMORIES = {
+  'auto, memory 0': 0.0,
   'auto, memory 0.5': 0.5,
   'auto, memory 0.75': 0.75,
-  'auto, memory 0.9': 0.9,
 }
-ONE_BATCH = {'auto, 1 batch': 0.0, 'auto, 1 batch, memory 0.75': 0.75}
+ONE_BATCH = {'1 batch, memory 0': 0.0, '1 batch, memory 0.75': 0.75}
 # At one setting only.
-FOUR_BATCHES = {'auto, 4 batches': 0.0}
-TRAINED_ON = {'auto, 1 batch trained on': 0.0}
+FOUR_BATCHES = {'4 batches, memory 0': 0.0}
+TRAINED_ON = {'1 batch trained on, memory 0': 0.0}
 ABLATION = (*MEMORIES, *ONE_BATCH, *FOUR_BATCHES, *TRAINED_ON)
 _FURTHER_BATCHES = 3
 # The stream of the further batches is not that of any run.
@@ -285,6 +285,7 @@ def jobs(
               'rules': MEMORIES | ONE_BATCH | FOUR_BATCHES | TRAINED_ON,
               'version': VERSION,
               'candidates': candidates.DEFAULT_CANDIDATES,
+              'memory': config.DEFAULT_PROBE_MEMORY,
               'budget_steps': workload.step_hint,
               'target': workload.validation_target_value,
             }

@@ -10,6 +10,9 @@ A point of a search space names them in one string, separated by commas:
 (('raw', None), ('ema', 0.1), ('polynomial', 4.0))
 """
 
+from collections.abc import Callable
+
+from weightavg import coefficients
 from weightavg.knobs import in_interval
 
 DEFAULT_CANDIDATES = 'raw, ema 0.01, ema 0.1, polynomial 4, polynomial 1.5'
@@ -56,6 +59,29 @@ def parse(text: str) -> tuple[tuple[str, float | None], ...]:
   if all(kind == 'raw' for kind, _ in result):
     raise _invalid(text, 'Must name at least one average.')
   return tuple(result)
+
+
+def build(
+  text: str, window_of: Callable[[float], int]
+) -> coefficients.Candidates:
+  """The candidates' schemes.
+
+  Args:
+    text: as `parse` takes it.
+    window_of: samples in a horizon.
+  """
+  schemes: list[coefficients.Single | None] = []
+  for kind, argument in parse(text):
+    if argument is None:
+      schemes.append(None)
+    elif kind == 'polynomial':
+      schemes.append(coefficients.Polynomial(argument))
+    elif kind == 'lawa':
+      schemes.append(coefficients.Lawa(window_of(argument)))
+    else:
+      decay = coefficients.decay_of_window(window_of(argument))
+      schemes.append(coefficients.Ema(decay))
+  return coefficients.Candidates(names(text), tuple(schemes))
 
 
 def _argument(text: str, kind: str, argument: str) -> float:

@@ -25,6 +25,8 @@ DEFAULT_EVERY = 0.002
 DEFAULT_POWER = 4.0
 # Of T; an evaluation every 2 % of the run is about what the benchmark does.
 DEFAULT_PROBE_EVERY = 0.02
+# A quarter of a batch is few examples; ten probes are enough (lab.auto_study).
+DEFAULT_PROBE_MEMORY = 0.9
 
 # Which knobs speak of some schemes only; the others speak of any but 'none'.
 # One given in vain is an error, since a search over a knob without effect costs
@@ -97,11 +99,12 @@ class AveragingConfig:
     'between two renewals of these examples, fraction of T',
     DEFAULT_PROBE_EVERY,
   )
-  averaging_probe_memory: float = knob(
-    0.0,
+  averaging_probe_memory: float | None = knob(
+    None,
     float,
     '[0, 1)',
-    "weight of the last evaluation's examples beside this one's",
+    "weight of the last probe's examples beside this one's",
+    DEFAULT_PROBE_MEMORY,
   )
   averaging_preset: str | None = knob(
     None, str, ('kaddour2022',), 'one sample per epoch, window 6'
@@ -253,7 +256,10 @@ class AveragingConfig:
       'polynomial': coefficients.Polynomial(
         DEFAULT_POWER if power is None else power
       ),
-      'auto': self._candidates(budget),
+      'auto': candidates.build(
+        self.averaging_candidates or candidates.DEFAULT_CANDIDATES,
+        lambda horizon: self._window(horizon, budget),
+      ),
     }
     return sampling, schemes[self.averaging_scheme]
 
@@ -267,22 +273,12 @@ class AveragingConfig:
       horizon, self.averaging_every or DEFAULT_EVERY
     )
 
-  def _candidates(self, budget: int) -> coefficients.Candidates:
-    text = self.averaging_candidates or candidates.DEFAULT_CANDIDATES
-    schemes: list[coefficients.Single | None] = []
-    for kind, argument in candidates.parse(text):
-      if argument is None:
-        schemes.append(None)
-      elif kind == 'polynomial':
-        schemes.append(coefficients.Polynomial(argument))
-      else:
-        window = self._window(argument, budget)
-        schemes.append(
-          coefficients.Lawa(window)
-          if kind == 'lawa'
-          else coefficients.Ema(coefficients.decay_of_window(window))
-        )
-    return coefficients.Candidates(candidates.names(text), tuple(schemes))
+  @property
+  def probe_memory(self) -> float:
+    """How much the examples of the last probe count."""
+    if self.averaging_probe_memory is None:
+      return DEFAULT_PROBE_MEMORY
+    return self.averaging_probe_memory
 
   def probe_every_steps(self, budget: int) -> int:
     """Steps between two renewals of the examples by which auto chooses."""

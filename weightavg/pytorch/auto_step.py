@@ -51,7 +51,7 @@ def init_optimizer_state(
   state['probe'] = Probe(
     averaging.averaging_probe_examples, every, averaging.averaging_checkpoints
   )
-  state['selector'] = selection.Selector(averaging.averaging_probe_memory)
+  state['selector'] = selection.Selector(averaging.probe_memory)
   return state
 
 
