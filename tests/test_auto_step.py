@@ -554,7 +554,9 @@ def _on_rank(rank, folder, placement, steps):
 @pytest.mark.parametrize('placement', ['device', 'sharded'])
 def test_ranks_take_the_same_decision_and_resume(tmp_path, placement):
   run_on_ranks(2, _on_rank, str(tmp_path), placement, 12)
-  one, other = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+  one, other = (
+    torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1)
+  )
   assert one[0] == other[0]
   assert len(set(one[0])) > 1
   # The losses are those of all examples, on both ranks.
