@@ -195,7 +195,7 @@ class AutoRun(TrialRun):
         continue
       averager.select(which)
       if which not in values:
-        values[which] = self._validate(averager, rng)
+        values[which] = study.validated(self, averager, rng)
       value = values[which]
       self.curves.setdefault(name, []).append([state.global_step, value])
       if report.reaches(
@@ -204,20 +204,6 @@ class AutoRun(TrialRun):
         self._arrived.add(name)
     if len(self._arrived) == len(shown) and not self._to_the_end:
       state.train_state['training_complete'] = True
-
-  def _validate(self, averager: Any, rng: Any) -> float:
-    trial, state = self.trial, self.state
-    with averager.evaluating():
-      metrics = trial.workload._eval_model_on_split(
-        'validation',
-        trial.workload.num_validation_examples,
-        trial.eval_batch_size,
-        state.model_params,
-        state.model_state,
-        rng,
-        trial.data_dir,
-      )
-    return float(metrics[trial.workload.target_metric_name])
 
 
 def run(job: Mapping[str, Any], directory: str) -> dict[str, Any]:
@@ -272,12 +258,10 @@ def jobs(
     for seed in seeds:
       for factor in LEARNING_RATE_FACTORS:
         for name in workloads:
-          workload = build_workload(name)
           result.append(
             {
               'name': f'{name}_{seed}_{factor:g}_{schedule}',
-              'workload': name,
-              'seed': seed,
+              **study.job_of(name, seed),
               'learning_rate_factor': factor,
               'schedule': schedule,
               'ablation': (factor, schedule) == (1.0, 'cosine'),
@@ -286,8 +270,6 @@ def jobs(
               'version': VERSION,
               'candidates': candidates.DEFAULT_CANDIDATES,
               'memory': config.DEFAULT_PROBE_MEMORY,
-              'budget_steps': workload.step_hint,
-              'target': workload.validation_target_value,
             }
           )
   return result

@@ -102,20 +102,25 @@ class StudyRun(TrialRun):
     trial, state = self.trial, self.state
     if state.global_step < self._first_step:
       return
-    metric = trial.workload.target_metric_name
     for name, averager in trial.submission.module.averagers.items():
-      with averager.evaluating():
-        metrics = trial.workload._eval_model_on_split(
-          'validation',
-          trial.workload.num_validation_examples,
-          trial.eval_batch_size,
-          state.model_params,
-          state.model_state,
-          rng,
-          trial.data_dir,
-        )
-      value = float(metrics[metric])
+      value = validated(self, averager, rng)
       self.curves.setdefault(name, []).append([state.global_step, value])
+
+
+def validated(run: TrialRun, averager: Averager, rng: Any) -> float:
+  """The target metric at validation of what an averager shows."""
+  trial, state = run.trial, run.state
+  with averager.evaluating():
+    metrics = trial.workload._eval_model_on_split(
+      'validation',
+      trial.workload.num_validation_examples,
+      trial.eval_batch_size,
+      state.model_params,
+      state.model_state,
+      rng,
+      trial.data_dir,
+    )
+  return float(metrics[trial.workload.target_metric_name])
 
 
 def shampoo_point(point: Mapping[str, float]) -> dict[str, float]:

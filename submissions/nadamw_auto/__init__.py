@@ -1,1 +1,1 @@
-"""AlgoPerf submission nadamw_ema."""
+"""AlgoPerf submission nadamw_auto."""

@@ -1,1 +1,1 @@
-"""AlgoPerf submission shampoo_ema."""
+"""AlgoPerf submission shampoo_auto."""
