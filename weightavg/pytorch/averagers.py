@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from weightavg.config import AveragingConfig
 from weightavg.pytorch import averager_state, models, multi_tensor
 from weightavg.pytorch.averager_state import RAW
-from weightavg.pytorch.placement import build_placement
+from weightavg.pytorch.placement import Placement, build_placement
 
 
 def _outside_autograd(method: Callable[..., None]) -> Callable[..., None]:
@@ -119,7 +119,6 @@ class Averager:
     """Whether the model holds the average at the moment."""
     return self._raw is not None
 
-  @_outside_autograd
   def update(self, finite: bool | None = None) -> None:
     """Call after every optimizer step: counts it, and samples if it is due.
 
@@ -133,11 +132,14 @@ class Averager:
         'The model holds the average. Call swap_out() before training goes on.'
       )
     self.step += 1
-    if self.placement is None or not self.sampling.is_sampled(self.step):
-      return
+    if self.placement is not None and self.sampling.is_sampled(self.step):
+      self._sample(self.placement, finite)
+
+  @_outside_autograd
+  def _sample(self, placement: Placement, finite: bool | None) -> None:
     tensors = self._data()
     if multi_tensor.all_finite(tensors) if finite is None else finite:
-      self.placement.add(tensors)
+      placement.add(tensors)
     else:
       self.skipped += 1
       logging.warning(

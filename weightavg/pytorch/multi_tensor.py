@@ -9,6 +9,7 @@ Lists of tensors that stand beside each other agree in shape and device; strides
 and dtypes may differ.
 """
 
+import cmath
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -41,12 +42,12 @@ def _cut(
     numel = group[0].numel()
     # Memory order is common to a group only where its strides are: a gradient
     # may be laid out otherwise than its channels-last parameter.
-    alike = len({t.stride() for t in group}) == 1
-    flats = [flat(t) for t in group] if numel > size and alike else [None]
-    if all(f is not None for f in flats):
-      for begin in range(0, numel, size):
-        yield [[f[begin : begin + size]] for f in flats]  # type: ignore[index]
-      continue
+    if numel > size and len({t.stride() for t in group}) == 1:
+      flats = [flat(t) for t in group]
+      if all(f is not None for f in flats):
+        for begin in range(0, numel, size):
+          yield [[f[begin : begin + size]] for f in flats]  # type: ignore[index]
+        continue
     if filled and filled + numel > size:
       yield batch
       batch, filled = [[] for _ in lists], 0
@@ -76,10 +77,23 @@ def pieces(
     yield from _cut(lists, PIECE if size is None else size)
 
 
+def _alike(lists: Sequence[Sequence[Tensor]]) -> bool:
+  """Whether each list has one device and dtype: most models; seen quickly."""
+  return len({len(tensors) for tensors in lists}) == 1 and all(
+    len({t.dtype for t in tensors}) <= 1
+    and len({t.device for t in tensors}) <= 1
+    for tensors in lists
+  )
+
+
 def by_device_and_dtype(
   *lists: Sequence[Tensor],
 ) -> Iterator[list[list[Tensor]]]:
   """Group positions whose tensors agree in device and dtype, list by list."""
+  if _alike(lists):
+    if lists[0]:
+      yield [list(tensors) for tensors in lists]
+    return
   groups: dict[tuple, list[list[Tensor]]] = {}
   for group in zip(*lists, strict=True):
     key = tuple((t.device, t.dtype) for t in group)
@@ -138,16 +152,19 @@ def mean_(
 def all_finite(tensors: Sequence[Tensor]) -> bool:
   """Whether every element is finite; one read, one synchronisation.
 
-  The Euclidean norm in float32 (or wider) is finite exactly if all elements
-  are, unless their squares overflow: a model with a weight of 1e19 has diverged
-  all the same.
+  A sum in float32 (or wider) is finite exactly if all its elements are, unless
+  it overflows: weights of 1e30 have diverged all the same.
   """
-  floating = [
-    t.detach() for t in tensors if t.is_floating_point() or t.is_complex()
-  ]
-  for (group,) in by_device_and_dtype(floating):
-    wide = torch.promote_types(group[0].dtype, torch.float32)
-    norms = torch._foreach_norm(group, 2, wide)
-    if not bool(torch.stack(norms).sum().isfinite()):
-      return False
-  return True
+  floating = [t for t in tensors if t.is_floating_point() or t.is_complex()]
+  return all(
+    _is_sum_finite(group) for (group,) in by_device_and_dtype(floating)
+  )
+
+
+def _is_sum_finite(tensors: list[Tensor]) -> bool:
+  wide = torch.promote_types(tensors[0].dtype, torch.float32)
+  if tensors[0].device.type == 'cpu':
+    # Nothing to launch or to wait for: stacking the sums would only add to it.
+    return all(cmath.isfinite(t.sum(dtype=wide).item()) for t in tensors)
+  norms = torch._foreach_norm(tensors, 1, wide)
+  return bool(torch.stack(norms).sum().isfinite())
