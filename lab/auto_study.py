@@ -31,7 +31,7 @@ from lab import (
   submissions,
 )
 from lab.settings import Settings
-from lab.training import TrialRun
+from lab.training import Trial, TrialRun
 from lab.workloads import WORKLOADS, build_workload
 from weightavg import candidates, config
 from weightavg.pytorch import auto_step, selection
@@ -60,7 +60,7 @@ TRAINED_ON = {'1 batch trained on, memory 0': 0.0}
 ABLATION = (*MEMORIES, *ONE_BATCH, *FOUR_BATCHES, *TRAINED_ON)
 _FURTHER_BATCHES = 3
 # The stream of the further batches is not that of any run.
-_FURTHER_SALT = 20230906
+FURTHER_SALT = 20230906
 
 _FLAGS = flags.FLAGS
 
@@ -85,7 +85,7 @@ class _Overheard:
 
 
 @dataclasses.dataclass
-class _Chooser:
+class Chooser:
   """Another rule's or another probe's choice; it shows nothing."""
 
   selector: selection.Selector
@@ -129,7 +129,7 @@ class AutoRun(TrialRun):
     if ablation:
       rules |= FOUR_BATCHES | TRAINED_ON
     self._choosers = {
-      name: _Chooser(selection.Selector(memory))
+      name: Chooser(selection.Selector(memory))
       for name, memory in rules.items()
     }
     self.curves: dict[str, list[list[float]]] = {}
@@ -152,7 +152,7 @@ class AutoRun(TrialRun):
     trial = self.trial
     if self._further is None:
       self._further = trial.workload._build_input_queue(
-        (trial.rng_seed, _FURTHER_SALT), 'train', '', trial.batch_size
+        (trial.rng_seed, FURTHER_SALT), 'train', '', trial.batch_size
       )
     return [next(self._further) for _ in range(_FURTHER_BATCHES)]
 
@@ -188,7 +188,7 @@ class AutoRun(TrialRun):
 
   def _follow(self, averager: Any, shown: dict[str, int], rng: Any) -> None:
     """Extend the curves that have not come to the target yet."""
-    workload, state = self.trial.workload, self.state
+    state = self.state
     values: dict[int, float] = {}
     for name, which in shown.items():
       if name in self._arrived:
@@ -198,22 +198,21 @@ class AutoRun(TrialRun):
         values[which] = study.validated(self, averager, rng)
       value = values[which]
       self.curves.setdefault(name, []).append([state.global_step, value])
-      if report.reaches(
-        value, workload.validation_target_value, workload.higher_is_better
-      ):
+      if self._is_enough(value):
         self._arrived.add(name)
     if len(self._arrived) == len(shown) and not self._to_the_end:
       state.train_state['training_complete'] = True
 
+  def _is_enough(self, value: float) -> bool:
+    """Whether a curve ends here."""
+    workload = self.trial.workload
+    return report.reaches(
+      value, workload.validation_target_value, workload.higher_is_better
+    )
 
-def run(job: Mapping[str, Any], directory: str) -> dict[str, Any]:
-  """Train once; curves and choices by candidate.
 
-  Args:
-    job: of `jobs`.
-    directory: for the run's logs.
-  """
-  workload = build_workload(job['workload'])
+def trial_of(workload: Any, job: Mapping[str, Any], directory: str) -> Trial:
+  """The submission at the job's learning rate and schedule."""
   settings = Settings(
     workload=job['workload'],
     submission_path=SUBMISSION,
@@ -229,14 +228,30 @@ def run(job: Mapping[str, Any], directory: str) -> dict[str, Any]:
   point = dict(point) | {'schedule': job['schedule']}
   point['learning_rate'] *= job['learning_rate_factor']
   submission = submissions.Submission(SUBMISSION, _Overheard(SUBMISSION))
-  trial = study.trial_of(workload, submission, settings, point, job['seed'])
+  return study.trial_of(workload, submission, settings, point, job['seed'])
+
+
+def run(job: Mapping[str, Any], directory: str) -> dict[str, Any]:
+  """Train once; curves and choices by candidate.
+
+  Args:
+    job: of `jobs`.
+    directory: for the run's logs.
+  """
+  workload = build_workload(job['workload'])
   auto_run = AutoRun(
-    trial,
+    trial_of(workload, job, directory),
     EVALUATED_FROM * workload.step_hint,
     job['ablation'],
     job['to_the_end'],
   )
   auto_run.run()
+  return outcome(job, auto_run)
+
+
+def outcome(job: Mapping[str, Any], auto_run: AutoRun) -> dict[str, Any]:
+  """What is kept of a finished run."""
+  workload = auto_run.trial.workload
   return {
     key: job[key]
     for key in ('workload', 'seed', 'learning_rate_factor', 'schedule')

@@ -26,7 +26,8 @@ from lab.auto_report import (
 _ROUNDING = 1e-9
 
 
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+  """A table."""
   rule = ['---'] * len(header)
   rows = [header, rule, *lines]
   return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in rows)
@@ -45,7 +46,7 @@ def _largest(values: Sequence[float]) -> float | None:
   return max(values, default=None)
 
 
-def _time(study: Study, setting: Setting, name: str) -> str:
+def time_cell(study: Study, setting: Setting, name: str) -> str:
   """Median over seeds; how many arrived, if not all."""
   times = study.times[setting].get(name)
   if times is None:
@@ -125,7 +126,7 @@ def verdicts(rows: Sequence[Row]) -> str:
       _verdict(median, -2 * _ROUNDING),
     ],
   ]
-  return _markdown(['to reach, fractions of T', 'found', ''], lines)
+  return markdown(['to reach, fractions of T', 'found', ''], lines)
 
 
 def _verdict(value: float | None, limit: float) -> str:
@@ -152,12 +153,12 @@ def steps(rows: Sequence[Row]) -> str:
       [
         setting[0],
         str(len(study.times[setting][AUTO])),
-        *(_time(study, setting, name) for name in names),
+        *(time_cell(study, setting, name) for name in names),
         _signed(gap),
       ]
     )
   header = ['workload', 'seeds', *map(label_of, names), 'auto - best fixed']
-  return _markdown(header, lines)
+  return markdown(header, lines)
 
 
 def gaps(rows: Sequence[Row]) -> str:
@@ -178,7 +179,7 @@ def gaps(rows: Sequence[Row]) -> str:
         else '–'
       )
     lines.append(cells)
-  return _markdown(['candidate', *study.workloads, 'all'], lines)
+  return markdown(['candidate', *study.workloads, 'all'], lines)
 
 
 def comparison(rows: Sequence[Row]) -> str:
@@ -201,7 +202,7 @@ def comparison(rows: Sequence[Row]) -> str:
   header = ['workload', 'runs', f'auto / {label_of(DEFAULT)} / NadamW arrive']
   for other in (NADAMW, DEFAULT):
     header += [f'auto - {label_of(other)}: median / largest', 'runs']
-  return _markdown(header, lines)
+  return markdown(header, lines)
 
 
 def rules(rows: Sequence[Row]) -> str:
@@ -217,7 +218,7 @@ def rules(rows: Sequence[Row]) -> str:
   header = ['rule', 'arrives']
   for other in (NADAMW, DEFAULT):
     header += [f'against {label_of(other)}: median / largest', 'runs']
-  return _markdown(header, lines)
+  return markdown(header, lines)
 
 
 def _spread(differences: Sequence[float]) -> tuple[str, str]:
@@ -245,11 +246,11 @@ def ablation(rows: Sequence[Row]) -> str:
       share = (
         f' (raw {100 * sum(shares) / len(shares):.0f} %)' if shares else ''
       )
-      cells.append(_time(study, setting, name) + share)
-    cells += [_time(study, setting, NADAMW)]
+      cells.append(time_cell(study, setting, name) + share)
+    cells += [time_cell(study, setting, NADAMW)]
     lines.append(cells)
   header = ['workload', 'seeds', *names, label_of(NADAMW)]
-  return _markdown(header, lines)
+  return markdown(header, lines)
 
 
 def settings(rows: Sequence[Row]) -> str:
@@ -257,11 +258,11 @@ def settings(rows: Sequence[Row]) -> str:
   study = Study.of(rows)
   names = [*study.fixed, AUTO]
   lines = [
-    [*map(str, s), *(_time(study, s, name) for name in names)]
+    [*map(str, s), *(time_cell(study, s, name) for name in names)]
     for s in sorted(study.times)
   ]
   header = ['workload', 'rate x', 'schedule', *map(label_of, names)]
-  return _markdown(header, lines)
+  return markdown(header, lines)
 
 
 # What there is for the README: captions, and what makes a table.

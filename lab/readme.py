@@ -12,7 +12,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lab import algoperf_table, auto_tables, horizon, profile_report, study
+from lab import (
+  algoperf_table,
+  auto_tables,
+  horizon,
+  profile_report,
+  repeated_study,
+  study,
+)
 from weightavg import config
 from weightavg.knobs import REQUIRED, allowed_text
 from weightavg.optimizer_config import OPTIMIZER_CONFIGS
@@ -73,6 +80,12 @@ def autos(*tables: Callable[[Any], str]) -> Callable[[], str | None]:
     return None if rows is None else '\n\n'.join(t(rows) for t in tables)
 
   return make
+
+
+def repeated() -> str | None:
+  """The choice where data repeat, from results/auto."""
+  rows = _results('auto/repeated.json')
+  return None if rows is None else repeated_study.table(rows)
 
 
 # What each ratio should be at most.
@@ -155,6 +168,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
   'auto_comparison': autos(auto_tables.comparison),
   'auto_rules': autos(auto_tables.rules),
   'auto_ablation': autos(auto_tables.ablation),
+  'auto_repeated': repeated,
   'breakdown': breakdown,
   'algoperf': algoperf,
 }

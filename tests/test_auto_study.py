@@ -15,6 +15,7 @@ from lab import (
   cached_runs,
   choices,
   preparation,
+  repeated_study,
 )
 from lab.auto_report import Study
 from lab.distributed import Context
@@ -440,6 +441,42 @@ def test_a_run_ends_when_all_have_come_to_the_target(
   found = auto_study.run(job(to_the_end=False), str(tmp_path))
   assert {tuple(c[0] for c in v) for v in found['curves'].values()} == {(6,)}
   assert [step for step, _ in found['choices']['auto']] == [2, 4, 6]
+
+
+def test_where_data_repeat_both_probes_choose_among_the_same_averages(
+  short, tmp_path, monkeypatch
+):
+  # Four passes over three batches each, of which some are probes.
+  monkeypatch.setattr(click_dlrm.Workload, 'steps', STEPS)
+  (found,) = repeated_study.jobs(['click_dlrm'], [4])
+  repeated = repeated_study.run(found | {'epochs': 4}, str(tmp_path / 'four'))
+  looks = list(range(2, STEPS + 1, 2))
+  for name in ('auto', repeated_study.FRESH):
+    assert [step for step, _ in repeated['choices'][name]] == looks
+  curves = repeated['curves']
+  assert {tuple(c[0] for c in curve) for curve in curves.values()} == {
+    (6, 8, 10, 12)
+  }
+  assert repeated['target'] == min(value for _, value in curves['raw'])
+  (_, last), shown = repeated['choices'][repeated_study.FRESH][-1], [*curves]
+  assert curves[repeated_study.FRESH][-1] == curves[shown[last]][-1]
+  # Other data, other weights.
+  endless = repeated_study.run(found | {'epochs': 1}, str(tmp_path / 'one'))
+  assert endless['curves']['raw'] != curves['raw']
+
+
+def test_repeated_rows_are_those_of_the_study_and_say_how_often_probes_agree():
+  one = result(raw=80, ema=70, auto=72) | {'epochs': 10}
+  one['curves'][repeated_study.FRESH] = one['curves']['raw']
+  looks = one['choices']['auto']
+  fresh = [[step, 1 if step <= 50 else 0] for step, _ in looks[:40]]
+  one['choices'] = {'auto': looks[:40], repeated_study.FRESH: fresh}
+  rows = repeated_study.rows_of([one])
+  assert {row['same_choice'] for row in rows} == {25 / 40}
+  assert {row['epochs'] for row in rows} == {10}
+  assert cells(repeated_study.table(rows), 'w') == [
+    *('1', '0.80', '0.70', '0.72 (raw 0%)', '0.80 (raw 38%)', '62%')
+  ]
 
 
 def trial_dir(folder, text, hparams=None):

@@ -175,6 +175,47 @@ def test_training_stream_is_a_function_of_seed_and_index(name):
     assert not torch.equal(batches[0]['inputs'], different['inputs'])
 
 
+def repeating(steps=6, size=4, epochs=2):
+  """A workload that passes several times over three batches of four."""
+  workload = built('click_dlrm')
+  workload.steps, workload.batch_size, workload.epochs = steps, size, epochs
+  return workload
+
+
+def test_repeated_data_come_once_in_each_pass_in_another_order():
+  workload = repeating()
+  assert workload.num_train_examples == 12
+  queue = queue_of(workload, batch_size=4)
+  passes = [[next(queue)['inputs'] for _ in range(3)] for _ in range(3)]
+  examples = [sorted(torch.cat(p).tolist()) for p in passes]
+  assert examples[0] == examples[1] == examples[2]
+  assert len({tuple(e) for e in examples[0]}) == 12
+  assert not torch.equal(torch.cat(passes[0]), torch.cat(passes[1]))
+  assert not torch.equal(torch.cat(passes[1]), torch.cat(passes[2]))
+  endless = queue_of(built('click_dlrm'), batch_size=4)
+  first = torch.cat([next(endless)['inputs'] for _ in range(3)])
+  assert sorted(first.tolist()) == examples[0]
+
+
+def test_repeated_data_are_skipped_and_sliced_as_endless_ones(monkeypatch):
+  batches, skipping = (
+    queue_of(repeating(), batch_size=4),
+    queue_of(repeating(), batch_size=4),
+  )
+  wanted = [next(batches) for _ in range(5)][4]
+  skipping.skip(1)
+  skipping.skip(3)
+  assert_same_batch(wanted, next(skipping))
+  with pytest.raises(ValueError, match='n=-1'):
+    skipping.skip(-1)
+  whole, parts = next(queue_of(repeating(), batch_size=4)), []
+  for rank in range(2):
+    monkeypatch.setattr(base, 'rank_and_world', lambda rank=rank: (rank, 2))
+    parts.append(next(queue_of(repeating(), batch_size=4)))
+  joined = {key: torch.cat([part[key] for part in parts]) for key in whole}
+  assert_same_batch(whole, joined)
+
+
 @each_workload
 @pytest.mark.parametrize('split', ['train', 'validation'])
 def test_rank_slices_make_up_the_global_batch(name, split, monkeypatch):

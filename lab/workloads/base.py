@@ -69,6 +69,8 @@ class LocalWorkload(spec.Workload):
     batch_size: global batch size that the targets were set with.
     sizes: examples per split that an evaluation looks at.
     output_layer: prefix of the output layer's parameter names.
+    epochs: passes over the training data in a full run, of which
+      `num_train_examples` is one; 1 draws every batch anew, without end.
   """
 
   name: ClassVar[str]
@@ -83,6 +85,7 @@ class LocalWorkload(spec.Workload):
 
   def __init__(self, *args: Any, **kwargs: Any) -> None:
     super().__init__(*args, **kwargs)
+    self.epochs = 1
     self._splits: dict[str, dict[str, torch.Tensor]] = {}
     self._fingerprint: str | None = None
     self._device = local_device()
@@ -143,8 +146,8 @@ class LocalWorkload(spec.Workload):
 
   @property
   def num_train_examples(self) -> int:
-    """Examples of a full run: the streams have no end."""
-    return self.steps * self.batch_size
+    """Examples of one epoch."""
+    return self.steps * self.batch_size // self.epochs
 
   @property
   def num_eval_train_examples(self) -> int:
@@ -256,6 +259,14 @@ class LocalWorkload(spec.Workload):
     if split != 'train':
       return stream.EvalStream(self._split(split), global_batch_size, *place)
     key = stream.philox_key(data_rng, _SALTS['train'])
+    if self.epochs > 1:
+      return stream.RepeatedStream(
+        self._train_arrays,
+        key,
+        global_batch_size,
+        self.num_train_examples // global_batch_size,
+        *place,
+      )
     return stream.TrainStream(
       self._train_arrays, key, global_batch_size, *place
     )

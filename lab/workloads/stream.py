@@ -93,6 +93,70 @@ class TrainStream(Iterator[Batch]):
     self.position += n
 
 
+class RepeatedStream(Iterator[Batch]):
+  """The first batches of a `TrainStream`, again and again, with O(1) `skip`.
+
+  Each pass takes every example once, in an order of its own.
+
+  Args:
+    make_batch: as of `TrainStream`.
+    key: from `philox_key`.
+    global_batch_size: examples over all ranks.
+    num_batches: of one pass.
+    device: where the batches go.
+    rank: this process.
+    world_size: number of processes.
+  """
+
+  def __init__(
+    self,
+    make_batch: MakeBatch,
+    key: np.ndarray,
+    global_batch_size: int,
+    num_batches: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+  ) -> None:
+    drawn = [
+      make_batch(generator_at(key, index), global_batch_size)
+      for index in range(num_batches)
+    ]
+    self._arrays = {
+      name: np.concatenate([arrays[name] for arrays in drawn])
+      for name in drawn[0]
+    }
+    self._key = key
+    self._global_batch_size = global_batch_size
+    self._num_batches = num_batches
+    self._device = device
+    self._slice = rank_slice(global_batch_size, rank, world_size)
+    self._epoch = -1
+    self._order = np.empty(0, int)
+    self.position = 0
+
+  def __next__(self) -> Batch:
+    epoch, index = divmod(self.position, self._num_batches)
+    self.position += 1
+    if epoch != self._epoch:
+      # Its own draw: the examples come from those before it.
+      generator = generator_at(self._key, self._num_batches + epoch)
+      examples = self._num_batches * self._global_batch_size
+      self._epoch, self._order = epoch, generator.permutation(examples)
+    start = index * self._global_batch_size
+    rows = self._order[start + self._slice.start : start + self._slice.stop]
+    return {
+      name: torch.as_tensor(array[rows]).to(self._device)
+      for name, array in self._arrays.items()
+    }
+
+  def skip(self, n: int) -> None:
+    """Leave out the next n batches."""
+    if n < 0:
+      raise ValueError(f'Invalid {n=}. Must be at least 0.')
+    self.position += n
+
+
 class EvalStream(Iterator[Batch]):
   """A fixed split in order, over and over, its last batch padded.
 
