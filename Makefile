@@ -13,11 +13,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 quickstart: $(INSTALLED)
 	$(BIN)/python -m lab.quickstart
 
-# Twelve runs, two at a time: half an hour on two cores.
+# 24 runs, two at a time: half an hour on two cores.
 study: $(INSTALLED)
 	$(BIN)/python -m lab.study
 
-# As the study, with a grid of horizons: under 25 minutes on two cores.
+# Twelve runs with a grid of horizons: under 25 minutes on two cores.
 horizon: $(INSTALLED)
 	$(BIN)/python -m lab.horizon
 

@@ -1,4 +1,4 @@
-"""Tune a local workload's baseline and set its targets by the 75 % rule.
+"""Tune a local workload's baseline and set its targets by the benchmark's rule.
 
 `python -m lab.calibrate --workload=click_dlrm --tune` trains NadamW for 0.75 x
 step_hint steps on a schedule of that length, from nothing:

@@ -71,8 +71,8 @@ flags.DEFINE_boolean(
 flags.DEFINE_integer(
   'max_global_steps',
   None,
-  "Budget in steps; by default the workload's step hint (1.5 times it under "
-  '--tuning_ruleset=self).',
+  'Steps after which a run ends; the schedule stays that of the step hint. By '
+  'default the step hint (1.5 times it under --tuning_ruleset=self).',
   lower_bound=1,
 )
 flags.DEFINE_integer(

@@ -84,7 +84,7 @@ def _parser() -> command_line.Parser:
   add('--experiment_dir', type=pathlib.Path, required=True)
   add('--data_dir', default='~/data', help="of the benchmark's data sets")
   add('--rng_seed', type=_natural, default=0, help='all seeds are made from it')
-  add('--max_global_steps', type=_positive, help='budget in steps')
+  add('--max_global_steps', type=_positive, help='end runs earlier')
   add('--keep_checkpoints', action='store_true', help='not only the latest')
   add('--nodes', type=_positive, default=1, help='of one run')
   add('--gpus_per_node', type=_natural, help='those of this machine')

@@ -5,6 +5,7 @@ EMA and polynomial averages, train with the same seed, two at a time with one
 thread each; everything goes to results/quickstart.
 """
 
+import argparse
 import dataclasses
 import os
 import pathlib
@@ -348,4 +349,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
   main()

@@ -5,6 +5,7 @@
 is left as it is.
 """
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -190,5 +191,6 @@ def filled(text: str) -> str:
 
 
 if __name__ == '__main__':
+  argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
   readme = ROOT / 'README.md'
   readme.write_text(filled(readme.read_text()))

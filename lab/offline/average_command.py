@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--every',
     type=ints,
     default=[1],
-    help='use each so manieth checkpoint, counted back from --at',
+    help='use every N-th checkpoint, counted back from --at',
   )
   parser.add_argument(
     '--at', type=ints, default=[], help='step of the last checkpoint (the last)'
