@@ -12,15 +12,13 @@ schedule, the one with the lowest median over seeds; raw is one of them.
 """
 
 import dataclasses
-import json
 import math
 import os
-import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lab import auto_figures, report
+from lab import auto_figures, logs, report
 
 Row = dict[str, Any]
 # A workload, a learning rate factor and a schedule.
@@ -105,8 +103,7 @@ def write(results: Sequence[Mapping[str, Any]], output_dir: str) -> None:
   rows, choices = rows_of(ordered), choices_of(ordered)
   os.makedirs(output_dir, exist_ok=True)
   for name, content in (('auto.json', rows), ('choices.json', choices)):
-    lines = ',\n'.join(json.dumps(row) for row in content)
-    pathlib.Path(output_dir, name).write_text(f'[\n{lines}\n]\n')
+    logs.write_rows(os.path.join(output_dir, name), content)
   study = Study.of(rows)
   curves = {
     label_of(name): {s: study.median(s, name) for s in study.times}
@@ -158,29 +155,30 @@ class Study:
   Args:
     times: by setting, candidate and seed, fractions of T.
     fixed: names of the candidates that are no choice.
-    first_look: fraction of T at which curves begin; None if no candidate had
-      arrived by then.
+    first_look: by setting, fraction of T at which its curves begin, where a
+      candidate had arrived by then.
   """
 
   times: Times
   fixed: list[str]
-  first_look: float | None
+  first_look: dict[Setting, float]
 
   @classmethod
   def of(cls, rows: Iterable[Row]) -> 'Study':
     """From the rows of auto.json."""
     times: Times = {}
-    early, fixed = [], []
+    early: dict[Setting, float] = {}
+    fixed: list[str] = []
     for row in rows:
       setting = (row['workload'], row['learning_rate_factor'], row['schedule'])
       steps, name = row['steps_to_target'], row['candidate']
       time = steps / row['budget_steps'] if steps else math.inf
       times.setdefault(setting, {}).setdefault(name, {})[row['seed']] = time
       if row['reached_at_first_look']:
-        early.append(time)
+        early[setting] = time
       if row['share_of_raw'] is None and name not in fixed:
         fixed.append(name)
-    return cls(times, fixed, min(early, default=None))
+    return cls(times, fixed, early)
 
   @property
   def choosers(self) -> list[str]:

@@ -4,8 +4,9 @@ For each local workload, seed, learning rate and schedule, `nadamw_auto` is
 trained once; each evaluation looks at every candidate and notes which one the
 submission has chosen. Averages never touch training, so that the curve of a
 candidate is what its own submission would have on these batches, and auto's
-curve is, bit for bit, that of the runner. At the tuned learning rate with a
-cosine to zero three other probes choose beside it. Written to --output_dir are
+curve is, bit for bit, that of the runner. Beside it choose, by other rules and
+probes, MEMORIES and ONE_BATCH; at the tuned learning rate with a cosine to zero
+FOUR_BATCHES and TRAINED_ON, too. Written to --output_dir are
 auto.json, a row for each run and candidate, choices.json and two figures.
 Finished runs are kept in its folder runs; --report_only reports on these.
 """
@@ -113,7 +114,7 @@ class AutoRun(TrialRun):
   Args:
     trial: a trial of the submission.
     first_step: no curve begins before this step; choices are made all along.
-    ablation: whether other probes choose, too.
+    ablation: whether FOUR_BATCHES and TRAINED_ON choose, too.
     to_the_end: go on when all have come to the target, for the choices.
   """
 

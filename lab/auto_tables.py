@@ -54,7 +54,7 @@ def time_cell(study: Study, setting: Setting, name: str) -> str:
   median = middle(times.values())
   arrived = sum(map(math.isfinite, times.values()))
   text = 'not reached' if math.isinf(median) else f'{median:.2f}'
-  if median == study.first_look:
+  if median == study.first_look.get(setting):
     text = f'≤ {text}'
   return (
     text if arrived == len(times) else f'{text} ({arrived} of {len(times)})'

@@ -125,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   output = arguments.output
   if output is None:
     output = pathlib.Path(arguments.trial_dir, 'choices.png')
+  if output.suffix != '.png':
+    raise InputError(f'Invalid output={output}. Must end in .png.')
   command_line.check_writable(output.parent)
   output.parent.mkdir(parents=True, exist_ok=True)
   auto_figures.draw_run(

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -33,6 +33,12 @@ def _replace(path: str, write: Callable[[Any], None]) -> None:
 def write_json(path: str, content: Any) -> None:
   """Write a JSON file in one go."""
   _replace(path, lambda file: file.write(json.dumps(content, indent=2) + '\n'))
+
+
+def write_rows(path: str, rows: Iterable[Row]) -> None:
+  """Write a JSON list in one go, a row on each line."""
+  lines = ',\n'.join(map(json.dumps, rows))
+  _replace(path, lambda file: file.write(f'[\n{lines}\n]\n'))
 
 
 def read_json(path: str) -> Any:

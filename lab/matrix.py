@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import hashlib
 import itertools
-import os
 import pathlib
 import sys
 from typing import Any
@@ -282,8 +281,3 @@ def has_checkpoints(plan: Plan, run: Run) -> bool:
   if not folder.is_dir():
     return False
   return any(checkpoints.steps(str(path)) for path in folder.iterdir())
-
-
-def relative_to_root(plan: Plan, path: str) -> str:
-  """A path given on the command line, as the runs see it."""
-  return os.path.relpath(os.path.abspath(path), plan.root)

@@ -8,12 +8,20 @@ thrown away: what passes here does not fail halfway through an experiment.
 import dataclasses
 import itertools
 import os
+import pathlib
 import re
 from typing import Any
 
 from absl import logging
 
-from lab import checkpoints, logs, search_space, submissions, workloads
+from lab import (
+  checkpoints,
+  command_line,
+  logs,
+  search_space,
+  submissions,
+  workloads,
+)
 from lab.distributed import Context
 from lab.errors import InputError
 from lab.settings import Settings
@@ -50,13 +58,7 @@ def _check_experiment(settings: Settings) -> None:
       )
     if os.path.islink(path) or not os.path.isdir(path):
       raise InputError(f'Cannot overwrite {path}: must be a directory.')
-  existing = path
-  while not os.path.lexists(existing):
-    existing = os.path.dirname(existing) or '.'
-  if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
-    raise InputError(
-      f'Cannot write to {path}: {existing} is not a writable directory.'
-    )
+  command_line.check_writable(pathlib.Path(path))
 
 
 def _trials_with_checkpoints(path: str) -> list[str]:

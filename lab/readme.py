@@ -123,7 +123,9 @@ def performance() -> str | None:
     limit = _LIMITS.get(name, _LIMITS_BY_ROOM.get(name.split('/')[0]))
     ratio, goal = row['ratio'], ''
     if limit is not None:
-      goal = f'{limit:g}' + ('' if ratio <= limit else ' **missed**')
+      goal = f'{limit:g}' + (
+        '' if ratio is not None and ratio <= limit else ' **missed**'
+      )
     times = [
       '' if row[key] is None else f'{row[key]:.3g}'
       for key in ('ours_ms', 'other_ms')

@@ -12,16 +12,22 @@ were at their best: one from endless data would say nothing here. Written to
 --output_dir are repeated.json, with rows as in auto.json, and the runs.
 """
 
-import json
 import os
-import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
 
-from lab import auto_report, auto_study, auto_tables, cached_runs, report, study
+from lab import (
+  auto_report,
+  auto_study,
+  auto_tables,
+  cached_runs,
+  logs,
+  report,
+  study,
+)
 from lab.workloads import WORKLOADS, build_workload
 from weightavg import candidates, config
 from weightavg.pytorch import probes, selection
@@ -170,8 +176,7 @@ def main(argv: Sequence[str]) -> None:
   rows = rows_of(
     sorted(results, key=lambda result: (result['workload'], result['seed']))
   )
-  lines = ',\n'.join(json.dumps(row) for row in rows)
-  pathlib.Path(output_dir, 'repeated.json').write_text(f'[\n{lines}\n]\n')
+  logs.write_rows(os.path.join(output_dir, 'repeated.json'), rows)
   print(table(rows))
 
 

@@ -1,6 +1,7 @@
 """Steps to target of every average on every local workload.
 
-`make study`, or `python -m lab.study --workloads=click_dlrm --seeds=0`.
+`make study`, or `python -m lab.study --workloads=click_dlrm --seeds=0
+--output_dir=runs/study`: what is there already is replaced.
 
 One run is trained for each optimizer, workload and seed, through the runner's
 own loop, and several averagers follow it; each evaluation looks at every one.
@@ -231,7 +232,10 @@ def rows_of(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if (row['optimizer'], row['candidate']) == ('nadamw', 'raw')
   }
   for row in rows:
-    steps, other = row['steps_to_target'], plain[row['workload'], row['seed']]
+    steps, other = (
+      row['steps_to_target'],
+      plain.get((row['workload'], row['seed'])),
+    )
     row['ratio_to_nadamw'] = steps / other if steps and other else None
   return rows
 
@@ -255,10 +259,10 @@ def _nadamw_cell(rows: Sequence[Mapping[str, Any]]) -> str:
   """Median of NadamW's own steps, and as a fraction of the budget."""
   arrived = [row['steps_to_target'] for row in rows if row['steps_to_target']]
   never = [float('inf')] * (len(rows) - len(arrived))
-  median = statistics.median_low(arrived + never)
+  median = statistics.median(arrived + never)
   if median == float('inf'):
     return f'not reached in {len(never)} of {len(rows)}'
-  return f'{median} ({median / rows[0]["budget_steps"]:.2f})'
+  return f'{median:g} ({median / rows[0]["budget_steps"]:.2f})'
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -337,7 +341,10 @@ def _define_flags() -> None:
 
 def check_names(flag: str, given: Iterable[str], names: Iterable[str]) -> None:
   """End with one line if a flag names what does not exist."""
+  given = list(given)
   for name in given:
+    if given.count(name) > 1:
+      sys.exit(f'Error: Invalid {flag}. {name} is given twice.')
     if name not in names:
       sys.exit(
         f'Error: Invalid {flag}={name}. Must be among {", ".join(names)}.'
@@ -346,7 +353,10 @@ def check_names(flag: str, given: Iterable[str], names: Iterable[str]) -> None:
 
 def seeds_of(given: Iterable[str]) -> list[int]:
   """The numbers of a flag; end with one line if one is none."""
+  given = list(given)
   for text in given:
+    if given.count(text) > 1:
+      sys.exit(f'Error: Invalid seeds. {text} is given twice.')
     if not text.isdigit():
       sys.exit(f'Error: Invalid seeds={text}. Must be integers in [0, inf).')
   return [int(text) for text in given]

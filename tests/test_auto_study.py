@@ -534,3 +534,109 @@ def test_no_run_ends_in_one_line(tmp_path):
     choices.read(str(tmp_path / 'none'))
   with pytest.raises(choices.InputError, match='has no measurements'):
     choices.read(str(tmp_path))
+
+
+def test_a_run_has_the_learning_rate_and_the_schedule_of_its_job(tmp_path):
+  workload = build_workload('click_dlrm')
+  space = auto_study.ROOT / workload.tuned_search_space
+  (point,) = json.loads(space.read_text())
+  given = [
+    auto_study.trial_of(workload, found, str(tmp_path)).hyperparameters
+    for found in auto_study.jobs(['click_dlrm'], [0])
+  ]
+  assert [
+    (g.learning_rate / point['learning_rate'], g.schedule) for g in given
+  ] == [
+    (factor, schedule)
+    for schedule in ('cosine', 'cosine_to_half', 'constant')
+    for factor in (1.0, 0.5, 2.0)
+  ]
+
+
+def test_each_rule_has_its_memory_and_its_probe(short, tmp_path, monkeypatch):
+  monkeypatch.setattr(click_dlrm.Workload, 'validation_target_value', 99.0)
+  looked_at, own, memories = [], set(), {}
+  compare = auto_study.AutoRun._compare
+  choose = auto_study.Chooser.choose
+
+  def spy(run, batch, rng):
+    module = run.trial.submission.module
+    memories.update(
+      {name: c.selector._memory for name, c in run._choosers.items()}
+    )
+    own.add(run.state.optimizer_state['selector'].latest)
+    which = [batch is module.set_aside, batch is module.trained_on]
+    looked_at.append((len(batch['targets']), *which))
+    return compare(run, batch, rng)
+
+  heard = []
+
+  def listen(chooser, comparison, step):
+    heard.append(comparison)
+    choose(chooser, comparison, step)
+
+  monkeypatch.setattr(auto_study.AutoRun, '_compare', spy)
+  monkeypatch.setattr(auto_study.Chooser, 'choose', listen)
+  found = auto_study.run(job(to_the_end=False), str(tmp_path))
+  assert memories == (
+    auto_study.MEMORIES
+    | auto_study.ONE_BATCH
+    | auto_study.FOUR_BATCHES
+    | auto_study.TRAINED_ON
+  )
+  # Evaluations after steps 2, 4 and 6.
+  assert looked_at == 3 * [
+    (128, True, False),
+    (512, False, False),
+    (128, False, True),
+  ]
+  assert sum(any(c is o for o in own) for c in heard) == 3 * len(
+    auto_study.MEMORIES
+  )
+  for name in memories:
+    assert {which for _, which in found['choices'][name]} != {-1}, name
+
+
+@pytest.fixture
+def figure(monkeypatch):
+  """The figure that was drawn last, left open."""
+  from matplotlib import pyplot
+
+  monkeypatch.setattr(pyplot, 'close', lambda figure: None)
+  yield pyplot.gcf
+  monkeypatch.undo()
+  pyplot.close('all')
+
+
+def test_steps_are_drawn_by_schedule_and_rate_and_never_in_a_band(
+  figure, tmp_path
+):
+  times = {
+    ('w', 2.0, 'cosine'): math.inf,
+    ('w', 0.5, 'cosine'): 0.7,
+    ('w', 1.0, 'constant'): 0.8,
+  }
+  curves = {'auto': times, 'NadamW': times}
+  auto_figures.draw_steps(curves, str(tmp_path / 'steps.png'))
+  (axes,) = figure().axes
+  assert [label.get_text() for label in axes.get_xticklabels()] == [
+    *('cosine, x0.5', 'cosine, x2', 'constant, x1')
+  ]
+  drawn = [(line.get_xdata(), line.get_ydata()) for line in axes.lines]
+  x, y = map(list, drawn[0])
+  assert y == [0.7, auto_figures._NEVER]
+  assert [round(value) for value in x] == [0, 1]
+  # Side by side, not one on the other.
+  assert list(drawn[3][0]) != x
+
+
+def test_shares_are_stacked(figure, tmp_path):
+  auto_figures.draw_choices(
+    auto_report.choices_of(RUNS[:2]), str(tmp_path / 'choices.png')
+  )
+  (axes,) = figure().axes
+  ends = {}
+  for bar in axes.patches:
+    ends.setdefault(bar.get_x(), []).append((bar.get_y(), bar.get_height()))
+  # Both runs choose the second of three all the time.
+  assert set(map(tuple, ends.values())) == {((0, 0), (0, 1), (1, 0))}

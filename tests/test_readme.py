@@ -29,7 +29,7 @@ def test_every_submission_and_workload_is_in_the_readme():
 
 def test_the_make_targets_of_the_readme_exist():
   makefile = (ROOT / 'Makefile').read_text()
-  for target in re.findall(r'`?make (\w[\w-]*)', TEXT):
+  for target in re.findall(r'(?m)(?:`|^)make ([a-z][a-z-]*)', TEXT):
     assert f'\n{target}:' in makefile
 
 

@@ -177,7 +177,7 @@ def test_training_stream_is_a_function_of_seed_and_index(name):
 
 def repeating(steps=6, size=4, epochs=2):
   """A workload that passes several times over three batches of four."""
-  workload = built('click_dlrm')
+  workload = workloads.build_workload('click_dlrm')
   workload.steps, workload.batch_size, workload.epochs = steps, size, epochs
   return workload
 

@@ -70,8 +70,8 @@ class Tracks:
   >>> model = nn.Linear(1, 1)
   >>> tracks = Tracks(model)
   >>> tracks.update()  # after each optimizer step
-  >>> tracks.save('/tmp')[0]  # every now and then
-  '/tmp/posthoc_0_step_1.safetensors'
+  >>> tracks.save('.')[0]  # every now and then
+  './posthoc_0_step_1.safetensors'
   """
 
   def __init__(

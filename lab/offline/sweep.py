@@ -85,7 +85,9 @@ def evaluations(run: str) -> list[dict[str, str]]:
   path = os.path.join(run, logs.EVAL_MEASUREMENTS)
   try:
     with open(path, encoding='utf-8', newline='') as file:
-      rows = {int(float(r['global_step'])): r for r in csv.DictReader(file)}
+      # A run that was killed while writing leaves a short last line.
+      whole = [r for r in csv.DictReader(file) if None not in r.values()]
+      rows = {int(float(r['global_step'])): r for r in whole}
   except (OSError, KeyError, ValueError) as error:
     raise InputError(f'Cannot read the evaluations {path}: {error}.') from error
   if not rows:

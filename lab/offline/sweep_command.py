@@ -129,8 +129,6 @@ def _write(
 
 
 def _write_table(path: str, rows: list[dict[str, Any]]) -> None:
-  if os.path.exists(path):
-    os.remove(path)
   table = logs.Table(path)
   table.columns = list(dict.fromkeys(key for row in rows for key in row))
   table.rows = rows

@@ -3,7 +3,6 @@
 import dataclasses
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from weightavg import spec
 
@@ -13,17 +12,6 @@ class Shape:
   """Shape of a parameter, as AlgoPerf's ShapeTuple."""
 
   shape_tuple: tuple[int, ...]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-  """Return the module inside DDP and torch.compile wrappers."""
-  while True:
-    inner = getattr(model, '_orig_mod', None)
-    if inner is None and isinstance(model, DistributedDataParallel):
-      inner = model.module
-    if inner is None:
-      return model
-    model = inner
 
 
 def parameter_types(model: nn.Module) -> dict[str, spec.ParameterType]:
