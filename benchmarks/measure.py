@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from lab import logs
+
 THREADS = 2
 SHAPES = [(8000, 512)] + 6 * [
   (1536, 512),
@@ -104,7 +106,7 @@ def report(results: dict[str, Ratio], path: pathlib.Path | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
     known |= {name: dataclasses.asdict(r) for name, r in results.items()}
-    path.write_text(json.dumps(known, indent=2, sort_keys=True) + '\n')
+    logs.write_json(str(path), dict(sorted(known.items())))
 
 
 def merge(parts: Iterable[dict[str, Ratio]]) -> dict[str, Ratio]:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 
-from lab import profile_report
+from lab import logs, profile_report
 from lab.workloads import build_workload
 
 WORKLOAD = 'stdlib_lm'
@@ -65,7 +65,7 @@ def main() -> None:
       results[title] = breakdown(knobs, folder)
       print(f'{title}\n{profile_report.table(results[title])}\n')
   arguments.output.parent.mkdir(parents=True, exist_ok=True)
-  arguments.output.write_text(json.dumps(results, indent=2) + '\n')
+  logs.write_json(str(arguments.output), results)
 
 
 if __name__ == '__main__':

@@ -110,17 +110,18 @@ def verdicts(rows: Sequence[Row]) -> str:
     [
       'the same at every learning rate and schedule',
       f'at most {_signed(_largest(gaps))}; within it at '
-      f'{_within(gaps, NEAR_BEST)} of {len(gaps)} settings',
+      f'{_within(gaps, NEAR_BEST)} of {len(gaps)} settings where any arrives',
       _verdict(_largest(gaps), NEAR_BEST),
     ],
     [
       f'never more than {BEHIND_NADAMW:g} later than NadamW',
       f'at most {_signed(_largest(late))}; within it in '
-      f'{_within(late, BEHIND_NADAMW)} of {len(late)} runs',
+      f'{_within(late, BEHIND_NADAMW)} of {len(late)} runs where either arrives',
       _verdict(_largest(late), BEHIND_NADAMW),
     ],
     [
-      f'ahead of {label_of(DEFAULT)} in the median over all runs',
+      f'ahead of {label_of(DEFAULT)} in the median over the runs where either '
+      'arrives',
       f'{_signed(median)}; {_counts(ahead)}',
       # Ahead: a tie is a miss.
       _verdict(median, -2 * _ROUNDING),

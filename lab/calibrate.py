@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from absl import app, flags
 
+from lab import logs
 from lab.workloads import WORKLOADS, build_workload, targets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -313,7 +314,7 @@ def calibrate(
 
 def _write(path: pathlib.Path, content: Any) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(content, indent=2) + '\n')
+  logs.write_json(str(path), content)
   print(f'Wrote {path}', flush=True)
 
 
