@@ -116,7 +116,8 @@ def verdicts(rows: Sequence[Row]) -> str:
     [
       f'never more than {BEHIND_NADAMW:g} later than NadamW',
       f'at most {_signed(_largest(late))}; within it in '
-      f'{_within(late, BEHIND_NADAMW)} of {len(late)} runs where either arrives',
+      f'{_within(late, BEHIND_NADAMW)} of {len(late)} runs where either '
+      'arrives',
       _verdict(_largest(late), BEHIND_NADAMW),
     ],
     [

@@ -372,6 +372,82 @@ def test_running_statistics_are_current_or_averaged():
     assert torch.equal(model.norm.running_mean, means[-1])
 
 
+class Replacing(nn.Module):
+  """Replaces its statistics in each step, as AlgoPerf's speech models do."""
+
+  def __init__(self):
+    super().__init__()
+    self.weight = nn.Parameter(torch.ones(2))
+    self.register_buffer('running_mean', torch.zeros(2))
+
+  def forward(self, value):
+    if self.training:
+      self.running_mean = torch.full((2,), value)
+    return self.weight * self.running_mean
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+def test_statistics_that_a_layer_replaces_are_followed(swap):
+  model = nn.Sequential(Replacing())
+  averager = Averager(model, config('polyak', averaging_swap=swap), budget=3)
+  for value in (1.0, 2.0, 6.0):
+    model(value)
+    averager.update()
+  with averager.evaluating():
+    assert model.eval()(None).tolist() == [3.0, 3.0]
+    state = averager.state_dict()
+    assert state['raw']['0.running_mean'].tolist() == [6.0, 6.0]
+  assert model[0].running_mean.tolist() == [6.0, 6.0]
+  model.train()(5.0)
+  assert model[0].running_mean.tolist() == [5.0, 5.0]
+
+
+def test_a_sample_of_statistics_outlives_the_next_forward():
+  model = nn.Sequential(Replacing())
+  taken = []
+  averager = Averager(model, config('ema'), budget=10)
+  add = averager.placement.add
+  averager.placement.add = lambda tensors: (taken.append(tensors), add(tensors))
+  model(1.0)
+  averager.update()
+  model[0].running_mean.fill_(9.0)
+  assert taken[0][1].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+def test_pairs_may_be_aliases_of_the_weights(swap):
+  model = nn.Linear(2, 1, bias=False)
+  pairs = model.state_dict().items()
+  averager = Averager(pairs, config('polyak', averaging_swap=swap), budget=3)
+  for value in (1.0, 2.0, 6.0):
+    model.weight.data.fill_(value)
+    averager.update()
+  with averager.evaluating():
+    assert model.weight.tolist() == [[3.0, 3.0]]
+  assert model.weight.tolist() == [[6.0, 6.0]]
+
+
+def test_integers_are_not_averaged():
+  with pytest.raises(
+    ValueError, match=r"'n' is torch.int64\. Must be floating"
+  ):
+    Averager([('n', torch.ones(1, dtype=torch.int64))], config('ema'), budget=1)
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+def test_an_averager_may_load_its_own_state_while_the_average_is_shown(swap):
+  model = nn.Linear(1, 1, bias=False)
+  averager = Averager(model, config('polyak', averaging_swap=swap), budget=2)
+  for value in (1.0, 3.0):
+    model.weight.data.fill_(value)
+    averager.update()
+  averager.swap_in()
+  averager.load_state_dict(averager.state_dict())
+  assert model.weight.item() == 2.0
+  averager.swap_out()
+  assert model.weight.item() == 3.0
+
+
 def test_compiled_and_wrapped_names_are_clean():
   model = Net()
   compiled = torch.compile(model, backend='eager')

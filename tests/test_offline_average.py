@@ -122,17 +122,17 @@ def test_offline_equals_online_bit_for_bit(name, dtype, tmp_path):
   assert not torch.equal(online['0.weight'], raw['0.weight'])
 
 
-def test_integers_and_running_statistics_come_from_the_last(tmp_path):
+def test_integers_come_from_the_last_and_running_statistics_if_asked(tmp_path):
   pattern, out = write(tmp_path, states(4)), tmp_path / 'a.safetensors'
   average(pattern, '--scheme', 'lawa', '--window', 4, '--output', out)
   found, _ = read(out)
   assert found['norm.num_batches_tracked'].item() == 4
-  assert found['norm.running_mean'].tolist() == [4.0] * 3
+  assert found['norm.running_mean'].tolist() == [2.5] * 3
   average(
-    pattern, '--scheme', 'lawa', '--window', 4, '--batch_norm', 'averaged',
+    pattern, '--scheme', 'lawa', '--window', 4, '--batch_norm', 'current',
     '--output', out,
   )  # fmt: skip
-  assert read(out)[0]['norm.running_mean'].tolist() == [2.5] * 3
+  assert read(out)[0]['norm.running_mean'].tolist() == [4.0] * 3
 
 
 def test_dtypes_of_sums_and_of_the_output(tmp_path):

@@ -226,6 +226,23 @@ def test_recomputed_statistics_are_those_of_training_batches(small, tmp_path):
   torch.testing.assert_close(first.running_mean, expected)
 
 
+@pytest.mark.parametrize('how', ['averaged', 'current'])
+def test_running_statistics_are_averaged_or_the_last(how, tmp_path):
+  directory = train(
+    settings(tmp_path, 'glyph_resnet', max_global_steps=2, eval_every_steps=2)
+  )
+  found = series.find([light.path_of(directory, '*')])
+  name = 'stem_bn.running_mean'
+  samples = []
+  for index in range(2):
+    with found.open(index) as checkpoint:
+      samples.append(checkpoint.tensor(name).clone())
+  shown = sweep.Running(found, Lawa(2), how == 'averaged').at([0, 1])[name]
+  expected = sum(samples) / 2 if how == 'averaged' else samples[1]
+  assert not torch.equal(samples[0], samples[1])
+  torch.testing.assert_close(shown, expected)
+
+
 BAD = {
   'nothing': ((), 'Missing windows or decays'),
   'window': (('--windows', '0'), 'Invalid window=0'),

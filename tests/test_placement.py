@@ -386,6 +386,39 @@ def _is_a_share(rank):
   averager.swap_in()  # leaves a gather under way when the group is destroyed
 
 
+def statistics_ranks(rank, folder):
+  """BatchNorm whose statistics differ between ranks: no SyncBatchNorm."""
+  del folder
+  samples = ([2.0, 10.0], [4.0, 30.0])  # of rank 0, of rank 1
+  for placement, collective in (
+    ('device', True),
+    ('cpu', True),
+    ('sharded', False),
+    ('device', False),
+  ):
+    model = nn.BatchNorm1d(3).double()
+    config = AveragingConfig(
+      averaging_scheme='polynomial',
+      averaging_power=0.0,
+      averaging_every_steps=1,
+      averaging_placement=placement,
+    )
+    averager = Averager(model, config, budget=2, collective=collective)
+    for value in samples[rank]:
+      model.running_mean.fill_(value)
+      averager.update()
+    own = samples[rank][1]
+    source = rank if (placement, collective) == ('device', False) else 0
+    with averager.evaluating():
+      assert model.running_mean.tolist() == [sum(samples[source]) / 2] * 3
+    # Training's own statistics stay each rank's.
+    assert model.running_mean.tolist() == [own] * 3
+
+
+def test_running_statistics_are_those_of_rank_0(tmp_path):
+  run_on_ranks(2, statistics_ranks, str(tmp_path))
+
+
 def test_sharded_averages_on_two_ranks(tmp_path):
   run_on_ranks(2, sharded_ranks, str(tmp_path))
   # And the file of two ranks goes on on one.

@@ -77,6 +77,13 @@ def test_a_probe_of_more_than_a_batch_is_refused():
   assert probe.batch is None
 
 
+def test_a_short_batch_later_on_gives_what_it_has():
+  probe = Probe(8, every=1)
+  probe.set_aside({'inputs': torch.ones(8, 1), 'targets': torch.ones(8)})
+  probe.set_aside({'inputs': torch.ones(3, 1), 'targets': torch.ones(3)})
+  assert num_examples(probe.batch) == 3
+
+
 def test_one_is_due_at_once_and_then_every_so_many_steps():
   probe = Probe(None, every=4)
   due = []

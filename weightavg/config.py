@@ -110,7 +110,11 @@ class AveragingConfig:
     None, str, ('kaddour2022',), 'one sample per epoch, window 6'
   )
   averaging_batch_norm: str = knob(
-    'current', str, ('current', 'averaged'), 'running statistics in evaluation'
+    'averaged',
+    str,
+    ('averaged', 'current'),
+    "BatchNorm's running statistics in evaluation: averaged like the weights, "
+    "or the live model's",
   )
   averaging_placement: str = knob(
     'device',
@@ -147,15 +151,6 @@ class AveragingConfig:
           f'averaging_scheme={self.averaging_scheme!r}, only with '
           f'{" or ".join(schemes)}.'
         )
-    if (
-      self.averaging_batch_norm == 'averaged'
-      and self.averaging_placement == 'sharded'
-    ):
-      # Without SyncBatchNorm each rank has statistics of its own.
-      raise ValueError(
-        "Contradicting averaging_batch_norm='averaged' and "
-        "averaging_placement='sharded': ranks' statistics differ."
-      )
     if (
       not self.averaging_checkpoints
       and self.averaging_placement != 'sharded'

@@ -112,9 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--batch_norm',
-    choices=['current', 'averaged'],
-    default='current',
-    help="running statistics: the last input's, or averaged too",
+    choices=['averaged', 'current'],
+    default='averaged',
+    help="running statistics: averaged like the weights, or the last input's",
   )
   parser.add_argument(
     '--sums', choices=['float32', 'float64'], default='float32'

@@ -104,10 +104,12 @@ class Sweep:
     run: the trial's directory.
     cache: folder for results of earlier sweeps.
     data_dir: where the workload's data are.
-    recompute: batches for recomputing BatchNorm's running statistics; 0: those
-      of the last checkpoint.
+    recompute: batches for recomputing BatchNorm's running statistics; 0: do
+      not.
     batch_size: global, of those batches.
     imagenet_v2_data_dir: where AlgoPerf's ImageNet workloads have test data.
+    statistics: whether running statistics are averaged, or the last
+      checkpoint's.
   """
 
   def __init__(
@@ -120,8 +122,10 @@ class Sweep:
     recompute: int = 0,
     batch_size: int = 0,
     imagenet_v2_data_dir: str | None = None,
+    statistics: bool = True,
   ) -> None:
     self._workload, self._series = workload, series
+    self._statistics = statistics
     self._data_dir, self._recompute = data_dir, recompute
     self._batch_size = batch_size
     self._imagenet_v2_data_dir = imagenet_v2_data_dir
@@ -162,11 +166,13 @@ class Sweep:
         if isinstance(scheme, Lawa):
           # As online: before the window is full, of those that are there.
           inputs = inputs[-scheme.window :]
-          average = Running(self._series, scheme)
+          average = Running(self._series, scheme, self._statistics)
         else:
           # Points whose samples are the same ones go on from each other.
           phase = position % variant.every
-          average = running.setdefault(phase, Running(self._series, scheme))
+          average = running.setdefault(
+            phase, Running(self._series, scheme, self._statistics)
+          )
         metrics = self._metrics(average.at(inputs))
         done()
         yield variant, _merged(row, metrics)
@@ -242,10 +248,14 @@ class Running:
   Args:
     series: the checkpoints.
     scheme: of the average; LAWA's cannot go on once it has been asked for.
+    statistics: whether running statistics are averaged.
   """
 
-  def __init__(self, series: Series, scheme: Scheme) -> None:
+  def __init__(
+    self, series: Series, scheme: Scheme, statistics: bool = True
+  ) -> None:
     self._series = series
+    self._statistics = statistics
     self._plan = Plan((), scheme, {})
     self._sums: dict[str, Average] = {}
     self._seen = 0
@@ -264,7 +274,7 @@ class Running:
 
   def _add(self, checkpoint: Checkpoint) -> None:
     layout = checkpoint.layout
-    for name in averaged_names(layout, statistics=False):
+    for name in averaged_names(layout, self._statistics):
       if name not in self._sums:
         dtype = torch.promote_types(layout[name].dtype, torch.float32)
         self._sums[name] = Average(self._plan, dtype)

@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--every', type=ints, default=[1], help='checkpoints between two samples'
   )
   parser.add_argument(
+    '--batch_norm',
+    choices=['averaged', 'current'],
+    default='averaged',
+    help="running statistics: averaged like the weights, or the last input's",
+  )
+  parser.add_argument(
     '--recompute_batch_norm',
     type=int,
     default=0,
@@ -94,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     args.recompute_batch_norm,
     get_batch_size(args.workload) if args.recompute_batch_norm else 0,
     args.imagenet_v2_data_dir and os.path.expanduser(args.imagenet_v2_data_dir),
+    args.batch_norm == 'averaged',
   )
   points = sweeping.points()
   if not points:

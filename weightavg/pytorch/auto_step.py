@@ -225,14 +225,16 @@ def compare_candidates(
   before = averager.selected
   batch = _beside(model, batch)
   rows = []
-  for which in range(len(averager.candidates)):
-    averager.select(which)
-    with averager.evaluating():
-      losses, elements = example_losses(
-        workload, model, model_state, batch, rng
-      )
-    rows.append(losses)
-  averager.select(before)
+  try:
+    for which in range(len(averager.candidates)):
+      averager.select(which)
+      with averager.evaluating():
+        losses, elements = example_losses(
+          workload, model, model_state, batch, rng
+        )
+      rows.append(losses)
+  finally:
+    averager.select(before)
   losses = torch.stack(rows)
   return selection.compare(losses[:, _is_valid(batch)], elements)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from absl import logging
 from torch import Tensor, nn
 
@@ -53,16 +54,22 @@ class Averager:
 
   Args:
     weights: the model (wrapped by DistributedDataParallel or torch.compile or
-      not), or pairs of a name and a tensor. Tied parameters count once; those
-      of a model that require no gradient now are left alone, then and later.
-      Running statistics of BatchNorm stay the live model's; they are averaged
-      like parameters with averaging_batch_norm='averaged' (models only).
+      not), or pairs of a name and a tensor, which is floating-point or complex.
+      Tied parameters count once; those of a model that require no gradient now
+      are left alone, then and later. Running statistics of a model's BatchNorm
+      are averaged like parameters; with averaging_batch_norm='current' they
+      stay the live model's. Pairs are parameters, or tensors of your own: of
+      those, a swap changes the content (as with averaging_swap='copy').
     config: scheme and horizon; fractions are of `budget`.
     budget: T, number of optimizer steps that the run is planned for, >= 1.
     steps_per_epoch: steps; for averaging_preset='kaddour2022' only.
+    collective: whether all ranks of the default process group call `update`
+      alike. Running statistics differ between ranks without SyncBatchNorm; they
+      are then sampled from rank 0, as DistributedDataParallel broadcasts them.
+      With averaging_placement='sharded' so it is in any case.
 
   Raises:
-    ValueError: for a name given twice or a budget below 1.
+    ValueError: for a name given twice, an integer tensor or a budget below 1.
     RuntimeError: from `update` while the average is swapped in.
 
   >>> model = nn.Linear(1, 1, bias=False)
@@ -85,9 +92,23 @@ class Averager:
     config: AveragingConfig,
     budget: int,
     steps_per_epoch: int | None = None,
+    collective: bool = False,
   ) -> None:
-    self._names, self._tensors = _named_weights(weights, config)
-    self._exchange = config.averaging_swap == 'exchange'
+    self._names, self._weights = _named_weights(weights)
+    self._statistics: list[models.Statistic] = []
+    is_model = isinstance(weights, nn.Module)
+    if isinstance(weights, nn.Module) and (
+      config.averaging_batch_norm == 'averaged'
+    ):
+      self._statistics = list(models.running_statistics(weights))
+      self._names += [statistic.name for statistic in self._statistics]
+    is_sharded = config.averaging_placement == 'sharded'
+    self._collective = collective or is_sharded
+    # A tensor that is no parameter may be an alias, as in a state dict: an
+    # exchange of its storage would not reach the model.
+    self._exchange = config.averaging_swap == 'exchange' and (
+      is_model or all(isinstance(t, nn.Parameter) for t in self._weights)
+    )
     self.sampling, self.scheme = config.resolve(budget, steps_per_epoch)
     self._recipe = averager_state.recipe(config, self.sampling, self.scheme)
     self.placement = (
@@ -137,7 +158,7 @@ class Averager:
 
   @_outside_autograd
   def _sample(self, placement: Placement, finite: bool | None) -> None:
-    tensors = self._data()
+    tensors = [weight.data for weight in self._weights] + self._statistics_now()
     if multi_tensor.all_finite(tensors) if finite is None else finite:
       placement.add(tensors)
     else:
@@ -200,7 +221,7 @@ class Averager:
     if self._raw is None:
       return
     if self._exchange:
-      for tensor, raw in zip(self._tensors, self._raw, strict=True):
+      for tensor, raw in zip(self._tensors(), self._raw, strict=True):
         tensor.data = raw
     else:
       multi_tensor.copy_(self._data(), self._raw)
@@ -248,15 +269,18 @@ class Averager:
 
     The model has to be restored too, before or after. If the average was
     swapped in, the model holds it again afterwards and `swap_out` gives the raw
-    weights.
+    weights; that is a collective with averaging_placement='sharded'.
 
     Raises:
       ValueError: for a state of another scheme, horizon or model; nothing has
         been changed then.
     """
-    shapes = zip(self._names, (t.shape for t in self._tensors), strict=True)
+    shapes = zip(self._names, (t.shape for t in self._tensors()), strict=True)
     averager_state.check(state_dict, self.scheme, self._recipe, dict(shapes))
+    raw = state_dict['raw']
     if self._raw is not None:
+      # They may be this averager's own, which are about to be overwritten.
+      raw = {name: tensor.clone() for name, tensor in raw.items()}
       # The model may have been restored already, in place of the average.
       multi_tensor.copy_(self._raw, self._data())
       self.swap_out()
@@ -267,16 +291,37 @@ class Averager:
       saved = [self._in_order(named) for named in state_dict['buffers']]
       self.placement.restore(state_dict['samples'], saved, self._data())
     if state_dict['swapped']:
-      multi_tensor.copy_(self._data(), self._in_order(state_dict['raw']))
+      multi_tensor.copy_(self._data(), self._in_order(raw))
       self.swap_in()
 
+  def _tensors(self) -> list[Tensor]:
+    """Weights and running statistics, as `_names` names them."""
+    return self._weights + [s.tensor for s in self._statistics]
+
   def _data(self) -> list[Tensor]:
-    return [tensor.data for tensor in self._tensors]
+    return [tensor.data for tensor in self._tensors()]
+
+  def _statistics_now(self) -> list[Tensor]:
+    """Running statistics for a sample: copies, which outlive the next forward.
+
+    One buffer for each dtype, and one broadcast.
+    """
+    result = [s.tensor for s in self._statistics]
+    for dtype in dict.fromkeys(t.dtype for t in result):
+      places = [i for i, t in enumerate(result) if t.dtype == dtype]
+      parts = [result[i] for i in places]
+      flat = torch.cat([t.reshape(-1) for t in parts])
+      if self._collective and _world_size() > 1:
+        dist.broadcast(flat, src=0)
+      copies = flat.split([t.numel() for t in parts])
+      for i, copy in zip(places, copies, strict=True):
+        result[i] = copy.view(result[i].shape)
+    return result
 
   def _exchange_in(self, raw: list[Tensor], shown: list[Tensor]) -> None:
     # Before anything is exchanged: swap_out can then undo half a swap.
     self._raw = raw
-    for tensor, average in zip(self._tensors, shown, strict=True):
+    for tensor, average in zip(self._tensors(), shown, strict=True):
       tensor.data = average
 
   def _copy_in(self, raw: list[Tensor], shown: list[Tensor]) -> None:
@@ -293,8 +338,12 @@ class Averager:
     return [named[name] for name in self._names]
 
 
+def _world_size() -> int:
+  return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def _named_weights(
-  weights: nn.Module | Iterable[tuple[str, Tensor]], config: AveragingConfig
+  weights: nn.Module | Iterable[tuple[str, Tensor]],
 ) -> tuple[list[str], list[Tensor]]:
   if isinstance(weights, nn.Module):
     named: list[tuple[str, Tensor]] = [
@@ -302,8 +351,6 @@ def _named_weights(
       for name, parameter in models.named_parameters(weights)
       if parameter.requires_grad
     ]
-    if config.averaging_batch_norm == 'averaged':
-      named += models.named_running_statistics(weights)
   else:
     named = list(weights)
   if not named:
@@ -312,4 +359,10 @@ def _named_weights(
   for name, count in collections.Counter(names).items():
     if count > 1:
       raise ValueError(f'Invalid weights: two tensors are called {name!r}.')
+  for name, tensor in named:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+      raise ValueError(
+        f'Invalid weights: {name!r} is {tensor.dtype}. Must be floating-point '
+        'or complex.'
+      )
   return names, [tensor for _, tensor in named]

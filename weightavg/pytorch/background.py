@@ -73,6 +73,7 @@ class CudaTransfers:
   def __init__(self, device: torch.device) -> None:
     self._stream = torch.cuda.Stream(device)
     self._arrived = torch.cuda.Event()
+    self._read: list[Tensor] = []
     self._hook = register_optimizer_step_pre_hook(
       _weak_guard(weakref.ref(self))
     )
@@ -82,6 +83,8 @@ class CudaTransfers:
     self, hosts: Sequence[Tensor], tensors: Sequence[Tensor]
   ) -> None:
     """Start copying tensors to pinned hosts."""
+    # Memory given back before the copy has read it would be written to.
+    self._read = list(tensors)
     self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
     with torch.cuda.stream(self._stream):
       torch._foreach_copy_(list(hosts), list(tensors), non_blocking=True)

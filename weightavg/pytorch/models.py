@@ -1,5 +1,6 @@
 """A model behind its wrappers: clean names, whichever way it is wrapped."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -32,13 +33,32 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     yield clean_name(name), parameter
 
 
-def named_running_statistics(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+@dataclasses.dataclass(frozen=True)
+class Statistic:
+  """A running mean or variance, by its place in the model.
+
+  Layers may replace the tensor, as AlgoPerf's speech models do in each step.
+  """
+
+  name: str
+  layer: nn.Module
+  attribute: str
+
+  @property
+  def tensor(self) -> Tensor:
+    """The one that is there now."""
+    return getattr(self.layer, self.attribute)
+
+
+def running_statistics(model: nn.Module) -> Iterator[Statistic]:
   """Running means and variances of normalisation layers, each once.
 
   Integer buffers (the counters of batches) are left out, and so are buffers of
   other layers, which are constants.
   """
-  for name, buffer in unwrap(model).named_buffers():
-    is_statistic = name.rpartition('.')[2] in ('running_mean', 'running_var')
-    if is_statistic and torch.is_floating_point(buffer):
-      yield clean_name(name), buffer
+  for prefix, layer in unwrap(model).named_modules():
+    for attribute in ('running_mean', 'running_var'):
+      buffer = layer._buffers.get(attribute)
+      if buffer is not None and torch.is_floating_point(buffer):
+        name = f'{prefix}.{attribute}' if prefix else attribute
+        yield Statistic(clean_name(name), layer, attribute)

@@ -110,7 +110,9 @@ class Probe:
 
   def set_aside(self, batch: Batch) -> None:
     """Keep the first examples of a batch; the old probe goes."""
-    self.check_size(batch)
+    if self.batch is None:
+      # Later a queue may end with a short batch: what is there will do.
+      self.check_size(batch)
     if self._examples is None:
       count = -(-num_examples(batch) // 4)
     else:
@@ -162,4 +164,5 @@ class Probe:
       self._loose = shares[self._rank]
       # A run that is resumed at its very end saves again as it is.
       self._shares = Future()
-      self._shares.set_result(shares)
+      whole = [[t.cpu() for t in share] for share in shares]
+      self._shares.set_result(whole if self._rank == 0 else [])

@@ -294,7 +294,9 @@ class ShardedPlacement:
     self._track.restore(count, shares, self._share_of(tensors))
     if self._group is not None:
       self._collected = Future()
-      self._collected.set_result(whole)
+      # Only rank 0 saves, from host memory.
+      whole = [[t.cpu() for t in buffer] for buffer in whole]
+      self._collected.set_result(whole if self._rank == 0 else [])
 
   def nbytes(self) -> int:
     """Bytes of this rank's share."""

@@ -101,6 +101,7 @@ def init_optimizer_state(
       config.averaging,
       budget,
       _steps_per_epoch(workload, config, optimizer),
+      collective=True,
     ),
     'run': Run(model_params, config, optimizer, budget),
   }
