@@ -47,7 +47,7 @@ SEEDS = (0, 1, 2, 3, 4)
 # No average is at a target earlier; a row that says so is marked.
 EVALUATED_FROM = 0.5
 # Of what is chosen: runs of another one are made anew.
-VERSION = 3
+VERSION = 4
 # Other rules and probes: how much the last evaluations count, and batches.
 MEMORIES = {
   'auto, memory 0': 0.0,
