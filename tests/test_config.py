@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import logging
 import pathlib
 import re
 
@@ -75,6 +76,47 @@ def test_kaddours_preset_samples_once_per_epoch():
   )
   with pytest.raises(ValueError, match='Missing steps_per_epoch'):
     config.resolve(10_000)
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'epoch'),
+  [
+    ({'averaging_scheme': 'lawa', 'averaging_preset': 'kaddour2022'}, 101),
+    ({'averaging_scheme': 'ema', 'averaging_every_steps': 101}, None),
+    (
+      {
+        'averaging_scheme': 'auto',
+        'averaging_every_steps': 60,
+        'averaging_start': 0.7,
+      },
+      None,
+    ),
+  ],
+)
+def test_a_run_without_a_sample_is_refused(kwargs, epoch):
+  config = AveragingConfig(**kwargs)
+  with pytest.raises(ValueError, match='is none in a budget of 100'):
+    config.resolve(100, epoch)
+  assert config.resolve(1000, epoch)
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'warns'),
+  [
+    ({'averaging_scheme': 'ema'}, True),
+    ({'averaging_scheme': 'auto'}, True),
+    ({'averaging_scheme': 'lawa', 'lawa_window': 1}, False),
+    ({'averaging_scheme': 'polynomial'}, False),
+    ({'averaging_scheme': 'none'}, False),
+  ],
+)
+def test_a_horizon_of_one_sample_is_said(kwargs, warns, caplog):
+  cadence = {'averaging_every_steps': 10}
+  if kwargs['averaging_scheme'] == 'none':
+    cadence = {}
+  with caplog.at_level(logging.WARNING, logger='absl'):
+    AveragingConfig(**kwargs, **cadence).resolve(1000)
+  assert ('holds one sample' in caplog.text) == warns
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,7 @@ def test_closure_is_evaluated_with_gradients():
     ({'lr': float('nan')}, 'Invalid lr=nan'),
     ({'betas': (1.0, 0.9)}, r'Invalid betas\[0\]=1.0. Must be in \[0, 1\)'),
     ({'betas': (0.9, -0.1)}, r'Invalid betas\[1\]=-0.1'),
+    ({'betas': (0.9,)}, r'Invalid betas=\(0.9,\). Must be two numbers'),
     ({'eps': -1e-8}, 'Invalid eps=-1e-08'),
     ({'weight_decay': float('inf')}, 'Invalid weight_decay=inf'),
   ],

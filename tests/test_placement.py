@@ -137,6 +137,13 @@ def test_a_sharded_average_of_several_dtypes_can_be_saved():
   assert_same(shown, values(named))
 
 
+@pytest.mark.parametrize('placement', ['cpu', 'sharded'])
+def test_weights_on_several_devices_stay_there(placement):
+  named = [(d, nn.Parameter(torch.ones(1, device=d))) for d in ('cpu', 'meta')]
+  with pytest.raises(ValueError, match='on cpu and meta; only device takes'):
+    build(named, 'ema', placement)
+
+
 def test_averaging_in_host_memory_counts_its_staging_buffer():
   named = [('p', nn.Parameter(torch.zeros(10)))]
   sizes = {}

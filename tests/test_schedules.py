@@ -81,3 +81,8 @@ def test_a_restored_scheduler_continues():
   assert (
     other_optimizer.param_groups[0]['lr'] == optimizer.param_groups[0]['lr']
   )
+
+
+def test_an_unknown_schedule_is_refused():
+  with pytest.raises(ValueError, match="schedule='linear'. Must be one of cos"):
+    schedules.factor(0, 10, 0.0, 'linear')

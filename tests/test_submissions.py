@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import pathlib
+import sys
 import types
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from weightavg import spec
-from weightavg.workloads import get_batch_size, workload_name
+from weightavg.workloads import batch_size_of, get_batch_size, workload_name
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = sorted(
@@ -391,6 +392,18 @@ def test_kaddours_preset_counts_epochs_by_the_workloads_batch_size():
     types.SimpleNamespace(**values, _asdict=lambda: dict(values)),
   )
   assert host.state['averager'].sampling.every == 10
+
+
+def test_a_variant_has_the_batch_size_of_its_base(monkeypatch):
+  workload = types.SimpleNamespace(name='fastmri_tanh')
+  with pytest.raises(ValueError, match="Unknown workload 'fastmri_tanh'"):
+    batch_size_of(workload, get_batch_size)
+  registry = types.ModuleType('algoperf.workloads.workloads')
+  registry.get_base_workload_name = lambda name: name.partition('_')[0]
+  monkeypatch.setitem(sys.modules, registry.__name__, registry)
+  assert batch_size_of(workload, get_batch_size) == 32
+  workload.name = 'fastmri'
+  assert batch_size_of(workload, get_batch_size) == 32
 
 
 def test_a_workload_without_a_name_cannot_tell_its_epochs():

@@ -15,6 +15,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
 from weightavg import candidates, coefficients
 from weightavg.knobs import check_knobs, knob, read_knobs
 from weightavg.optimizer_config import OPTIMIZER_CONFIGS, SELF_TUNING_POINTS
@@ -23,6 +25,8 @@ AVERAGING_SCHEMES = ('none', 'lawa', 'ema', 'polynomial', 'auto')
 DEFAULT_HORIZON = 0.01
 DEFAULT_EVERY = 0.002
 DEFAULT_POWER = 4.0
+# Kaddour (2022): more than 16 epochs hurt.
+_KADDOUR_WINDOW = 6
 # Of T; an evaluation every 2 % of the run is about what the benchmark does.
 DEFAULT_PROBE_EVERY = 0.02
 # A quarter of a batch is few examples; ten probes are enough (lab.auto_study).
@@ -227,46 +231,62 @@ class AveragingConfig:
       )
     every_fraction = self.averaging_every or DEFAULT_EVERY
     every = self.averaging_every_steps or max(1, round(every_fraction * budget))
-    window = self.lawa_window
     if self.averaging_preset is not None:
       if not steps_per_epoch:
         raise ValueError(
           f'Missing steps_per_epoch. averaging_preset={self.averaging_preset!r}'
           ' samples once per epoch.'
         )
-      every, window = steps_per_epoch, 6
-    if window is None:
-      window = self._window(self.averaging_horizon or DEFAULT_HORIZON, budget)
+      every = steps_per_epoch
     sampling = coefficients.Sampling(
       every, round(self.averaging_start * budget)
     )
-    decay = self.ema_decay
-    if decay is None:
-      decay = coefficients.decay_of_window(window)
-    power = self.averaging_power
-    schemes: dict[str, coefficients.Scheme | None] = {
-      'none': None,
-      'lawa': coefficients.Lawa(window),
-      'ema': coefficients.Ema(decay),
-      'polynomial': coefficients.Polynomial(
-        DEFAULT_POWER if power is None else power
-      ),
-      'auto': candidates.build(
+    scheme = self._scheme(budget)
+    if scheme is not None and not sampling.steps(budget):
+      raise ValueError(
+        f'Invalid cadence: a sample every {every} steps from step '
+        f'{sampling.start} on is none in a budget of {budget}.'
+      )
+    return sampling, scheme
+
+  def _scheme(self, budget: int) -> coefficients.Scheme | None:
+    if self.averaging_scheme == 'none':
+      return None
+    if self.averaging_scheme == 'auto':
+      return candidates.build(
         self.averaging_candidates or candidates.DEFAULT_CANDIDATES,
         lambda horizon: self._window(horizon, budget),
-      ),
-    }
-    return sampling, schemes[self.averaging_scheme]
+      )
+    if self.averaging_scheme == 'polynomial':
+      power = self.averaging_power
+      return coefficients.Polynomial(DEFAULT_POWER if power is None else power)
+    if self.ema_decay is not None:
+      return coefficients.Ema(self.ema_decay)
+    window = self.lawa_window
+    if self.averaging_preset is not None:
+      window = _KADDOUR_WINDOW
+    if window is None:
+      window = self._window(self.averaging_horizon or DEFAULT_HORIZON, budget)
+    if self.averaging_scheme == 'lawa':
+      return coefficients.Lawa(window)
+    return coefficients.Ema(coefficients.decay_of_window(window))
 
   def _window(self, horizon: float, budget: int) -> int:
     """A horizon in samples."""
     if self.averaging_every_steps is not None:
-      return coefficients.samples_in_horizon(
+      window = coefficients.samples_in_horizon(
         horizon * budget, self.averaging_every_steps
       )
-    return coefficients.samples_in_horizon(
-      horizon, self.averaging_every or DEFAULT_EVERY
-    )
+    else:
+      window = coefficients.samples_in_horizon(
+        horizon, self.averaging_every or DEFAULT_EVERY
+      )
+    if window == 1:
+      logging.warning(
+        'A horizon of %g holds one sample: that average is the last sample.',
+        horizon,
+      )
+    return window
 
   @property
   def probe_memory(self) -> float:

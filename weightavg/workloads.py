@@ -1,6 +1,7 @@
 """Names of workloads and their global batch sizes."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 # AlgoPerf's published baselines.
@@ -71,3 +72,21 @@ def workload_name(workload: Any) -> str:
       'batch size, cannot be told.'
     )
   return name
+
+
+def batch_size_of(workload: Any, size_of: Callable[[str], int]) -> int:
+  """Global batch size of a workload; of a variant, that of its base workload.
+
+  Args:
+    workload: the host's.
+    size_of: of a name; ValueError where it is unknown.
+  """
+  name = workload_name(workload)
+  try:
+    return size_of(name)
+  except ValueError:
+    # As the benchmark's runner does.
+    registry = sys.modules.get('algoperf.workloads.workloads')
+    if registry is None:
+      raise
+    return size_of(registry.get_base_workload_name(name))

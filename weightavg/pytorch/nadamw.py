@@ -67,6 +67,8 @@ class NadamW(torch.optim.Optimizer):
     ):
       if not 0.0 <= value < math.inf:
         raise ValueError(f'Invalid {name}={value}. Must be in [0, inf).')
+    if len(betas) != 2:
+      raise ValueError(f'Invalid betas={betas}. Must be two numbers.')
     for index, beta in enumerate(betas):
       if not 0.0 <= beta < 1.0:
         raise ValueError(f'Invalid betas[{index}]={beta}. Must be in [0, 1).')

@@ -106,7 +106,17 @@ def build_placement(
   tensors: Sequence[Tensor],
   checkpoints: bool = True,
 ) -> Placement:
-  """The placement called `name`: 'device', 'cpu' or 'sharded'."""
+  """The placement called `name`: 'device', 'cpu' or 'sharded'.
+
+  Raises:
+    ValueError: for weights on several devices, unless they stay there.
+  """
+  devices = sorted({str(t.device) for t in tensors})
+  if name != 'device' and len(devices) > 1:
+    raise ValueError(
+      f'Invalid averaging_placement={name!r}. The weights are on '
+      f'{" and ".join(devices)}; only device takes several.'
+    )
   if name == 'cpu':
     return HostPlacement(scheme, tensors)
   if name == 'sharded':

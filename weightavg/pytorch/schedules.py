@@ -35,11 +35,16 @@ def factor(
     return WARMUP_START + (1.0 - WARMUP_START) * step / warmup_steps
   progress = min(1.0, (step - warmup_steps) / max(steps - warmup_steps, 1))
   cosine = math.cos(math.pi * progress)
-  return {
+  factors = {
     'cosine': 0.5 * (1.0 + cosine),
     'cosine_to_half': 0.25 * (3.0 + cosine),
     'constant': 1.0,
-  }[schedule]
+  }
+  if schedule not in factors:
+    raise ValueError(
+      f'Invalid schedule={schedule!r}. Must be one of {", ".join(factors)}.'
+    )
+  return factors[schedule]
 
 
 def build_scheduler(

@@ -19,9 +19,9 @@ from weightavg.pytorch.averagers import Averager
 from weightavg.pytorch.profiling import section
 from weightavg.pytorch.schedules import build_scheduler
 from weightavg.workloads import (
+  batch_size_of,
   get_batch_size,
   get_shampoo_batch_size,
-  workload_name,
 )
 
 # The benchmark's baselines log every step up to the first of these, then at
@@ -115,7 +115,7 @@ def _steps_per_epoch(
     return None
   is_shampoo = optimizer == 'shampoo'
   size_of = get_shampoo_batch_size if is_shampoo else get_batch_size
-  batch_size = size_of(workload_name(workload))
+  batch_size = batch_size_of(workload, size_of)
   return max(1, workload.num_train_examples // batch_size)
 
 
