@@ -47,12 +47,12 @@ SEEDS = (0, 1, 2, 3, 4)
 # No average is at a target earlier; a row that says so is marked.
 EVALUATED_FROM = 0.5
 # Of what is chosen: runs of another one are made anew.
-VERSION = 4
+VERSION = 5
 # Other rules and probes: how much the last evaluations count, and batches.
 MEMORIES = {
   'auto, memory 0': 0.0,
   'auto, memory 0.5': 0.5,
-  'auto, memory 0.75': 0.75,
+  'auto, memory 0.9': 0.9,
 }
 ONE_BATCH = {'1 batch, memory 0': 0.0, '1 batch, memory 0.75': 0.75}
 # At one setting only.
