@@ -117,3 +117,22 @@ def test_nothing_of_parameter_size_is_allocated_after_warm_up(
   with Allocations() as allocations:
     step()
   assert 0 < allocations.largest <= 64
+
+
+@pytest.mark.parametrize(
+  'other', [{'device': 'meta'}, {'dtype': torch.float64}], ids=str
+)
+def test_groups_agree_in_device_and_dtype_list_by_list(other):
+  plain, odd = torch.ones(1), torch.ones(1, **other)
+  same = [torch.zeros(1)] * 3
+  (whole,) = multi_tensor.by_device_and_dtype([plain] * 3, same)
+  assert [len(part) for part in whole] == [3, 3]
+  groups = list(multi_tensor.by_device_and_dtype([plain, odd, plain], same))
+  assert [[len(part) for part in group] for group in groups] == [[2, 2], [1, 1]]
+  assert groups[1][0][0] is odd
+  # One odd list is one group.
+  (whole,) = multi_tensor.by_device_and_dtype([plain] * 3, [odd] * 3)
+  assert all(t is odd for t in whole[1])
+  with pytest.raises(ValueError, match='zip'):
+    list(multi_tensor.by_device_and_dtype([plain], same))
+  assert list(multi_tensor.by_device_and_dtype([], [])) == []
