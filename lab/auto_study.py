@@ -266,13 +266,16 @@ def outcome(job: Mapping[str, Any], auto_run: AutoRun) -> dict[str, Any]:
 
 
 def jobs(
-  workloads: Sequence[str], seeds: Sequence[int]
+  workloads: Sequence[str],
+  seeds: Sequence[int],
+  schedules: Sequence[str] = SCHEDULES,
+  factors: Sequence[float] = LEARNING_RATE_FACTORS,
 ) -> list[cached_runs.Job]:
   """All runs, schedule by schedule and then seed by seed."""
   result = []
-  for schedule in SCHEDULES:
+  for schedule in schedules:
     for seed in seeds:
-      for factor in LEARNING_RATE_FACTORS:
+      for factor in factors:
         for name in workloads:
           result.append(
             {
@@ -294,6 +297,12 @@ def jobs(
 def _define_flags() -> None:
   flags.DEFINE_list('workloads', sorted(WORKLOADS), 'Which workloads.')
   flags.DEFINE_list('seeds', [str(seed) for seed in SEEDS], 'Of the runs.')
+  flags.DEFINE_list('schedules', SCHEDULES, 'Of the learning rate.')
+  flags.DEFINE_list(
+    'learning_rate_factors',
+    [f'{factor:g}' for factor in LEARNING_RATE_FACTORS],
+    'Multiples of the tuned learning rate.',
+  )
   flags.DEFINE_integer('jobs', 2, 'Processes, one thread each.', 1)
   flags.DEFINE_string('output_dir', 'results/auto', 'Where results go.')
   flags.DEFINE_boolean(
@@ -307,7 +316,16 @@ def main(argv: Sequence[str]) -> None:
   study.check_names('workloads', _FLAGS.workloads, sorted(WORKLOADS))
   output_dir = _FLAGS.output_dir
   runs = os.path.join(output_dir, 'runs')
-  wanted = jobs(_FLAGS.workloads, study.seeds_of(_FLAGS.seeds))
+  study.check_names('schedules', _FLAGS.schedules, SCHEDULES)
+  allowed = {f'{factor:g}': factor for factor in LEARNING_RATE_FACTORS}
+  factors = _FLAGS.learning_rate_factors
+  study.check_names('learning_rate_factors', factors, allowed)
+  wanted = jobs(
+    _FLAGS.workloads,
+    study.seeds_of(_FLAGS.seeds),
+    _FLAGS.schedules,
+    [allowed[factor] for factor in factors],
+  )
   if _FLAGS.report_only:
     results = cached_runs.finished(wanted, runs)
   else:
