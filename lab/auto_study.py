@@ -297,7 +297,7 @@ def jobs(
 def _define_flags() -> None:
   flags.DEFINE_list('workloads', sorted(WORKLOADS), 'Which workloads.')
   flags.DEFINE_list('seeds', [str(seed) for seed in SEEDS], 'Of the runs.')
-  flags.DEFINE_list('schedules', SCHEDULES, 'Of the learning rate.')
+  flags.DEFINE_list('schedules', list(SCHEDULES), 'Of the learning rate.')
   flags.DEFINE_list(
     'learning_rate_factors',
     [f'{factor:g}' for factor in LEARNING_RATE_FACTORS],

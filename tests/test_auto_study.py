@@ -3,6 +3,8 @@
 import concurrent.futures
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -477,6 +479,35 @@ def test_repeated_rows_are_those_of_the_study_and_say_how_often_probes_agree():
   assert cells(repeated_study.table(rows), 'w') == [
     *('1', '0.80', '0.70', '0.72 (raw 0%)', '0.80 (raw 38%)', '62%')
   ]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'line'),
+  [
+    (
+      ['--learning_rate_factors=0.7'],
+      'Error: Invalid learning_rate_factors=0.7. Must be among 1, 0.5, 2.',
+    ),
+    (['--schedules=x'], 'Error: Invalid schedules=x. Must be among cosine,'),
+    (['--seeds=1,1'], 'Error: Invalid seeds. 1 is given twice.'),
+    (
+      ['--schedules=constant', '--learning_rate_factors=2,0.5'],
+      'Error: No finished run of these is in',
+    ),
+  ],
+)
+def test_a_part_that_does_not_exist_ends_in_one_line(arguments, line, tmp_path):
+  command = [sys.executable, '-m', 'lab.auto_study', '--report_only']
+  done = subprocess.run(
+    [*command, f'--output_dir={tmp_path}', *arguments],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=auto_study.ROOT,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith(line)
+  assert len(done.stderr.splitlines()) == 1
 
 
 def trial_dir(folder, text, hparams=None):
