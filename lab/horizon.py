@@ -4,9 +4,12 @@ For each local workload and seed NadamW is trained once, as in `lab.study`, with
 LAWA and EMA of several horizons following it. Written to --output_dir are
 horizon.json, one row for each workload, seed, scheme and horizon, and
 horizon.png, steps to target against the horizon as a fraction of T with a
-second-order fit in its logarithm. Finished runs are kept in its folder runs.
+second-order fit in its logarithm. Where the model has BatchNorm, averages that
+leave running statistics alone follow, too. Finished runs are kept in its folder
+runs.
 """
 
+import itertools
 import math
 import os
 import statistics
@@ -17,8 +20,9 @@ import numpy as np
 from absl import app, flags
 
 from lab import cached_runs, logs, report, study
-from lab.workloads import WORKLOADS
+from lab.workloads import WORKLOADS, build_workload
 from weightavg.config import DEFAULT_HORIZON
+from weightavg.pytorch import models
 
 SCHEMES = ('lawa', 'ema')
 # Horizon to cadence, both fractions of T: never more than twenty samples, so
@@ -38,17 +42,31 @@ _FLAGS = flags.FLAGS
 Row = dict[str, Any]
 
 
-def candidates() -> dict[str, dict[str, Any]]:
-  """NadamW, and every scheme at every horizon."""
+def candidates(has_statistics: bool = False) -> dict[str, dict[str, Any]]:
+  """NadamW, and every scheme at every horizon.
+
+  Args:
+    has_statistics: whether the model has running statistics; then with those
+      averaged and with the live model's.
+  """
   found: dict[str, dict[str, Any]] = {'none': {'averaging_scheme': 'none'}}
   for scheme in SCHEMES:
     for horizon, every in GRID.items():
-      found[f'{scheme} {horizon}'] = {
+      knobs = {
         'averaging_scheme': scheme,
         'averaging_horizon': horizon,
         'averaging_every': every,
       }
+      found[f'{scheme} {horizon}'] = knobs
+      if has_statistics:
+        current = {'averaging_batch_norm': 'current'}
+        found[f'{scheme} {horizon} current'] = knobs | current
   return found
+
+
+def _candidates_of(workload_name: str) -> dict[str, dict[str, Any]]:
+  model, _ = build_workload(workload_name).init_model_fn((0, 0))
+  return candidates(any(models.running_statistics(model)))
 
 
 def rows_of(result: Mapping[str, Any]) -> list[Row]:
@@ -64,8 +82,9 @@ def rows_of(result: Mapping[str, Any]) -> list[Row]:
     reached[name] = (point.step if point else None, early)
   plain = reached['none'][0]
   rows = []
-  for name, knobs in candidates().items():
-    steps, early = reached[name]
+  every_candidate = candidates(has_statistics=True)
+  for name, (steps, early) in reached.items():
+    knobs = every_candidate[name]
     rows.append(
       {
         'workload': result['workload'],
@@ -73,6 +92,7 @@ def rows_of(result: Mapping[str, Any]) -> list[Row]:
         'scheme': knobs['averaging_scheme'],
         'horizon': knobs.get('averaging_horizon'),
         'every': knobs.get('averaging_every'),
+        'batch_norm': knobs.get('averaging_batch_norm'),
         'steps_to_target': steps,
         'ratio_to_nadamw': steps / plain if steps and plain else None,
         'fraction_of_budget': steps / result['budget_steps'] if steps else None,
@@ -125,8 +145,32 @@ def best_horizon(rows: Sequence[Row]) -> tuple[float, float] | None:
   return horizon, ratio
 
 
+def by_default(rows: Iterable[Row]) -> list[Row]:
+  """Without the averages that leave running statistics alone."""
+  return select(rows, batch_norm=None)
+
+
+def statistics_table(rows: Sequence[Row]) -> str:
+  """Markdown: ratios with and without averaged running statistics."""
+  header = ['workload', 'scheme', 'running statistics']
+  header += [f'{100 * horizon:g} %' for horizon in GRID]
+  lines = ['| ' + ' | '.join(header) + ' |', '|---' * len(header) + '|']
+  both = {row['workload'] for row in select(rows, batch_norm='current')}
+  for workload, scheme, how in itertools.product(
+    sorted(both), SCHEMES, (None, 'current')
+  ):
+    mine = select(rows, workload=workload, scheme=scheme, batch_norm=how)
+    cells = [workload, scheme, how or 'averaged']
+    for horizon in GRID:
+      ratio = median(select(mine, horizon=horizon), 'ratio_to_nadamw')
+      cells.append('–' if ratio is None else f'{ratio:.2f}')
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
 def table(rows: Sequence[Row]) -> str:
   """Markdown: the default and the best horizon side by side."""
+  rows = by_default(rows)
   lines = [
     '| workload | scheme | ratio at 1 % | best ratio | best horizon | '
     "fit's minimum |",
@@ -156,6 +200,7 @@ def draw(rows: Sequence[Row], path: str) -> None:
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
+  rows = by_default(rows)
   names = sorted({row['workload'] for row in rows})
   figure, axes = pyplot.subplots(
     1, len(names), figsize=(3.4 * len(names), 3.2), squeeze=False
@@ -200,7 +245,7 @@ def _run_job(job: cached_runs.Job, directory: str) -> dict[str, Any]:
     job['workload'],
     job['seed'],
     directory,
-    candidates=candidates(),
+    candidates=_candidates_of(job['workload']),
     evaluated_from=EVALUATED_FROM,
   )
 
@@ -212,7 +257,7 @@ def jobs(
   return [
     {
       'name': f'{name}_{seed}',
-      'candidates': candidates(),
+      'candidates': _candidates_of(name),
       'evaluated_from': EVALUATED_FROM,
       **study.job_of(name, seed),
     }
@@ -242,6 +287,7 @@ def main(argv: Sequence[str]) -> None:
   logs.write_json(os.path.join(_FLAGS.output_dir, 'horizon.json'), rows)
   draw(rows, os.path.join(_FLAGS.output_dir, 'horizon.png'))
   print(table(rows))
+  print(statistics_table(rows))
 
 
 if __name__ == '__main__':

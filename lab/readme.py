@@ -73,6 +73,12 @@ def horizons() -> str | None:
   return None if rows is None else horizon.table(rows)
 
 
+def running_statistics() -> str | None:
+  """Averaged and live running statistics, from results/horizon."""
+  rows = _results('horizon/horizon.json')
+  return None if rows is None else horizon.statistics_table(rows)
+
+
 def autos(*tables: Callable[[Any], str]) -> Callable[[], str | None]:
   """Tables of the study of the choice among averages, from results/auto."""
 
@@ -165,6 +171,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
   'steps': steps,
   'performance': performance,
   'horizon': horizons,
+  'running_statistics': running_statistics,
   'auto': autos(auto_tables.extent, auto_tables.verdicts),
   'auto_steps': autos(auto_tables.steps),
   'auto_gaps': autos(auto_tables.gaps),

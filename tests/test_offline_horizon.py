@@ -69,6 +69,36 @@ def test_table_puts_default_and_best_side_by_side():
   assert '| – | – | – | none inside |' in horizon.table(never)
 
 
+def test_averages_with_live_statistics_stand_in_a_table_of_their_own():
+  # Live statistics cost twenty steps.
+  found = result(0, lambda h: 72)
+  for name in horizon.candidates(has_statistics=True):
+    if name.endswith(' current'):
+      found['curves'][name] = [[s, 1.0 if s < 92 else 0.1] for s in (40, 92)]
+  rows = horizon.rows_of(found)
+  assert len(horizon.by_default(rows)) == 1 + 2 * len(horizon.GRID)
+  assert horizon.table(rows) == horizon.table(
+    horizon.rows_of(result(0, lambda h: 72))
+  )
+  ours, live = ([f'{x / 90:.2f}'] * len(horizon.GRID) for x in (72, 92))
+  lines = horizon.statistics_table(rows).splitlines()[2:]
+  assert [line.strip('| ').split(' | ') for line in lines] == [
+    ['w', 'lawa', 'averaged', *ours],
+    ['w', 'lawa', 'current', *live],
+    ['w', 'ema', 'averaged', *ours],
+    ['w', 'ema', 'current', *live],
+  ]
+
+
+def test_only_models_with_running_statistics_have_both():
+  numbers = {
+    job['workload']: len(job['candidates'])
+    for job in horizon.jobs(['click_dlrm', 'glyph_resnet'], [0])
+  }
+  alone = len(horizon.candidates())
+  assert numbers == {'click_dlrm': alone, 'glyph_resnet': 2 * alone - 1}
+
+
 def test_the_picture_is_drawn_also_where_nothing_was_reached(tmp_path):
   rows = horizon.rows_of(result(0, bowl))
   rows += [
