@@ -260,17 +260,11 @@ class LocalWorkload(spec.Workload):
     if split != 'train':
       return stream.EvalStream(self._split(split), global_batch_size, *place)
     key = stream.philox_key(data_rng, _SALTS['train'])
-    if self.epochs > 1:
-      return stream.RepeatedStream(
-        self._train_arrays,
-        key,
-        global_batch_size,
-        self.num_train_examples // global_batch_size,
-        *place,
-      )
-    return stream.TrainStream(
-      self._train_arrays, key, global_batch_size, *place
-    )
+    source = (self._train_arrays, key, global_batch_size, *place)
+    if self.epochs == 1:
+      return stream.TrainStream(*source)
+    num_batches = self.num_train_examples // global_batch_size
+    return stream.RepeatedStream(num_batches, *source)
 
   # Model.
 

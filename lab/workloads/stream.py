@@ -48,7 +48,19 @@ def rank_slice(global_batch_size: int, rank: int, world_size: int) -> slice:
   return slice(rank * size, (rank + 1) * size)
 
 
-class TrainStream(Iterator[Batch]):
+class _Stream(Iterator[Batch]):
+  """Batches by their position."""
+
+  position = 0
+
+  def skip(self, n: int) -> None:
+    """Leave out the next n batches."""
+    if n < 0:
+      raise ValueError(f'Invalid {n=}. Must be at least 0.')
+    self.position += n
+
+
+class TrainStream(_Stream):
   """Endless training batches with O(1) `skip`.
 
   Args:
@@ -75,7 +87,6 @@ class TrainStream(Iterator[Batch]):
     self._global_batch_size = global_batch_size
     self._device = device
     self._slice = rank_slice(global_batch_size, rank, world_size)
-    self.position = 0
 
   def __next__(self) -> Batch:
     generator = generator_at(self._key, self.position)
@@ -86,54 +97,30 @@ class TrainStream(Iterator[Batch]):
       for name, array in arrays.items()
     }
 
-  def skip(self, n: int) -> None:
-    """Leave out the next n batches."""
-    if n < 0:
-      raise ValueError(f'Invalid {n=}. Must be at least 0.')
-    self.position += n
 
-
-class RepeatedStream(Iterator[Batch]):
+class RepeatedStream(TrainStream):
   """The first batches of a `TrainStream`, again and again, with O(1) `skip`.
 
   Each pass takes every example once, in an order of its own.
 
   Args:
-    make_batch: as of `TrainStream`.
-    key: from `philox_key`.
-    global_batch_size: examples over all ranks.
     num_batches: of one pass.
-    device: where the batches go.
-    rank: this process.
-    world_size: number of processes.
+    *args: those of `TrainStream`.
   """
 
-  def __init__(
-    self,
-    make_batch: MakeBatch,
-    key: np.ndarray,
-    global_batch_size: int,
-    num_batches: int,
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-  ) -> None:
+  def __init__(self, num_batches: int, *args: Any) -> None:
+    super().__init__(*args)
     drawn = [
-      make_batch(generator_at(key, index), global_batch_size)
+      self._make_batch(generator_at(self._key, index), self._global_batch_size)
       for index in range(num_batches)
     ]
     self._arrays = {
       name: np.concatenate([arrays[name] for arrays in drawn])
       for name in drawn[0]
     }
-    self._key = key
-    self._global_batch_size = global_batch_size
     self._num_batches = num_batches
-    self._device = device
-    self._slice = rank_slice(global_batch_size, rank, world_size)
     self._epoch = -1
     self._order = np.empty(0, int)
-    self.position = 0
 
   def __next__(self) -> Batch:
     epoch, index = divmod(self.position, self._num_batches)
@@ -150,14 +137,8 @@ class RepeatedStream(Iterator[Batch]):
       for name, array in self._arrays.items()
     }
 
-  def skip(self, n: int) -> None:
-    """Leave out the next n batches."""
-    if n < 0:
-      raise ValueError(f'Invalid {n=}. Must be at least 0.')
-    self.position += n
 
-
-class EvalStream(Iterator[Batch]):
+class EvalStream(_Stream):
   """A fixed split in order, over and over, its last batch padded.
 
   Every batch carries 'weights': 1 for an example, 0 for padding.
@@ -177,7 +158,6 @@ class EvalStream(Iterator[Batch]):
     self._slice = rank_slice(global_batch_size, rank, world_size)
     self._num_examples = len(arrays['inputs'])
     self._num_batches = -(-self._num_examples // global_batch_size)
-    self.position = 0
 
   def __next__(self) -> Batch:
     start = self.position % self._num_batches * self._global_batch_size
@@ -189,9 +169,3 @@ class EvalStream(Iterator[Batch]):
     batch = {name: array[index] for name, array in self._arrays.items()}
     batch['weights'] = weights
     return {name: array.to(self._device) for name, array in batch.items()}
-
-  def skip(self, n: int) -> None:
-    """Leave out the next n batches."""
-    if n < 0:
-      raise ValueError(f'Invalid {n=}. Must be at least 0.')
-    self.position += n
