@@ -160,6 +160,8 @@ def statistics_table(rows: Sequence[Row]) -> str:
     sorted(both), SCHEMES, (None, 'current')
   ):
     mine = select(rows, workload=workload, scheme=scheme, batch_norm=how)
+    if not mine:
+      continue  # not measured
     cells = [workload, scheme, how or 'averaged']
     for horizon in GRID:
       ratio = median(select(mine, horizon=horizon), 'ratio_to_nadamw')

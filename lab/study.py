@@ -312,6 +312,7 @@ def jobs(
       'name': f'{optimizer}_{name}_{seed}',
       'optimizer': optimizer,
       'candidates': CANDIDATES,
+      'averaging_batch_norm': AveragingConfig().averaging_batch_norm,
       **job_of(name, seed),
     }
     for optimizer in optimizers

@@ -427,6 +427,47 @@ def test_pairs_may_be_aliases_of_the_weights(swap):
   assert model.weight.tolist() == [[6.0, 6.0]]
 
 
+@pytest.mark.parametrize('swap', SWAPS)
+def test_recomputed_statistics_do_not_write_to_the_average(swap):
+  model, optimizer, averager = build('ema', averaging_swap=swap)
+  for step in range(3):
+    train_step(model, optimizer, step)
+    averager.update()
+  with averager.evaluating():
+    shown = model.norm.running_mean.clone()
+    batches = [torch.full((8, 3, 5, 5), 9.0)]
+    torch.optim.swa_utils.update_bn(batches, model)
+    assert not torch.equal(model.norm.running_mean, shown)
+  with averager.evaluating():
+    assert torch.equal(model.norm.running_mean, shown)
+
+
+def test_statistics_may_be_on_several_devices():
+  model = nn.Sequential(Replacing(), Replacing().to('meta'))
+  averager = Averager(model, config('ema'), budget=3)
+  model[0](1.0)
+  averager.update(finite=True)
+  averager.update(finite=True)
+  assert averager.samples == 2
+
+
+@pytest.mark.parametrize('scheme', ['none', 'ema'])
+@pytest.mark.parametrize('has_statistics', [False, True])
+def test_kinds_of_statistics_matter_only_where_there_are_some(
+  scheme, has_statistics
+):
+  model = nn.BatchNorm1d(2) if has_statistics else nn.Linear(2, 1)
+  chosen = AveragingConfig(averaging_scheme=scheme)
+  saved = Averager(model, chosen, budget=1000).state_dict()
+  saved['recipe']['averaging_batch_norm'] = 'current'
+  averager = Averager(model, chosen, budget=1000)
+  if has_statistics and scheme == 'ema':
+    with pytest.raises(ValueError, match='saved with averaging_batch_norm='):
+      averager.load_state_dict(saved)
+  else:
+    averager.load_state_dict(saved)
+
+
 def test_integers_are_not_averaged():
   with pytest.raises(
     ValueError, match=r"'n' is torch.int64\. Must be floating"

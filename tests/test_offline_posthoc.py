@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lab.errors import InputError
-from lab.offline import posthoc
+from lab.offline import averaging, posthoc
 from lab.offline.__main__ import main
 from lab.offline.readers import Checkpoint
 from weightavg.coefficients import Ema, Polynomial
@@ -164,3 +164,42 @@ def test_other_files_and_steps_without_snapshot_are_refused(tmp_path, capsys):
   (tmp_path / 'posthoc_x.safetensors').write_bytes(b'')
   assert main([*arguments, str(tmp_path / 'posthoc_*')])
   assert 'is no snapshot' in capsys.readouterr().err
+
+
+def test_tracks_may_sample_every_so_many_steps(tmp_path):
+  tracks = posthoc.Tracks(nn.Linear(1, 1), every=2)
+  for _ in range(4):
+    tracks.update()
+  assert [p.rpartition('_')[2] for p in tracks.save(str(tmp_path))] == [
+    '4.safetensors'
+  ] * len(posthoc.SIGMAS)
+
+
+@pytest.mark.parametrize(
+  ('scheme', 'flag', 'averaged'),
+  [
+    (['posthoc', '--sigma_rel', '0.1'], [], False),
+    (['posthoc', '--sigma_rel', '0.1'], ['--batch_norm', 'averaged'], True),
+    (['lawa', '--window', '2'], [], True),
+    (['lawa', '--window', '2'], ['--batch_norm', 'current'], False),
+  ],
+)
+def test_post_hoc_weights_do_not_touch_variances(
+  scheme, flag, averaged, tmp_path, monkeypatch
+):
+  walk(tmp_path, steps=40)
+  seen = []
+  monkeypatch.setattr(
+    averaging,
+    'write_averages',
+    lambda _, jobs, *args, statistics, **kwargs: (
+      seen.append(statistics) or [(job, None) for job in jobs]
+    ),
+  )
+  name = 'posthoc_*' if scheme[0] == 'posthoc' else 'posthoc_0_*'
+  pattern = str(tmp_path / name)
+  main(
+    ['average', '--scheme', *scheme, '--checkpoints', pattern, *flag,
+     '--output', str(tmp_path / 'out.safetensors')]
+  )  # fmt: skip
+  assert seen == [averaged]

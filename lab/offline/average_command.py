@@ -113,8 +113,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--batch_norm',
     choices=['averaged', 'current'],
-    default='averaged',
-    help="running statistics: averaged like the weights, or the last input's",
+    help="running statistics: averaged like the weights, or the last input's "
+    '(averaged; posthoc: current, which for snapshots are averages, too)',
   )
   parser.add_argument(
     '--sums', choices=['float32', 'float64'], default='float32'
@@ -222,7 +222,12 @@ def run(args: argparse.Namespace) -> int:
     ready,
     DTYPES.get(args.dtype),
     DTYPES[args.sums],
-    statistics=args.batch_norm == 'averaged',
+    # Post-hoc weights may be negative, and so would be variances.
+    statistics=(
+      args.scheme != 'posthoc'
+      if args.batch_norm is None
+      else args.batch_norm == 'averaged'
+    ),
     hashes=not args.no_hashes,
     progress=bar.step,
   )

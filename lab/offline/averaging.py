@@ -88,7 +88,7 @@ def write_averages(
   plans: Sequence[tuple[Plan, str]],
   dtype: torch.dtype | None = None,
   sum_dtype: torch.dtype = torch.float32,
-  statistics: bool = False,
+  statistics: bool = True,
   hashes: bool = True,
   progress: Callable[[], None] = lambda: None,
 ) -> list[tuple[str, InputError | None]]:

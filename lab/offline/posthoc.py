@@ -87,7 +87,7 @@ class Tracks:
           averaging_power=power,
           averaging_every_steps=every,
         ),
-        budget=1,
+        budget=every,
       )
       for power in self._powers
     ]

@@ -78,8 +78,15 @@ def check(
       'ranks. Save on rank 0, right after swap_in() on all ranks and with '
       'averaging_checkpoints=True.'
     )
+  has_statistics = any(
+    name.endswith(('running_mean', 'running_var'))
+    for names in (shapes, *state_dict['buffers'])
+    for name in names
+  )
   for key in state_dict['recipe'] | dict(own_recipe):
     saved, own = state_dict['recipe'].get(key), own_recipe.get(key)
+    if key == 'averaging_batch_norm' and not has_statistics:
+      continue  # either kind is the same
     if saved != own:
       raise ValueError(
         f'Invalid averager state: saved with {key}={saved!r}, this averager '

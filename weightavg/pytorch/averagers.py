@@ -50,7 +50,8 @@ class Averager:
   `p.numpy()` taken before it, and inference copies that share memory. For them
   averaging_swap='copy' copies the average into the parameters and the raw
   weights back. While the average is shown it is for reading: what is written to
-  the parameters is written to the average itself.
+  the parameters is written to the average itself. Running statistics may be
+  written to, and are the average's again at the next swap.
 
   Args:
     weights: the model (wrapped by DistributedDataParallel or torch.compile or
@@ -97,8 +98,10 @@ class Averager:
     self._names, self._weights = _named_weights(weights)
     self._statistics: list[models.Statistic] = []
     is_model = isinstance(weights, nn.Module)
-    if isinstance(weights, nn.Module) and (
-      config.averaging_batch_norm == 'averaged'
+    if (
+      isinstance(weights, nn.Module)
+      and config.averaging_scheme != 'none'
+      and config.averaging_batch_norm == 'averaged'
     ):
       self._statistics = list(models.running_statistics(weights))
       self._names += [statistic.name for statistic in self._statistics]
@@ -304,11 +307,11 @@ class Averager:
   def _statistics_now(self) -> list[Tensor]:
     """Running statistics for a sample: copies, which outlive the next forward.
 
-    One buffer for each dtype, and one broadcast.
+    One buffer for each device and dtype, and one broadcast.
     """
     result = [s.tensor for s in self._statistics]
-    for dtype in dict.fromkeys(t.dtype for t in result):
-      places = [i for i, t in enumerate(result) if t.dtype == dtype]
+    for kind in dict.fromkeys((t.device, t.dtype) for t in result):
+      places = [i for i, t in enumerate(result) if (t.device, t.dtype) == kind]
       parts = [result[i] for i in places]
       flat = torch.cat([t.reshape(-1) for t in parts])
       if self._collective and _world_size() > 1:
@@ -321,6 +324,10 @@ class Averager:
   def _exchange_in(self, raw: list[Tensor], shown: list[Tensor]) -> None:
     # Before anything is exchanged: swap_out can then undo half a swap.
     self._raw = raw
+    count = len(self._weights)
+    # Layers write to statistics in place: whoever recomputes them for the
+    # average (torch's update_bn) must not write to the average itself.
+    shown = shown[:count] + [t.clone() for t in shown[count:]]
     for tensor, average in zip(self._tensors(), shown, strict=True):
       tensor.data = average
 
@@ -353,16 +360,16 @@ def _named_weights(
     ]
   else:
     named = list(weights)
+    for name, tensor in named:
+      if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise ValueError(
+          f'Invalid weights: {name!r} is {tensor.dtype}. Must be '
+          'floating-point or complex.'
+        )
   if not named:
     raise ValueError('Invalid weights: there are none.')
   names = [name for name, _ in named]
   for name, count in collections.Counter(names).items():
     if count > 1:
       raise ValueError(f'Invalid weights: two tensors are called {name!r}.')
-  for name, tensor in named:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-      raise ValueError(
-        f'Invalid weights: {name!r} is {tensor.dtype}. Must be floating-point '
-        'or complex.'
-      )
   return names, [tensor for _, tensor in named]

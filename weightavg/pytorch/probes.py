@@ -164,5 +164,5 @@ class Probe:
       self._loose = shares[self._rank]
       # A run that is resumed at its very end saves again as it is.
       self._shares = Future()
-      whole = [[t.cpu() for t in share] for share in shares]
-      self._shares.set_result(whole if self._rank == 0 else [])
+      kept = shares if self._rank == 0 else []
+      self._shares.set_result([[t.cpu() for t in share] for share in kept])

@@ -295,8 +295,8 @@ class ShardedPlacement:
     if self._group is not None:
       self._collected = Future()
       # Only rank 0 saves, from host memory.
-      whole = [[t.cpu() for t in buffer] for buffer in whole]
-      self._collected.set_result(whole if self._rank == 0 else [])
+      kept = whole if self._rank == 0 else []
+      self._collected.set_result([[t.cpu() for t in b] for b in kept])
 
   def nbytes(self) -> int:
     """Bytes of this rank's share."""
