@@ -247,7 +247,7 @@ def _run_job(job: cached_runs.Job, directory: str) -> dict[str, Any]:
     job['workload'],
     job['seed'],
     directory,
-    candidates=_candidates_of(job['workload']),
+    candidates=job['candidates'],
     evaluated_from=EVALUATED_FROM,
   )
 

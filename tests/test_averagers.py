@@ -61,6 +61,15 @@ def build(scheme, every=1, dtype=torch.float32, **kwargs):
   return model, optimizer, averager
 
 
+def averaged(scheme, **kwargs):
+  """A model and its averager after three steps."""
+  model, optimizer, averager = build(scheme, **kwargs)
+  for step in range(3):
+    train_step(model, optimizer, step)
+    averager.update()
+  return model, averager
+
+
 def weights(model):
   return {k: v.detach().clone() for k, v in model.state_dict().items()}
 
@@ -341,10 +350,7 @@ def test_tied_shared_and_strided_parameters(swap):
 
 @pytest.mark.parametrize('swap', SWAPS)
 def test_tied_parameters_stay_tied(swap):
-  model, optimizer, averager = build('lawa', averaging_swap=swap)
-  for step in range(3):
-    train_step(model, optimizer, step)
-    averager.update()
+  model, averager = averaged('lawa', averaging_swap=swap)
   with averager.evaluating():
     assert model.out.weight is model.embedding.weight
 
@@ -429,10 +435,7 @@ def test_pairs_may_be_aliases_of_the_weights(swap):
 
 @pytest.mark.parametrize('swap', SWAPS)
 def test_recomputed_statistics_do_not_write_to_the_average(swap):
-  model, optimizer, averager = build('ema', averaging_swap=swap)
-  for step in range(3):
-    train_step(model, optimizer, step)
-    averager.update()
+  model, averager = averaged('ema', averaging_swap=swap)
   with averager.evaluating():
     shown = model.norm.running_mean.clone()
     batches = [torch.full((8, 3, 5, 5), 9.0)]

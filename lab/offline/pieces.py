@@ -11,11 +11,11 @@ from lab.offline.plans import Plan, Weighted
 from lab.offline.readers import Spec
 from weightavg.coefficients import Lawa
 from weightavg.pytorch import multi_tensor
+from weightavg.pytorch.models import RUNNING_STATISTICS
 
 # Elements of the largest piece: it stays in the cache while all sums that use
 # it take it in.
 PIECE = 1 << 17
-RUNNING_STATISTICS = ('running_mean', 'running_var')
 
 
 @dataclasses.dataclass(frozen=True)

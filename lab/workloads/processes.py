@@ -1,23 +1,15 @@
-"""Which processes train together, and on which device this one does."""
+"""Whether processes train together, and on which device this one does."""
 
 import os
 
 import torch
-import torch.distributed as dist
+
+from weightavg.pytorch.processes import world_size
 
 
 def distributed() -> bool:
   """Whether several processes train together."""
-  return (
-    dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-  )
-
-
-def rank_and_world() -> tuple[int, int]:
-  """This process's rank and the number of processes."""
-  if distributed():
-    return dist.get_rank(), dist.get_world_size()
-  return 0, 1
+  return world_size() > 1
 
 
 def local_device() -> torch.device:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightavg import coefficients
 from weightavg.config import AveragingConfig
+from weightavg.pytorch.models import RUNNING_STATISTICS
 from weightavg.pytorch.tracks import stored_buffers
 
 FORMAT = 2
@@ -79,7 +80,7 @@ def check(
       'averaging_checkpoints=True.'
     )
   has_statistics = any(
-    name.endswith(('running_mean', 'running_var'))
+    name.endswith(RUNNING_STATISTICS)
     for names in (shapes, *state_dict['buffers'])
     for name in names
   )

@@ -14,6 +14,7 @@ from weightavg.config import AveragingConfig
 from weightavg.pytorch import averager_state, models, multi_tensor
 from weightavg.pytorch.averager_state import RAW
 from weightavg.pytorch.placement import Placement, build_placement
+from weightavg.pytorch.processes import world_size
 
 
 def _outside_autograd(method: Callable[..., None]) -> Callable[..., None]:
@@ -314,7 +315,7 @@ class Averager:
       places = [i for i, t in enumerate(result) if (t.device, t.dtype) == kind]
       parts = [result[i] for i in places]
       flat = torch.cat([t.reshape(-1) for t in parts])
-      if self._collective and _world_size() > 1:
+      if self._collective and world_size() > 1:
         dist.broadcast(flat, src=0)
       copies = flat.split([t.numel() for t in parts])
       for i, copy in zip(places, copies, strict=True):
@@ -343,10 +344,6 @@ class Averager:
 
   def _in_order(self, named: dict[str, Tensor]) -> list[Tensor]:
     return [named[name] for name in self._names]
-
-
-def _world_size() -> int:
-  return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _named_weights(

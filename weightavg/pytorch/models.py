@@ -9,6 +9,8 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 _COMPILED = '_orig_mod'
+# Names of a normalisation layer's running statistics.
+RUNNING_STATISTICS = ('running_mean', 'running_var')
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -57,7 +59,7 @@ def running_statistics(model: nn.Module) -> Iterator[Statistic]:
   other layers, which are constants.
   """
   for prefix, layer in unwrap(model).named_modules():
-    for attribute in ('running_mean', 'running_var'):
+    for attribute in RUNNING_STATISTICS:
       buffer = layer._buffers.get(attribute)
       if buffer is not None and torch.is_floating_point(buffer):
         name = f'{prefix}.{attribute}' if prefix else attribute

@@ -2,9 +2,8 @@
 
 A probe is the first rows of a batch of the training queue that is set aside. It
 is never trained on where the data pass once; where they repeat, not since the
-epoch before. In
-a checkpoint, which rank 0 alone writes, are the shares of all ranks: they are
-on their way to it from the moment a probe is set aside.
+epoch before. In a checkpoint, which rank 0 alone writes, are the shares of all
+ranks: they are on their way to it from the moment a probe is set aside.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from absl import logging
 from torch import Tensor
 
 from weightavg.pytorch.background import Worker
+from weightavg.pytorch.processes import rank_and_world
 
 Batch = dict[str, Any]
 
@@ -76,14 +76,12 @@ class Probe:
   def __init__(
     self, examples: int | None, every: int, checkpoints: bool = True
   ) -> None:
-    is_alone = not dist.is_initialized() or dist.get_world_size() == 1
-    self._rank = 0 if is_alone else dist.get_rank()
-    self._world_size = 1 if is_alone else dist.get_world_size()
+    self._rank, self._world_size = rank_and_world()
     self._examples = examples
     self._every = every
     self._checkpoints = checkpoints
     self._group = None
-    if not is_alone and checkpoints:
+    if self._world_size > 1 and checkpoints:
       # A group of its own: the gathering runs beside other collectives.
       self._group = dist.new_group(backend='gloo')
       self._worker = Worker()

@@ -28,6 +28,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from weightavg.pytorch.processes import world_size
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -67,7 +69,7 @@ def compare(losses: Tensor, elements: Tensor) -> Comparison:
   squares = (losses[:, None] - losses).square().sum(2)
   counts = [losses.new_tensor([examples, examples]), elements.double().view(1)]
   packed = torch.cat([losses.sum(1), squares.flatten(), *counts])
-  if dist.is_initialized() and dist.get_world_size() > 1:
+  if world_size() > 1:
     dist.all_reduce(packed)
   packed = packed.cpu()
   return Comparison(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weightavg import coefficients
 from weightavg.pytorch import background, multi_tensor, tracks
+from weightavg.pytorch.processes import rank_and_world
 
 # Every tensor and every share begins at a multiple of this many bytes, so that
 # a share ends between two elements of any dtype and loads are aligned.
@@ -119,9 +120,7 @@ class ShardedPlacement:
     tensors: Sequence[Tensor],
     checkpoints: bool = True,
   ) -> None:
-    is_alone = not dist.is_initialized() or dist.get_world_size() == 1
-    self._rank = 0 if is_alone else dist.get_rank()
-    self._world_size = 1 if is_alone else dist.get_world_size()
+    self._rank, self._world_size = rank_and_world()
     if not dist.is_initialized():
       logging.log_first_n(
         logging.INFO, 'No process group: the average is sharded over 1 rank.', 1
@@ -135,7 +134,7 @@ class ShardedPlacement:
     ]
     self._checkpoints = checkpoints
     self._group = None
-    if not is_alone and checkpoints:
+    if self._world_size > 1 and checkpoints:
       self._group = dist.new_group(backend='gloo')
       self._worker = background.Worker()
     self._collected: Future | None = None

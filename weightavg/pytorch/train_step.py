@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from weightavg import spec
 from weightavg.config import SubmissionConfig
 from weightavg.pytorch.averagers import Averager
+from weightavg.pytorch.processes import world_size
 from weightavg.pytorch.profiling import section
 from weightavg.pytorch.schedules import build_scheduler
 from weightavg.workloads import (
@@ -177,10 +178,6 @@ def update_params(
   return optimizer_state, run.model, new_model_state
 
 
-def _world_size() -> int:
-  return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def _share_of_mean(losses: dict[str, Any]) -> tuple[Tensor, Tensor]:
   """This rank's loss, scaled so that DDP's mean is the global mean's gradient.
 
@@ -193,17 +190,17 @@ def _share_of_mean(losses: dict[str, Any]) -> tuple[Tensor, Tensor]:
   wide = torch.promote_types(summed.dtype, torch.float32)
   total = torch.as_tensor(losses['n_valid_examples'], device=summed.device)
   total = total.to(wide, copy=True)
-  if _world_size() > 1:
+  if world_size() > 1:
     dist.all_reduce(total)
   total.clamp_(min=1.0)  # a batch without a valid example gives zero gradients
-  return summed * _world_size() / total, total
+  return summed * world_size() / total, total
 
 
 def _log(
   workload: spec.Workload, model: nn.Module, loss: Tensor, global_step: int
 ) -> None:
   """Loss and gradient norm, as the benchmark's baselines log them."""
-  if _world_size() > 1:
+  if world_size() > 1:
     dist.all_reduce(loss)
   gradients = [p.grad for p in model.parameters() if p.grad is not None]
   if not gradients:
