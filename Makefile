@@ -11,20 +11,20 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
   test-algoperf lint check format clean
 
 quickstart: $(INSTALLED)
-	$(BIN)/python -m lab.quickstart
+	$(BIN)/python -m lab.studies.quickstart
 
 # 24 runs, two at a time: half an hour on two cores.
 study: $(INSTALLED)
-	$(BIN)/python -m lab.study
+	$(BIN)/python -m lab.studies.study
 
 # Twelve runs with a grid of horizons: under 25 minutes on two cores.
 horizon: $(INSTALLED)
-	$(BIN)/python -m lab.horizon
+	$(BIN)/python -m lab.studies.horizon
 
 # 180 runs, two at a time: hours. Started again, it goes on with those that are
 # missing; ARGS=--report_only reports on those that are there.
 auto-study: $(INSTALLED)
-	$(BIN)/python -m lab.auto_study $(ARGS)
+	$(BIN)/python -m lab.studies.auto_study $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install -q --disable-pip-version-check \
@@ -34,7 +34,7 @@ bench: $(INSTALLED)
 
 # Fills the README's tables from results/ and from the configuration.
 readme: $(INSTALLED)
-	$(BIN)/python -m lab.readme
+	$(BIN)/python -m lab.studies.readme
 
 test: $(INSTALLED)
 	$(PYTEST) -m 'not slow and not algoperf'

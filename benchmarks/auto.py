@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from benchmarks.measure import THREADS, Ratio, compare, transformer_parameters
-from lab.logs import MetricsLogger
+from lab.core.logs import MetricsLogger
 from lab.workloads import WORKLOADS, build_workload
 from weightavg import AveragingConfig
-from weightavg.pytorch import Averager, auto_step, train_step
+from weightavg.pytorch import Averager, choosing_step, train_step
 from weightavg.pytorch.build_nadamw import build_nadamw
 from weightavg.workloads import get_batch_size
 
@@ -81,7 +81,7 @@ class _Run:
     space = ROOT / self.workload.tuned_search_space
     (point,) = json.loads(space.read_text())
     self.model, self.model_state = self.workload.init_model_fn(_RNG)
-    self.state = auto_step.init_optimizer_state(
+    self.state = choosing_step.init_optimizer_state(
       self.workload, self.model, point, 'nadamw', build_nadamw
     )
     self.queue = self.workload._build_input_queue(
@@ -90,7 +90,7 @@ class _Run:
 
   def step(self) -> None:
     """Data selection and a training step, which swaps an average out."""
-    batch = auto_step.data_selection(
+    batch = choosing_step.data_selection(
       self.workload,
       self.queue,
       self.state,
@@ -100,7 +100,7 @@ class _Run:
       _STEP,
       _RNG,
     )
-    self.state, self.model, self.model_state = auto_step.update_params(
+    self.state, self.model, self.model_state = choosing_step.update_params(
       self.workload,
       self.model,
       None,
@@ -120,7 +120,7 @@ class _Run:
 
   def choose(self) -> None:
     """Compare all candidates, choose one and show it."""
-    self._prepare_for_eval(auto_step)
+    self._prepare_for_eval(choosing_step)
 
   def show(self) -> None:
     """Show an average, as a submission does that has only one."""

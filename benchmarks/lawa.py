@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.measure import Ratio, compare, merge, transformer_parameters
 from weightavg.coefficients import Lawa
-from weightavg.pytorch.tracks import WindowTrack
+from weightavg.pytorch.accumulators import WindowTrack
 
 WINDOW = 10
 # Ten reads and one write, in units of a flat copy's one read and one write.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from lab import logs
+from lab.core import logs
 
 THREADS = 2
 SHAPES = [(8000, 512)] + 6 * [

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 
-from lab import logs, profile_report
+from lab.core import logs
+from lab.run import profile_report
 from lab.workloads import build_workload
 
 WORKLOAD = 'stdlib_lm'
@@ -34,7 +35,7 @@ def breakdown(knobs: dict, folder: str) -> dict:
   space.write_text(json.dumps([point | knobs]))
   subprocess.run(
     [
-      *(sys.executable, '-m', 'lab.runner'),
+      *(sys.executable, '-m', 'lab.run'),
       f'--workload={WORKLOAD}',
       '--submission_path=submissions/nadamw_ema/submission.py',
       f'--tuning_search_space={space}',

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.measure import THREADS, Ratio
 from lab.workloads import WORKLOADS, build_workload
-from weightavg.pytorch import auto_step, train_step
+from weightavg.pytorch import choosing_step, train_step
 from weightavg.pytorch.build_nadamw import build_nadamw
 from weightavg.workloads import get_batch_size
 
@@ -29,7 +29,7 @@ def _trainer(name: str, scheme: str, every_step: bool) -> tuple[Any, int]:
     point |= {'averaging_every_steps': 1}
   model, model_state = workload.init_model_fn((0, 1))
   # Of auto, what every step costs; what its probes cost asks auto.py.
-  functions: Any = auto_step if scheme == 'auto' else train_step
+  functions: Any = choosing_step if scheme == 'auto' else train_step
   state = functions.init_optimizer_state(
     workload,
     model,

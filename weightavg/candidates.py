@@ -13,7 +13,7 @@ A point of a search space names them in one string, separated by commas:
 from collections.abc import Callable
 
 from weightavg import coefficients
-from weightavg.knobs import in_interval
+from weightavg.config_fields import in_interval
 
 DEFAULT_CANDIDATES = 'raw, ema 0.01, ema 0.1, polynomial 4, polynomial 1.5'
 

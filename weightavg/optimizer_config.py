@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from weightavg.knobs import REQUIRED, check_knobs, knob
+from weightavg.config_fields import REQUIRED, check_knobs, knob
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ if importlib.util.find_spec('algoperf') is not None:
     Workload,
   )
 else:
-  from weightavg.local_spec import (
+  from weightavg.spec_fallback import (
     ForwardPassMode,
     LossType,
     ParameterType,

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lab.errors import InputError
+from lab.core.errors import InputError
 from lab.offline import average_command, sweep_command
 
 _COMMANDS = {'average': average_command, 'sweep': sweep_command}

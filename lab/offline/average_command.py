@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lab.errors import InputError
+from lab.core.errors import InputError
+from lab.core.progress import Progress
 from lab.offline import averaging, plans, posthoc, series
-from lab.progress import Progress
 from weightavg import coefficients
 
 DTYPES = {

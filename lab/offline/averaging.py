@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from lab.errors import InputError
-from lab.offline.digests import Digests
-from lab.offline.pieces import (
+from lab.core.errors import InputError
+from lab.offline.chunks import (
   PIECE,
   Average,
   Last,
@@ -25,6 +24,7 @@ from lab.offline.pieces import (
   averaged_names,
   groups,
 )
+from lab.offline.digests import Digests
 from lab.offline.plans import Plan
 from lab.offline.readers import Spec
 from lab.offline.series import Series, check_alike

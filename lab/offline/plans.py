@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lab.errors import InputError
+from lab.core.errors import InputError
 from lab.offline.series import Series
 from weightavg import coefficients
 from weightavg.coefficients import Ema, Lawa, Polynomial

@@ -27,7 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from lab.errors import InputError
+from lab.core.errors import InputError
 from lab.offline import writers
 from lab.offline.plans import Plan, Weighted
 from lab.offline.series import Series

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lab.errors import InputError
+from lab.core.errors import InputError
 from weightavg.pytorch.models import clean_name
 
 # Where a state dict is found in a PyTorch file, in this order.

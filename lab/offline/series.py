@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from lab.errors import InputError
+from lab.core.errors import InputError
 from lab.offline.readers import Checkpoint, Spec
 
 _SHARD = re.compile(r'-\d+-of-\d+\.')

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lab import logs
-from lab.errors import InputError
+from lab.core import logs
+from lab.core.errors import InputError
 from lab.offline import batch_norm
-from lab.offline.pieces import Average, averaged_names
+from lab.offline.chunks import Average, averaged_names
 from lab.offline.plans import Plan, Scheme, taken
 from lab.offline.readers import Checkpoint
 from lab.offline.series import Series

@@ -10,11 +10,11 @@ import glob
 import os
 from typing import Any
 
-from lab import checkpoints, light, logs
-from lab.errors import InputError
-from lab.offline import hosts, plans, series, sweep
+from lab.core import checkpoint_files, light_files, logs
+from lab.core.errors import InputError
+from lab.core.progress import Progress
+from lab.offline import plans, series, sweep, workload_loader
 from lab.offline.average_command import numbers
-from lab.progress import Progress
 from weightavg.workloads import get_batch_size
 
 
@@ -76,16 +76,16 @@ def _variants(args: argparse.Namespace) -> list[sweep.Variant]:
 
 
 def _pattern(run: str) -> str:
-  if not light.steps(run) and checkpoints.steps(run):
+  if not light_files.steps(run) and checkpoint_files.steps(run):
     return os.path.join(glob.escape(run), 'checkpoint_*')
-  return light.path_of(glob.escape(run), '*')
+  return light_files.path_of(glob.escape(run), '*')
 
 
 def run(args: argparse.Namespace) -> int:
   """Evaluate what is not known yet, and write the tables."""
   output = args.output_dir or os.path.join(args.run, 'offline')
   variants = _variants(args)
-  workload = hosts.find_workload(
+  workload = workload_loader.find_workload(
     args.workload, args.librispeech_tokenizer_vocab_path
   )
   found = series.find(args.checkpoints or [_pattern(args.run)])

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lab.errors import InputError
+from lab.core.errors import InputError
 from lab.offline.readers import DTYPES, Spec
 
 # Key of the recipe in a file's metadata.

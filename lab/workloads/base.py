@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lab.workloads import stream, targets
+from lab.workloads.device import distributed, local_device
 from lab.workloads.modules import Shape, parameter_types
-from lab.workloads.processes import distributed, local_device
 from weightavg import spec
+from weightavg.pytorch.distributed import rank_and_world
 from weightavg.pytorch.models import unwrap
-from weightavg.pytorch.processes import rank_and_world
 
 # Salts: the splits of one workload never share a stream, whatever the seed.
 _SALTS = {'train': 1, 'eval_train': 2, 'validation': 3, 'test': 4}

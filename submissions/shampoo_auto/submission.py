@@ -1,12 +1,12 @@
 """Shampoo trains; evaluation sees the best of several averages."""
 
-from weightavg.pytorch import auto_step
-from weightavg.pytorch.auto_step import (
+from weightavg.pytorch import choosing_step
+from weightavg.pytorch.build_shampoo import build_shampoo
+from weightavg.pytorch.choosing_step import (
   data_selection,
   prepare_for_eval,
   update_params,
 )
-from weightavg.pytorch.build_shampoo import build_shampoo
 from weightavg.workloads import get_shampoo_batch_size as get_batch_size
 
 __all__ = [
@@ -23,7 +23,7 @@ def init_optimizer_state(
 ):
   """Distributed Shampoo, its schedule, its averagers and the probe."""
   del model_state, rng
-  return auto_step.init_optimizer_state(
+  return choosing_step.init_optimizer_state(
     workload,
     model_params,
     hyperparameters,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from weightavg import coefficients
 from weightavg.config import AveragingConfig
+from weightavg.pytorch.accumulators import stored_buffers
 from weightavg.pytorch.models import RUNNING_STATISTICS
-from weightavg.pytorch.tracks import stored_buffers
 
 FORMAT = 2
 # In place of a candidate: the raw weights.

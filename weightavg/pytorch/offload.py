@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightavg import coefficients
-from weightavg.pytorch import background, tracks
+from weightavg.pytorch import accumulators, async_copy
 
 
 class HostPlacement:
@@ -31,24 +31,26 @@ class HostPlacement:
     self,
     scheme: coefficients.Scheme,
     tensors: Sequence[Tensor],
-    transfers: background.Transfers | None = None,
-    worker: background.Worker | background.Inline | None = None,
+    transfers: async_copy.Transfers | None = None,
+    worker: async_copy.Worker | async_copy.Inline | None = None,
   ) -> None:
     cuda = next((t.device for t in tensors if t.is_cuda), None)
     if transfers is None:
       transfers = (
-        background.SynchronousTransfers()
+        async_copy.SynchronousTransfers()
         if cuda is None
-        else background.CudaTransfers(cuda)
+        else async_copy.CudaTransfers(cuda)
       )
     if worker is None:
-      worker = background.Inline() if cuda is None else background.Worker()
+      worker = async_copy.Inline() if cuda is None else async_copy.Worker()
     self.count = 0
     self._transfers = transfers
     self._worker = worker
     self._pinned = cuda is not None
     self._staging = [self._allocate(t, t.dtype) for t in tensors]
-    self._track = tracks.build_track(scheme, self._staging, self._allocate)
+    self._track = accumulators.build_track(
+      scheme, self._staging, self._allocate
+    )
     self._under_way: Future | None = None
 
   def _allocate(self, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -106,4 +108,4 @@ class HostPlacement:
   def nbytes(self) -> int:
     """Bytes in host memory, the staging buffer included."""
     self._settle()
-    return self._track.nbytes() + tracks.nbytes(self._staging)
+    return self._track.nbytes() + accumulators.nbytes(self._staging)

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from weightavg import coefficients
-from weightavg.pytorch import tracks
+from weightavg.pytorch import accumulators
 from weightavg.pytorch.offload import HostPlacement
 from weightavg.pytorch.sharding import ShardedPlacement
 
@@ -60,7 +60,7 @@ class DevicePlacement:
   def __init__(
     self, scheme: coefficients.Scheme, tensors: Sequence[Tensor]
   ) -> None:
-    self._track = tracks.build_track(scheme, tensors)
+    self._track = accumulators.build_track(scheme, tensors)
 
   @property
   def count(self) -> int:

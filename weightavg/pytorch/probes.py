@@ -15,8 +15,8 @@ import torch.distributed as dist
 from absl import logging
 from torch import Tensor
 
-from weightavg.pytorch.background import Worker
-from weightavg.pytorch.processes import rank_and_world
+from weightavg.pytorch.async_copy import Worker
+from weightavg.pytorch.distributed import rank_and_world
 
 Batch = dict[str, Any]
 

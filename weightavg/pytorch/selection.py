@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weightavg.pytorch.processes import world_size
+from weightavg.pytorch.distributed import world_size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from absl import logging
 from torch import Tensor
 
 from weightavg import coefficients
-from weightavg.pytorch import background, multi_tensor, tracks
-from weightavg.pytorch.processes import rank_and_world
+from weightavg.pytorch import accumulators, async_copy, multi_tensor
+from weightavg.pytorch.distributed import rank_and_world
 
 # Every tensor and every share begins at a multiple of this many bytes, so that
 # a share ends between two elements of any dtype and loads are aligned.
@@ -127,7 +127,7 @@ class ShardedPlacement:
       )
     self._layout = Layout(tensors, self._world_size)
     self._segments = self._layout.segments(self._rank)
-    self._track = tracks.build_track(scheme, self._share_of(tensors))
+    self._track = accumulators.build_track(scheme, self._share_of(tensors))
     self._templates = [
       torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device='meta')
       for t in tensors
@@ -136,7 +136,7 @@ class ShardedPlacement:
     self._group = None
     if self._world_size > 1 and checkpoints:
       self._group = dist.new_group(backend='gloo')
-      self._worker = background.Worker()
+      self._worker = async_copy.Worker()
     self._collected: Future | None = None
 
   @property
@@ -197,7 +197,7 @@ class ShardedPlacement:
       for buffer in self._track.buffers()
     ]
     own = [t.dtype for t in self._templates]
-    wide = [tracks.average_dtype(dtype) for dtype in own]
+    wide = [accumulators.average_dtype(dtype) for dtype in own]
     dtypes = [wide if is_wide else own for is_wide in self._track.widened()]
     self._collected = self._worker.submit(lambda: self._gather(shares, dtypes))
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from weightavg import spec
 from weightavg.config import SubmissionConfig
-from weightavg.pytorch.averagers import Averager
-from weightavg.pytorch.processes import world_size
+from weightavg.pytorch.averager import Averager
+from weightavg.pytorch.distributed import world_size
 from weightavg.pytorch.profiling import section
 from weightavg.pytorch.schedules import build_scheduler
 from weightavg.workloads import (

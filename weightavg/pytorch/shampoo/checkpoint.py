@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from weightavg.pytorch.shampoo import settings
+from weightavg.pytorch.shampoo import validation
+from weightavg.pytorch.shampoo.block_state import BlockStack
 from weightavg.pytorch.shampoo.blocking import Block
 from weightavg.pytorch.shampoo.distribution import RankGroup
 from weightavg.pytorch.shampoo.parameters import ParameterInfo
-from weightavg.pytorch.shampoo.stacks import BlockStack
 
 FORMAT = 'weightavg-shampoo-1'
 
@@ -171,7 +171,7 @@ def check(
     for group, theirs in zip(groups, saved['param_groups'], strict=True)
   ]
   for group in merged:
-    settings.check_group(group)
+    validation.check_group(group)
   return [_hyperparameters(theirs) for theirs in saved['param_groups']]
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from weightavg.pytorch.shampoo.block_state import BlockStack
 from weightavg.pytorch.shampoo.blocking import Block
 from weightavg.pytorch.shampoo.grafting import (
   grafted_direction,
   update_second_moment,
 )
-from weightavg.pytorch.shampoo.stacks import BlockStack
 
 
 def gradient_of(

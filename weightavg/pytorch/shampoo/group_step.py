@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from weightavg.pytorch.shampoo import root_schedule, settings
+from weightavg.pytorch.shampoo import root_schedule, validation
+from weightavg.pytorch.shampoo.block_state import BlockStack
 from weightavg.pytorch.shampoo.blocking import Block
 from weightavg.pytorch.shampoo.directions import direction_of, gradient_of
 from weightavg.pytorch.shampoo.parallel import run_all
 from weightavg.pytorch.shampoo.root_update import RootReport, update_roots
-from weightavg.pytorch.shampoo.stacks import BlockStack
 
 
 def step_group(
@@ -44,7 +44,7 @@ def step_group(
     The roots that did not go as usual.
   """
   due = root_schedule.due_blocks(group, phases, number)
-  step, start = group['step'], settings.start_step(group)
+  step, start = group['step'], validation.start_step(group)
   # Blocks with a gradient, and whether they are preconditioned: a chunk must
   # agree on that, and on being due.
   kinds = {

@@ -12,11 +12,11 @@ from weightavg.pytorch.shampoo import (
   distribution,
   parameters,
   root_schedule,
-  settings,
+  validation,
 )
+from weightavg.pytorch.shampoo.block_state import BlockStack, make_stacks
 from weightavg.pytorch.shampoo.blocking import Block
 from weightavg.pytorch.shampoo.group_step import step_group
-from weightavg.pytorch.shampoo.stacks import BlockStack, make_stacks
 
 
 class DistributedShampoo(torch.optim.Optimizer):
@@ -144,10 +144,10 @@ class DistributedShampoo(torch.optim.Optimizer):
       'diagonal_dim_threshold': diagonal_dim_threshold,
       'step': 0,
     }
-    settings.check_dtypes(preconditioner_dtype, communication_dtype)
+    validation.check_dtypes(preconditioner_dtype, communication_dtype)
     groups, names = parameters.named_groups(params)
     for group in groups:
-      settings.check_group(defaults | group)
+      validation.check_group(defaults | group)
     super().__init__(groups, defaults)
     self.preconditioner_dtype = preconditioner_dtype
     self.skip_nonfinite_gradients = skip_nonfinite_gradients

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from weightavg.pytorch.shampoo import settings
+from weightavg.pytorch.shampoo import validation
 from weightavg.pytorch.shampoo.blocking import Block
 
 
@@ -39,7 +39,7 @@ def due_blocks(
   group: Mapping[str, Any], phases: Mapping[Block, int], number: int
 ) -> set[Block]:
   """Blocks of the group (its number) whose roots are taken in this step."""
-  step, start = group['step'], settings.start_step(group)
+  step, start = group['step'], validation.start_step(group)
   frequency = group['precondition_frequency']
   if not group['spread_roots']:
     due = step == start or (step > start and step % frequency == 0)

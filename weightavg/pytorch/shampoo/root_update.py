@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightavg.pytorch.shampoo import packed, settings
+from weightavg.pytorch.shampoo import symmetric_pairs, validation
+from weightavg.pytorch.shampoo.block_state import BlockStack
 from weightavg.pytorch.shampoo.inverse_roots import half_roots
-from weightavg.pytorch.shampoo.stacks import BlockStack
 
 # Elements decomposed at once: bounds the memory, a few times as much.
 _BATCH = 1 << 26
@@ -48,13 +48,13 @@ def update_roots(
   """
   step, beta2 = group['step'], group['betas'][1]
   correction = 1.0 if beta2 == 1 else 1 - beta2**step
-  exponent = settings.exponent(group, len(stack.shape))
+  exponent = validation.exponent(group, len(stack.shape))
   report = RootReport()
   for mode, pair in enumerate(stack.pairs):
     count = max(1, _BATCH // pair[0].numel())
     for begin in range(chunk.start, chunk.stop, count):
       end = min(begin + count, chunk.stop)
-      factors = packed.factor_half(pair[begin:end]).unpack()
+      factors = symmetric_pairs.factor_half(pair[begin:end]).unpack()
       roots, good, retried = half_roots(
         factors.div_(correction), exponent, group['epsilon']
       )
@@ -64,12 +64,14 @@ def update_roots(
       ]
       report.retried += [labels[index] for index in retried]
       if all(good):
-        packed.root_half(pair[begin:end]).add_gram(roots, keep=0.0, add=1.0)
+        symmetric_pairs.root_half(pair[begin:end]).add_gram(
+          roots, keep=0.0, add=1.0
+        )
         continue
       for index, is_good in enumerate(good):
         if is_good:
           place = begin + index
-          half = packed.root_half(pair[place : place + 1])
+          half = symmetric_pairs.root_half(pair[place : place + 1])
           half.add_gram(roots[index : index + 1], keep=0.0, add=1.0)
         else:
           report.kept.append(labels[index])

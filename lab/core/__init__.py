@@ -1,0 +1,1 @@
+"""Shared by all rooms: errors, command lines, logs, curves, search spaces."""

@@ -1,0 +1,1 @@
+"""Submissions as self-contained folders: `python -m lab.export`."""

@@ -1,0 +1,1 @@
+"""Studies on AlgoPerf and on the local workloads: `python -m lab.launch`."""

@@ -1,0 +1,140 @@
+"""Ways to run a list of runs: here, by submitit, or by whoever reads them."""
+
+import pathlib
+import shlex
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from lab.core.errors import InputError
+from lab.launch import jobs, launch_plan
+from lab.launch.launch_plan import Plan, Rendezvous, Run
+
+# States of Slurm jobs that are still to come to an end.
+_ALIVE = {
+  'PENDING',
+  'RUNNING',
+  'REQUEUED',
+  'RESIZING',
+  'SUSPENDED',
+  'CONFIGURING',
+  'COMPLETING',
+}
+
+
+def show(plan: Plan, runs: Sequence[Run]) -> None:
+  """Print the commands of all runs that are not finished."""
+  print(f'cd {shlex.quote(str(plan.root))}')
+  for run in runs:
+    state = launch_plan.state_of(plan, run)
+    if state == 'finished':
+      print(f'# finished: {run.name}')
+      continue
+    rendezvous = None
+    if plan.nodes > 1:
+      # To be started on every node, with the first one's name in HEAD_NODE.
+      identity = run.name.replace('/', '-')
+      rendezvous = Rendezvous('$HEAD_NODE:29500', identity)
+    resume = launch_plan.has_checkpoints(plan, run)
+    text = shlex.join(launch_plan.command(plan, run, resume, rendezvous))
+    print(text.replace("'--rdzv_endpoint=$HEAD_NODE:29500'", _ENDPOINT))
+
+
+_ENDPOINT = '--rdzv_endpoint="$HEAD_NODE":29500'
+
+
+def run_here(plan: Plan, runs: Sequence[Run], files: jobs.Files) -> int:
+  """Run one after the other; 1 if any failed, else 0."""
+  failed = 0
+  for number, run in enumerate(runs, 1):
+    print(f'[{number}/{len(runs)}] {run.name}', flush=True)
+    status = jobs.Job(plan, run, files)()
+    if status:
+      failed += 1
+      print(f'  failed: {_last_line(files.log(run))}', flush=True)
+      print(f'  see {files.log(run)}', flush=True)
+  if failed:
+    print(f'{failed} of {len(runs)} runs failed.')
+  return 1 if failed else 0
+
+
+def _last_line(path: pathlib.Path) -> str:
+  lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+  errors = [line for line in lines if 'error' in line.lower()]
+  return (errors or lines or [''])[-1].strip()
+
+
+def _submitit() -> Any:
+  try:
+    import submitit
+  except ImportError as error:
+    raise InputError(
+      "submitit is not installed: pip install -e '.[launch]'."
+    ) from error
+  return submitit
+
+
+def _pairs(options: Sequence[str]) -> dict[str, str]:
+  for option in options:
+    if '=' not in option or option.startswith(('-', '=')):
+      raise InputError(
+        f'Invalid slurm={option!r}. Must be KEY=VALUE, without dashes.'
+      )
+  return dict(option.split('=', 1) for option in options)
+
+
+def submit(
+  plan: Plan,
+  runs: Sequence[Run],
+  files: jobs.Files,
+  cluster: str,
+  options: dict[str, Any],
+  slurm: Sequence[str] = (),
+) -> list[Any]:
+  """Submit every run as a job of its own; the submitit jobs.
+
+  Args:
+    plan: What all runs have in common.
+    runs: The runs.
+    files: The launcher's files.
+    cluster: 'slurm'; 'local' runs them all at once on this machine.
+    options: Of submitit's executor.
+    slurm: KEY=VALUE options of sbatch.
+
+  Raises:
+    InputError: submitit or Slurm is not there, or an option is not one.
+  """
+  submitit = _submitit()
+  more = _pairs(slurm)
+  if cluster == 'slurm' and shutil.which('sbatch') is None:
+    raise InputError('No Slurm here: no command sbatch on the PATH.')
+  if not runs:
+    return []
+  executor = submitit.AutoExecutor(files.folder / 'submitit', cluster=cluster)
+  executor.update_parameters(
+    name='weightavg', nodes=plan.nodes, tasks_per_node=1, **options
+  )
+  if cluster == 'slurm':
+    executor.update_parameters(
+      # A node that fails must not leave the others waiting for it.
+      slurm_srun_args=['--kill-on-bad-exit=1'],
+      slurm_additional_parameters=more,
+    )
+  with executor.batch():
+    submitted = [executor.submit(jobs.Job(plan, run, files)) for run in runs]
+  for run, job in zip(runs, submitted, strict=True):
+    jobs.update_record(files, run, job_id=job.job_id, exit_status=None)
+    print(f'{job.job_id}  {run.name}')
+  return submitted
+
+
+def alive(job_ids: Sequence[str], folder: pathlib.Path) -> set[str]:
+  """Those of Slurm's jobs that wait or run; none where there is no Slurm."""
+  if not job_ids or shutil.which('sacct') is None:
+    return set()
+  submitit = _submitit()
+  found = [
+    submitit.SlurmJob(folder=folder / 'submitit', job_id=job_id)
+    for job_id in job_ids
+  ]
+  return {job.job_id for job in found if job.state.split()[0] in _ALIVE}

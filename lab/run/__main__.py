@@ -1,0 +1,5 @@
+"""`python -m lab.run`."""
+
+from lab.run.runner import main
+
+main()

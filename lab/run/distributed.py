@@ -1,0 +1,102 @@
+"""One process or many: who logs, whose clock counts, how errors end all."""
+
+import dataclasses
+import os
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lab.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """Place of this process among those of the run.
+
+  Args:
+    rank: Global rank; rank 0 logs and writes.
+    world_size: Number of processes.
+    device: Device that this process trains on.
+  """
+
+  rank: int = 0
+  world_size: int = 1
+  device: torch.device = dataclasses.field(
+    default_factory=lambda: torch.device('cpu')
+  )
+
+  @property
+  def is_main(self) -> bool:
+    """Whether this process is the one that logs and writes."""
+    return self.rank == 0
+
+  def clock(self) -> float:
+    """Wall-clock seconds after all queued work, the latest of all ranks.
+
+    Under several processes this is a collective, so it is a barrier too.
+    """
+    if self.device.type == 'cuda':
+      torch.cuda.synchronize(self.device)
+    now = time.time()
+    if self.world_size == 1:
+      return now
+    latest = torch.tensor(now, dtype=torch.float64, device=self.device)
+    dist.all_reduce(latest, op=dist.ReduceOp.MAX)
+    return latest.item()
+
+  def barrier(self) -> None:
+    """Wait for all ranks."""
+    self.broadcast(None)
+
+  def broadcast(self, value: Any) -> Any:
+    """The value of rank 0, on every rank."""
+    if self.world_size == 1:
+      return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=self.device)
+    return box[0]
+
+  def agree(self, error: InputError | None) -> None:
+    """Raise on every rank if one of them has an error, the first one's."""
+    if self.world_size == 1:
+      messages = [str(error) if error else None]
+    else:
+      messages = [None] * self.world_size
+      dist.all_gather_object(messages, str(error) if error else None)
+    for message in messages:
+      if message is not None:
+        raise InputError(message)
+
+
+def start() -> Context:
+  """Join the process group that torchrun described, if it did.
+
+  Raises:
+    InputError: there are fewer CUDA devices than processes on this machine.
+  """
+  if 'LOCAL_RANK' not in os.environ:
+    cuda = torch.cuda.is_available()
+    return Context(device=torch.device('cuda' if cuda else 'cpu'))
+  local_rank = int(os.environ['LOCAL_RANK'])
+  device = torch.device('cpu')
+  backend = 'gloo'
+  if torch.cuda.is_available():
+    local_world_size = int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
+    if local_world_size > torch.cuda.device_count():
+      raise InputError(
+        f'Invalid nproc_per_node={local_world_size}. Must be at most '
+        f'{torch.cuda.device_count()}, the number of CUDA devices.'
+      )
+    device = torch.device('cuda', local_rank)
+    torch.cuda.set_device(device)
+    backend = 'nccl'
+  dist.init_process_group(backend)
+  return Context(dist.get_rank(), dist.get_world_size(), device)
+
+
+def stop() -> None:
+  """Leave the process group, if there is one."""
+  if dist.is_initialized():
+    dist.destroy_process_group()

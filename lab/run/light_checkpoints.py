@@ -1,0 +1,115 @@
+"""What a run keeps for `lab.offline`: light checkpoints and post-hoc tracks.
+
+A trial's folder `weights` holds step_<n>.safetensors with the model's state
+under clean names: raw weights, whatever average evaluation sees. Its folder
+`posthoc` is described in `lab.offline.run_accumulators`.
+"""
+
+import importlib.util
+import os
+from typing import Any
+
+from torch import nn
+
+from lab.core.errors import InputError
+from lab.core.light_files import FOLDER, path_of, steps
+from lab.run.settings import Settings
+from weightavg.pytorch.models import clean_name, unwrap
+from weightavg.pytorch.profiling import section
+
+
+def save(
+  model: nn.Module, directory: str, step: int, keep: int | None = None
+) -> str:
+  """Write the weights; call it on rank 0 only, outside of evaluations.
+
+  Args:
+    model: wrapped or not.
+    directory: the trial's.
+    step: updates made so far.
+    keep: how many of the latest stay; None: all.
+
+  Raises:
+    InputError: the file cannot be written; nothing is left of it.
+  """
+  # Needs safetensors, which a plain run does without.
+  from lab.offline import writers
+
+  os.makedirs(os.path.join(directory, FOLDER), exist_ok=True)
+  state = unwrap(model).state_dict()
+  path = path_of(directory, step)
+  named = [(clean_name(name), tensor) for name, tensor in state.items()]
+  writers.save(path, named, {'step': step})
+  if keep is not None:
+    # A resumed run may find files of steps that it has yet to make again.
+    for old in [s for s in steps(directory) if s <= step][:-keep]:
+      os.remove(path_of(directory, old))
+  return path
+
+
+def check(settings: Settings, budget: int) -> None:
+  """Raise InputError if what the flags ask for cannot be kept.
+
+  Args:
+    settings: the command line.
+    budget: steps of the run.
+  """
+  every = settings.posthoc_every
+  if not (settings.save_every or every):
+    return
+  if importlib.util.find_spec('safetensors') is None:
+    raise InputError(
+      'Invalid flags: --save_every and --posthoc_every need safetensors. '
+      "Run: pip install -e '.[lab]'"
+    )
+  if every is not None and every > budget:
+    raise InputError(
+      f'Invalid posthoc_every={every}. Must be in [1, {budget}], the budget.'
+    )
+
+
+class Keeper:
+  """Keeps what the flags of a run ask for; on rank 0 only.
+
+  Args:
+    settings: the command line.
+    directory: the trial's.
+    model: what is trained, wrapped or not.
+    resumed_at: step of the checkpoint that the run goes on from, if it does.
+
+  Raises:
+    InputError: the tracks cannot go on from that checkpoint.
+  """
+
+  def __init__(
+    self,
+    settings: Settings,
+    directory: str,
+    model: nn.Module,
+    resumed_at: int | None,
+  ) -> None:
+    self._settings, self._directory = settings, directory
+    self._tracks: Any = None
+    if settings.posthoc_every is not None:
+      from lab.offline.run_accumulators import RunTracks
+
+      self._tracks = RunTracks(
+        model, directory, settings.posthoc_every, settings.keep
+      )
+      if resumed_at is not None:
+        self._tracks.restore(resumed_at)
+
+  def after_step(self, model: nn.Module, step: int) -> None:
+    """Call it before any evaluation puts an average in the weights' place."""
+    every = self._settings.save_every
+    if every is not None and step % every == 0:
+      with section('Light checkpoint'):
+        save(model, self._directory, step, self._settings.keep)
+    if self._tracks is not None:
+      with section('Post-hoc tracks'):
+        self._tracks.update(step)
+
+  def before_checkpoint(self, step: int) -> None:
+    """Call it before a checkpoint: none must ever be without what it needs."""
+    if self._tracks is not None:
+      self._tracks.save_state(step)

@@ -1,0 +1,49 @@
+"""What the command line says about a run."""
+
+import dataclasses
+import os
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """One field per flag of `lab.run`, of the same name and meaning."""
+
+  workload: str
+  submission_path: str
+  experiment_dir: str
+  experiment_name: str
+  framework: str = 'pytorch'
+  tuning_ruleset: str = 'external'
+  tuning_search_space: str | None = None
+  num_tuning_trials: int = 1
+  hparam_start_index: int | None = None
+  hparam_end_index: int | None = None
+  data_dir: str = '~/data'
+  rng_seed: int | None = None
+  max_global_steps: int | None = None
+  eval_every_steps: int | None = None
+  run_to_budget: bool = False
+  skip_evals: bool = False
+  save_checkpoints: bool = True
+  save_intermediate_checkpoints: bool = True
+  resume_last_run: bool = False
+  overwrite: bool = False
+  append_timestamp: bool = False
+  torch_compile: bool = False
+  profile: bool = False
+  save_every: int | None = None
+  keep: int | None = None
+  posthoc_every: int | None = None
+
+  @property
+  def log_dir(self) -> str:
+    """Directory of this experiment on this workload."""
+    return os.path.join(
+      os.path.expanduser(self.experiment_dir),
+      self.experiment_name,
+      f'{self.workload}_{self.framework}',
+    )
+
+  def trial_dir(self, number: int) -> str:
+    """Directory of a trial, counted from 1."""
+    return os.path.join(self.log_dir, f'trial_{number}')

@@ -1,0 +1,256 @@
+"""Everything about a run that can be wrong, checked before anything is done.
+
+`prepare` reads files, imports the submission, builds a model and an optimizer
+state for every trial and loads the checkpoints it would resume from, all to be
+thrown away: what passes here does not fail halfway through an experiment.
+"""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+from typing import Any
+
+from absl import logging
+
+from lab import workloads
+from lab.core import checkpoint_files, command_line, logs, search_space
+from lab.core.errors import InputError
+from lab.run import checkpoints, submissions
+from lab.run.distributed import Context
+from lab.run.settings import Settings
+from lab.run.trial import Trial, initial_state
+
+_META_DATA = re.compile(r'meta_data_(\d+)\.json')
+
+
+def _workload(name: str) -> Any:
+  try:
+    workload = workloads.build_workload(name)
+    # Raise where nobody has set the workload's targets yet.
+    _ = workload.validation_target_value, workload.test_target_value
+  except ValueError as error:
+    raise InputError(str(error)) from error
+  return workload
+
+
+def _check_experiment(settings: Settings) -> None:
+  """Check the experiment's directory against the flags about it."""
+  path = settings.log_dir
+  if settings.resume_last_run and settings.overwrite:
+    raise InputError(
+      'Invalid flags: at most one of --resume_last_run and --overwrite.'
+    )
+  if settings.resume_last_run:
+    if not _trials_with_checkpoints(path):
+      raise InputError(f'Nothing to resume: no checkpoint in {path}.')
+  elif os.path.lexists(path):
+    if not settings.overwrite:
+      raise InputError(
+        f'The experiment directory {path} exists. Use --overwrite to replace '
+        'it or --resume_last_run to go on with it.'
+      )
+    if os.path.islink(path) or not os.path.isdir(path):
+      raise InputError(f'Cannot overwrite {path}: must be a directory.')
+  command_line.check_writable(pathlib.Path(path))
+
+
+def _trials_with_checkpoints(path: str) -> list[str]:
+  if not os.path.isdir(path):
+    return []
+  trials = [os.path.join(path, name) for name in sorted(os.listdir(path))]
+  return [trial for trial in trials if checkpoint_files.steps(trial)]
+
+
+def _last_meta_data(directory: str) -> tuple[int, dict[str, Any]]:
+  """Number and content of the last meta_data_<n>.json; (-1, {}) if none."""
+  if not os.path.isdir(directory):
+    return -1, {}
+  matches = map(_META_DATA.fullmatch, os.listdir(directory))
+  numbers = [int(match[1]) for match in matches if match]
+  if not numbers:
+    return -1, {}
+  path = os.path.join(directory, f'meta_data_{max(numbers)}.json')
+  return max(numbers), logs.read_json(path) or {}
+
+
+def _rng_seed(settings: Settings, drawn: int) -> int:
+  """The given seed, that of the run to be resumed, or the drawn one."""
+  seed = settings.rng_seed
+  if settings.resume_last_run:
+    for directory in _trials_with_checkpoints(settings.log_dir):
+      recorded = _last_meta_data(directory)[1].get('rng_seed')
+      if recorded is None:
+        continue
+      if seed is not None and seed != recorded:
+        raise InputError(
+          f'Invalid rng_seed={seed}. Must be {recorded}, the seed of the run '
+          f'in {directory}.'
+        )
+      seed = recorded
+  return drawn if seed is None else seed
+
+
+def _batch_sizes(
+  settings: Settings,
+  context: Context,
+  workload: Any,
+  submission: submissions.Submission,
+) -> tuple[int, int]:
+  names = list(workloads.WORKLOADS)
+  train = submission.batch_size(settings.workload, names)
+  custom = getattr(submission.module, 'get_eval_batch_size', None)
+  evaluation = custom(settings.workload) if custom else workload.eval_batch_size
+  for name, size in (('batch size', train), ('eval batch size', evaluation)):
+    if size < 1 or size % context.world_size:
+      raise InputError(
+        f'Invalid {name} {size} of {submission.path}. Must be a positive '
+        f'multiple of the number of processes, {context.world_size}.'
+      )
+  return train, evaluation
+
+
+def _points(settings: Settings, rng_seed: int) -> list[tuple[int, Any]]:
+  """Numbers (from 1) and hyperparameters of the trials to run."""
+  if settings.tuning_ruleset == 'self':
+    if settings.tuning_search_space is not None:
+      raise InputError(
+        'Invalid flags: no --tuning_search_space with --tuning_ruleset=self.'
+      )
+    return [(1, None)]
+  if settings.tuning_search_space is None:
+    raise InputError(
+      'Invalid flags: --tuning_ruleset=external needs --tuning_search_space.'
+    )
+  points = search_space.load(
+    settings.tuning_search_space, settings.num_tuning_trials, rng_seed
+  )
+  if len(points) < settings.num_tuning_trials:
+    logging.info(
+      '%s has %d points: running that many trials.',
+      settings.tuning_search_space,
+      len(points),
+    )
+  chosen = itertools.islice(
+    enumerate(points, 1),
+    settings.hparam_start_index,
+    settings.hparam_end_index,
+  )
+  result = [
+    (number, search_space.as_hyperparameters(point)) for number, point in chosen
+  ]
+  if not result:
+    raise InputError(
+      f'No trials to run: hparam_start_index={settings.hparam_start_index}, '
+      f'hparam_end_index={settings.hparam_end_index} of {len(points)} points.'
+    )
+  return result
+
+
+def _saved_hyperparameters(directory: str, given: Any) -> Any:
+  """What a trial began with, which goes before what the file says now."""
+  if given is None:
+    return None
+  saved = logs.read_json(os.path.join(directory, logs.HPARAMS))
+  if not isinstance(saved, dict):
+    return given
+  if saved != given._asdict():
+    logging.warning('Resuming with the hyperparameters in %s.', directory)
+  return search_space.as_hyperparameters(saved)
+
+
+def _check_trial(trial: Trial, resume: bool) -> None:
+  """Initialise the trial and throw the result away."""
+  where = (
+    f'{trial.settings.tuning_search_space}, '
+    f'{os.path.basename(trial.directory)}: '
+  )
+  try:
+    state = initial_state(trial)
+  except ValueError as error:
+    raise InputError(f'{where}{error}') from error
+  except AttributeError as error:
+    # A submission that reads a key which the point does not have.
+    if error.obj is not trial.hyperparameters:
+      raise
+    raise InputError(f'{where}missing key {error.name!r}.') from error
+  path = checkpoint_files.latest(trial.directory) if resume else None
+  if path is None:
+    return
+  number, _ = _last_meta_data(trial.directory)
+  flags = logs.read_json(os.path.join(trial.directory, f'flags_{number}.json'))
+  maker = (flags or {}).get('submission_path')
+  if maker is not None:
+    before = submissions.module_name(maker)
+    now = submissions.module_name(trial.settings.submission_path)
+    if before != now:
+      raise InputError(
+        f'Cannot resume from {path}: made by submission {before}, not {now}.'
+      )
+  checkpoints.restore(state, path, trial.context.device)
+
+
+def prepare(
+  settings: Settings, context: Context, drawn_seed: int
+) -> list[Trial]:
+  """The trials of a run, from what the command line names.
+
+  Args:
+    settings: The command line.
+    context: This process's place among all.
+    drawn_seed: For a run that is given none; the same on every rank.
+
+  Raises:
+    InputError: something given cannot be used; nothing was written.
+  """
+  workload = _workload(settings.workload)
+  submission = submissions.load(settings.submission_path)
+  _check_experiment(settings)
+  seed = _rng_seed(settings, drawn_seed)
+  batch_size, eval_batch_size = _batch_sizes(
+    settings, context, workload, submission
+  )
+  factor = 1.5 if settings.tuning_ruleset == 'self' else 1.0
+  budget = settings.max_global_steps or round(factor * workload.step_hint)
+  eval_every = settings.eval_every_steps or getattr(
+    workload, 'eval_every_steps', None
+  )
+  trials = []
+  for number, hyperparameters in _points(settings, seed):
+    directory = settings.trial_dir(number)
+    if settings.resume_last_run:
+      hyperparameters = _saved_hyperparameters(directory, hyperparameters)
+    trials.append(
+      Trial(
+        workload=workload,
+        submission=submission,
+        settings=settings,
+        context=context,
+        hyperparameters=hyperparameters,
+        rng_seed=seed,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        budget=budget,
+        eval_every=eval_every,
+        directory=directory,
+      )
+    )
+  return trials
+
+
+def check(trials: list[Trial]) -> None:
+  """Initialise every trial once, without keeping or writing anything.
+
+  Raises:
+    InputError: hyperparameters or a checkpoint cannot be used.
+  """
+  for trial in trials:
+    _check_trial(trial, trial.settings.resume_last_run)
+
+
+def with_timestamp(settings: Settings, stamp: str) -> Settings:
+  """The settings with a date and time appended to the experiment's name."""
+  return dataclasses.replace(
+    settings, experiment_name=f'{settings.experiment_name}-{stamp}'
+  )

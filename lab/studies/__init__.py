@@ -1,0 +1,1 @@
+"""Studies of averaging on the local workloads: `python -m lab.studies`."""

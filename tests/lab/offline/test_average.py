@@ -1,0 +1,502 @@
+"""Averages of files: equal to online ones, streamed, whole or not at all."""
+
+import errno
+import io
+import json
+import re
+
+import pytest
+import torch
+from references import explicit_average
+from safetensors import safe_open
+from torch import nn
+
+from lab.core import light_files
+from lab.core.errors import InputError
+from lab.offline import averaging, chunks, plans, series, writers
+from lab.offline.__main__ import main
+from lab.run import light_checkpoints
+from weightavg import AveragingConfig
+from weightavg.coefficients import Ema, Lawa, Polynomial
+from weightavg.pytorch import Averager
+
+
+def states(count, dtype=torch.float32):
+  """State dicts of a small network as it might move."""
+  generator = torch.Generator().manual_seed(0)
+  found = []
+  for step in range(1, count + 1):
+    state = {
+      'layer.weight': torch.randn(7, 5, generator=generator, dtype=dtype),
+      'layer.bias': torch.randn(5, generator=generator, dtype=dtype),
+      'norm.running_mean': torch.full((3,), float(step), dtype=dtype),
+      'norm.num_batches_tracked': torch.tensor(step),
+    }
+    found.append(state)
+  return found
+
+
+def write(folder, samples):
+  """Checkpoints of steps 10, 20, ...; the pattern that finds them."""
+  for i, state in enumerate(samples, 1):
+    torch.save(state, folder / f'checkpoint_{10 * i}')
+  return str(folder / 'checkpoint_*')
+
+
+def average(pattern, *arguments):
+  return main(['average', '--checkpoints', pattern, *map(str, arguments)])
+
+
+def read(path):
+  with safe_open(str(path), 'pt') as file:
+    tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+    return tensors, json.loads(file.metadata()[writers.RECIPE])
+
+
+SCHEMES = {
+  'lawa': (('--window', 3), Lawa(3)),
+  'ema': (('--decay', 0.7), Ema(0.7)),
+  'polynomial': (('--power', 2.5), Polynomial(2.5)),
+}
+
+
+@pytest.mark.parametrize('every', [1, 2])
+@pytest.mark.parametrize('name', SCHEMES)
+def test_equals_the_explicit_weighted_sum(name, every, tmp_path):
+  samples = states(6, torch.float64)
+  out = tmp_path / 'avg.safetensors'
+  arguments, scheme = SCHEMES[name]
+  assert not average(
+    write(tmp_path, samples), '--scheme', name, *arguments, '--every', every,
+    '--output', out,
+  )  # fmt: skip
+  used = samples[(6 - 1) % every :: every][:6]
+  found, recipe = read(out)
+  names = ['layer.weight', 'layer.bias']
+  weights = scheme.weights(len(used))
+  expected = explicit_average([[s[n] for n in names] for s in used], weights)
+  for key, value in zip(names, expected, strict=True):
+    # Sums of six terms of size one in float64.
+    torch.testing.assert_close(found[key], value, rtol=0, atol=1e-14)
+  listed = {i['step']: i['weight'] for i in recipe['inputs']}
+  assert sum(listed.values()) == pytest.approx(1.0)
+  assert max(listed) == 60
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize('name', SCHEMES)
+def test_offline_equals_online_bit_for_bit(name, dtype, tmp_path):
+  # Also in float32: the operations are the same ones. Pieces and vector tails
+  # fall differently, which must not show either.
+  model = nn.Sequential(nn.Linear(97, 31), nn.BatchNorm1d(31)).to(dtype)
+  arguments, _ = SCHEMES[name]
+  knobs = {
+    'lawa': {'lawa_window': 3},
+    'ema': {'ema_decay': 0.7},
+    'polynomial': {'averaging_power': 2.5},
+  }[name]
+  config = AveragingConfig(
+    averaging_scheme=name, averaging_every_steps=2, **knobs
+  )
+  averager = Averager(model, config, budget=12)
+  optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+  for step in range(1, 13):
+    loss = model(torch.randn(8, 97, dtype=dtype)).square().sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    averager.update()
+    if step % 2 == 0:
+      light_checkpoints.save(model, str(tmp_path), step)
+  out = tmp_path / 'avg.safetensors'
+  assert not average(
+    light_files.path_of(str(tmp_path), '*'), '--scheme', name, *arguments,
+    '--output', out,
+  )  # fmt: skip
+  found, _ = read(out)
+  raw = {k: v.clone() for k, v in model.state_dict().items()}
+  with averager.evaluating():
+    online = {k: v.clone() for k, v in model.state_dict().items()}
+  assert online.keys() == found.keys()
+  for key, value in online.items():
+    assert torch.equal(found[key], value), key
+  assert not torch.equal(online['0.weight'], raw['0.weight'])
+
+
+def test_integers_come_from_the_last_and_running_statistics_if_asked(tmp_path):
+  pattern, out = write(tmp_path, states(4)), tmp_path / 'a.safetensors'
+  average(pattern, '--scheme', 'lawa', '--window', 4, '--output', out)
+  found, _ = read(out)
+  assert found['norm.num_batches_tracked'].item() == 4
+  assert found['norm.running_mean'].tolist() == [2.5] * 3
+  average(
+    pattern, '--scheme', 'lawa', '--window', 4, '--batch_norm', 'current',
+    '--output', out,
+  )  # fmt: skip
+  assert read(out)[0]['norm.running_mean'].tolist() == [4.0] * 3
+
+
+def test_dtypes_of_sums_and_of_the_output(tmp_path):
+  # In float32 2^24 + 1 is 2^24; in float64 it is not.
+  samples = [{'w': torch.tensor([2.0**24])}, {'w': torch.tensor([1.0])}]
+  samples.append({'w': torch.tensor([1.0])})
+  pattern = write(tmp_path, samples)
+  arguments = (pattern, '--scheme', 'lawa', '--window', 3, '--output')
+  out = tmp_path / 'a.safetensors'
+  average(*arguments, out)
+  assert read(out)[0]['w'].item() == torch.tensor(2.0**24 / 3).item()
+  average(*arguments, out, '--sums', 'float64', '--dtype', 'float64')
+  assert read(out)[0]['w'].item() == (2.0**24 + 2) / 3
+  average(*arguments, out, '--dtype', 'bfloat16')
+  assert read(out)[0]['w'].dtype == torch.bfloat16
+
+
+def test_half_precision_is_summed_in_float32(tmp_path):
+  samples = [{'w': torch.tensor([x], dtype=torch.bfloat16)} for x in (256, 1)]
+  pattern, out = write(tmp_path, samples), tmp_path / 'a.safetensors'
+  average(
+    pattern, '--scheme', 'lawa', '--window', 2, '--dtype', 'float32',
+    '--output', out,
+  )  # fmt: skip
+  assert read(out)[0]['w'].item() == 128.5
+
+
+def test_tied_tensors_stay_tied(tmp_path):
+  for step in (1, 2):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    torch.save(model.state_dict(), tmp_path / f'tied_{step}')
+    light_checkpoints.save(model, str(tmp_path), step)
+  for pattern in (tmp_path / 'tied_*', light_files.path_of(str(tmp_path), '*')):
+    out = tmp_path / 'avg.pt'
+    average(str(pattern), '--scheme', 'lawa', '--window', 2, '--output', out)
+    state = torch.load(out, weights_only=True)['state_dict']
+    assert state['0.weight'].data_ptr() == state['1.weight'].data_ptr()
+    model.load_state_dict(state)
+  out = tmp_path / 'avg.safetensors'
+  average(str(pattern), '--scheme', 'lawa', '--window', 2, '--output', out)
+  from safetensors.torch import load_model
+
+  load_model(model, str(out))
+  assert torch.equal(model[0].weight, state['0.weight'])
+
+
+@pytest.mark.parametrize('ending', ['safetensors', 'pt'])
+def test_many_outputs_share_one_pass_and_equal_single_ones(
+  ending, tmp_path, monkeypatch
+):
+  pattern = write(tmp_path, states(6))
+  template = f'avg_{{window}}_{{at}}.{ending}'
+  opened = []
+  original = series.Series.open
+
+  def counting(self, index):
+    opened.append(index)
+    return original(self, index)
+
+  monkeypatch.setattr(series.Series, 'open', counting)
+  arguments = ['--scheme', 'lawa', '--no_hashes', '--output']
+  assert not average(
+    pattern, *arguments, tmp_path / template, '--window', '2,3', '--at', '40,60'
+  )
+  groups = 4
+  # Twice to look at it, and once for each group of the model that is summed.
+  assert len(opened) <= 6 * (2 + groups) + 1
+  for window in (2, 3):
+    for at in (40, 60):
+      alone = tmp_path / f'alone.{ending}'
+      average(pattern, *arguments, alone, '--window', window, '--at', at)
+      together = tmp_path / template.format(window=window, at=at)
+      assert together.read_bytes() == alone.read_bytes() or ending == 'pt'
+      if ending == 'pt':
+        one, two = (
+          torch.load(p, weights_only=True)['state_dict']
+          for p in (together, alone)
+        )
+        assert all(torch.equal(one[k], two[k]) for k in two)
+
+
+def test_every_value_is_read_once(tmp_path, monkeypatch):
+  pattern = write(tmp_path, states(3))
+  seen = []
+  original = chunks.Average.add
+
+  def counting(self, values):
+    seen.append(values.numel())
+    original(self, values)
+
+  monkeypatch.setattr(chunks.Average, 'add', counting)
+  average(
+    pattern, '--scheme', 'ema', '--decay', 0.5, '--sums', 'float64',
+    '--output', tmp_path / 'a.pt',
+  )  # fmt: skip
+  assert sum(seen) == 3 * (7 * 5 + 5 + 3)
+
+
+@pytest.mark.parametrize('piece', [1, 7, 1 << 18])
+def test_pieces_of_any_size_give_the_same_bits(piece, tmp_path, monkeypatch):
+  samples = states(5)
+  for i, state in enumerate(samples, 1):
+    writers.save(str(tmp_path / f's_{i}.safetensors'), state.items(), {})
+  monkeypatch.setattr(chunks, 'PIECE', piece)
+  assert not average(
+    str(tmp_path / 's_*'), '--scheme', 'lawa', '--window', '2,5',
+    '--output', tmp_path / 'avg_{window}.safetensors',
+  )  # fmt: skip
+  for window in (2, 5):
+    found, _ = read(tmp_path / f'avg_{window}.safetensors')
+    for name in ('layer.weight', 'layer.bias'):
+      total = samples[-window][name].clone()
+      for state in samples[len(samples) - window + 1 :]:
+        total += state[name]
+      assert torch.equal(found[name], total / window)
+
+
+def test_a_light_checkpoint_that_fails_leaves_nothing(tmp_path, monkeypatch):
+  def full(piece):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(writers, '_bytes', full)
+  with pytest.raises(InputError, match='No space left on device'):
+    light_checkpoints.save(nn.Linear(2, 2), str(tmp_path), 3)
+  assert list((tmp_path / light_files.FOLDER).iterdir()) == []
+
+
+@pytest.mark.parametrize('outputs', [1, 3])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_sums_never_take_more_than_the_model(outputs, dtype):
+  layout = {
+    'embedding': series.Spec((1000, 90), torch.float32),
+    'empty': series.Spec((0, 3), torch.float32),
+    'scalar': series.Spec((), torch.int64),
+    'head': series.Spec((333,), torch.float32),
+  }
+  model = 4 * (1000 * 90 + 333) + 8
+  covered = {name: 0 for name in layout}
+  for group in chunks.groups(layout, set(layout), outputs, dtype):
+    elements = sum(p.end - p.begin for p in group)
+    assert elements * dtype.itemsize * outputs <= model
+    for piece in group:
+      assert piece.begin == covered[piece.name]
+      covered[piece.name] = piece.end
+  assert covered == {'embedding': 90000, 'empty': 0, 'scalar': 1, 'head': 333}
+
+
+def test_recipes_name_inputs_by_content_whatever_holds_them(tmp_path):
+  samples = states(2)
+  write(tmp_path, samples)
+  for i, state in enumerate(samples, 1):
+    writers.save(str(tmp_path / f'c_{10 * i}.safetensors'), state.items(), {})
+  digests = []
+  for pattern in ('checkpoint_*', 'c_*.safetensors'):
+    out = tmp_path / 'avg.safetensors'
+    average(
+      str(tmp_path / pattern), '--scheme', 'lawa', '--window', 2,
+      '--output', out,
+    )  # fmt: skip
+    digests.append([i['sha256'] for i in read(out)[1]['inputs']])
+  assert digests[0] == digests[1]
+  assert digests[0][0] != digests[0][1]
+  assert all(re.fullmatch('[0-9a-f]{64}', d) for d in digests[0])
+
+
+def test_horizons_are_fractions_of_the_budget(tmp_path):
+  pattern, out = write(tmp_path, states(6)), tmp_path / 'a.safetensors'
+  arguments = (pattern, '--scheme', 'lawa', '--horizon', 0.5, '--output', out)
+  average(*arguments)  # of 60 steps, with a sample every 10
+  assert read(out)[1]['window'] == 3
+  average(*arguments, '--budget', 100)
+  assert read(out)[1]['window'] == 5
+  average(*arguments, '--budget', 100, '--every', 2)
+  assert read(out)[1]['window'] == 2
+
+
+BAD = {
+  'no match': (('none_*', '--window', 2), 'No checkpoint matches'),
+  'window': (('*_*0', '--window', 7), 'window=7. At step 30 there are 3'),
+  'at': (('*_*0', '--window', 2, '--at', 25), 'at=25. No checkpoint'),
+  'useless': (('*_*0', '--decay', 0.5), 'Invalid decay. It has no effect'),
+  'missing': (('*_*0',), 'Missing window or horizon'),
+  'range': (('*_*0', '--window', 0), 'Invalid window=0. Must be in [1'),
+  'every': (('*_*0', '--window', 1, '--every', 0), 'Invalid every=0'),
+  'template': (('*_*0', '--window', '1,2'), 'must hold {window}'),
+  'key': (('*_*0', '--window', 1, '--key', 'a.b'), 'no state dict at'),
+  'steps': (
+    ('*_*0', '--window', 1, '--step_pattern', 'step_([0-9]+)'),
+    'checkpoint_10 by the pattern',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_arguments_end_in_one_line_and_write_nothing(
+  case, tmp_path, capsys
+):
+  write(tmp_path, states(3))
+  (pattern, *rest), message = BAD[case]
+  before = sorted(tmp_path.iterdir())
+  out = tmp_path / 'avg.safetensors'
+  assert average(
+    str(tmp_path / pattern), '--scheme', 'lawa', *rest, '--output', out
+  )
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+  assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+  ('name', 'out', 'message'),
+  [
+    ('final.pt', 'avg.pt', 'Cannot read a step from the name'),
+    ('c_1', 'none/avg.pt', 'none/avg.pt: No such file or directory'),
+    ('c_1', 'avg.txt', 'Must end in .safetensors'),
+  ],
+)
+def test_bad_names_end_in_one_line_and_write_nothing(
+  name, out, message, tmp_path, capsys
+):
+  # A step is looked for in the directory's name too.
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  torch.save(states(1)[0], folder / name)
+  assert average(
+    str(folder / name), '--scheme', 'lawa', '--window', 1,
+    '--output', folder / out,
+  )  # fmt: skip
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+  assert [p.name for p in folder.iterdir()] == [name]
+
+
+@pytest.mark.parametrize('kept', [20, 100, -10])
+def test_a_truncated_safetensors_is_named_and_fails_only_its_users(
+  kept, tmp_path, capsys
+):
+  for i, state in enumerate(states(4), 1):
+    writers.save(str(tmp_path / f's_{i}.safetensors'), state.items(), {})
+  bad = tmp_path / 's_1.safetensors'
+  bad.write_bytes(bad.read_bytes()[:kept])
+  assert average(
+    str(tmp_path / 's_*'), '--scheme', 'lawa', '--window', '2,4',
+    '--output', tmp_path / 'avg_{window}.pt',
+  )  # fmt: skip
+  assert f'Cannot read {bad}: truncated' in capsys.readouterr().err
+  assert [p.name for p in tmp_path.glob('*avg*')] == ['avg_2.pt']
+
+
+def truncated(path):
+  path.write_bytes(path.read_bytes()[:-200])
+
+
+def shape(path):
+  torch.save(states(1)[0] | {'layer.bias': torch.zeros(6)}, path)
+
+
+def lacking(path):
+  torch.save({k: v for k, v in states(1)[0].items() if 'bias' not in k}, path)
+
+
+def infinite(path):
+  torch.save(states(1)[0] | {'layer.bias': torch.full((5,), torch.inf)}, path)
+
+
+class Code:
+  def __reduce__(self):
+    return print, ('code was run',)
+
+
+def pickled(path):
+  torch.save(states(1)[0] | {'extra': Code()}, path)
+
+
+@pytest.mark.parametrize('last', [True, False])
+@pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (truncated, 'truncated'),
+    (shape, "'layer.bias' has shape (6,)"),
+    (lacking, "lacks the tensor 'layer.bias'"),
+    (infinite, "'layer.bias' holds a NaN or an infinity"),
+    (pickled, 'holds pickled code'),
+  ],
+)
+def test_a_bad_file_is_named_and_fails_only_those_who_need_it(
+  spoil, message, last, tmp_path, capsys
+):
+  pattern = write(tmp_path, states(4))
+  bad, at = ('checkpoint_40', 30) if last else ('checkpoint_10', 40)
+  spoil(tmp_path / bad)
+  template = tmp_path / 'avg_{window}_{at}.safetensors'
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', '2,4' if not last else '2',
+    '--at', f'{at},40' if last else 40, '--output', template,
+  )  # fmt: skip
+  captured = capsys.readouterr()
+  assert message in captured.err
+  assert bad in captured.err
+  assert 'code was run' not in captured.out
+  made = sorted(p.name for p in tmp_path.iterdir() if 'check' not in p.name)
+  assert made == [f'avg_2_{at}.safetensors']
+
+
+@pytest.mark.parametrize('ending', ['safetensors', 'pt'])
+def test_a_full_disk_leaves_the_other_outputs(
+  ending, tmp_path, capsys, monkeypatch
+):
+  pattern = write(tmp_path, states(4))
+  real = open
+
+  class Full(io.FileIO):
+    def write(self, data):
+      if self.tell() > 100:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+      return super().write(data)
+
+  def opening(path, mode='r', **kwargs):
+    if 'avg_3' in str(path) and mode == 'wb':
+      return Full(path, 'w')
+    return real(path, mode, **kwargs)
+
+  monkeypatch.setattr(writers, 'open', opening, raising=False)
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', '2,3',
+    '--output', tmp_path / f'avg_{{window}}.{ending}',
+  )  # fmt: skip
+  error = capsys.readouterr().err
+  assert 'No space left on device' in error
+  assert f'avg_3.{ending}' in error
+  made = sorted(p.name for p in tmp_path.iterdir() if 'check' not in p.name)
+  assert made == [f'avg_2.{ending}']
+
+
+def test_an_output_never_replaces_an_input(tmp_path, capsys):
+  pattern = write(tmp_path, states(2))
+  before = (tmp_path / 'checkpoint_20').read_bytes()
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', 2,
+    '--output', tmp_path / 'checkpoint_20',
+  )  # fmt: skip
+  assert 'one of the inputs' in capsys.readouterr().err
+  assert (tmp_path / 'checkpoint_20').read_bytes() == before
+
+
+def test_an_interrupted_pass_leaves_nothing(tmp_path, monkeypatch):
+  found = series.find([write(tmp_path, states(3))])
+  plan = plans.plan(found, Lawa(3), 2, 1)
+
+  def interrupted():
+    raise KeyboardInterrupt
+
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(KeyboardInterrupt):
+    averaging.write_averages(
+      found, [(plan, str(tmp_path / 'a.pt'))], progress=interrupted
+    )
+  assert sorted(tmp_path.iterdir()) == before
+
+
+def test_uneven_distances_refuse_a_horizon(tmp_path):
+  with pytest.raises(InputError, match='even distances'):
+    _ = series.Series(('a', 'b', 'c'), (1, 2, 4)).spacing

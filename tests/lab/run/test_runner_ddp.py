@@ -1,0 +1,152 @@
+"""The runner on two gloo processes, as torchrun starts them."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import ddp_scenarios
+import fakes
+import pytest
+import torch
+
+from lab.core import checkpoint_files
+
+ROOT = pathlib.Path(__file__).parents[3]
+SUPPORT = ROOT / 'tests' / 'support'
+SUBMISSIONS = [
+  'fake',
+  *sorted(
+    path.parent.name for path in ROOT.glob('submissions/*/submission.py')
+  ),
+]
+
+
+def torchrun(script, *arguments):
+  return [
+    *(sys.executable, '-m', 'torch.distributed.run'),
+    *('--standalone', '--nproc_per_node=2'),
+    *map(str, (script, *arguments)),
+  ]
+
+
+@pytest.fixture(scope='module')
+def ran(tmp_path_factory):
+  """Folder with what all scenarios left, run in one pair of processes."""
+  folder = tmp_path_factory.mktemp('ddp')
+  package = folder / 'fake_package'
+  package.mkdir()
+  (package / 'submission.py').write_text(fakes.SUBMISSION)
+  done = subprocess.run(
+    torchrun(SUPPORT / 'ddp_scenarios.py', folder, *SUBMISSIONS),
+    capture_output=True,
+    text=True,
+    env=fakes.environment(),
+  )
+  assert done.returncode == 0, done.stderr
+  return folder
+
+
+def load(folder, name, experiment, rank):
+  path = folder / f'{name}_{experiment}_{rank}.pt'
+  return torch.load(path, weights_only=True)
+
+
+CASES = [
+  (name, cut) for name in SUBMISSIONS for cut in ddp_scenarios.cuts_of(name)
+]
+
+
+@pytest.mark.parametrize('name', SUBMISSIONS)
+def test_both_ranks_hold_the_same_weights(ran, name):
+  for experiment in ('whole', *ddp_scenarios.cuts_of(name)):
+    ranks = [load(ran, name, experiment, rank) for rank in (0, 1)]
+    for content in ranks:
+      # Each rank keeps BatchNorm statistics of its own batches.
+      for key in [k for k in content['model'] if 'running' in k]:
+        del content['model'][key]
+    assert fakes.differences(*ranks) == []
+
+
+@pytest.mark.parametrize(('name', 'cut'), CASES)
+def test_resumed_run_equals_the_undisturbed_one(ran, name, cut):
+  whole, resumed = (load(ran, name, kind, 0) for kind in ('whole', cut))
+  assert fakes.differences(whole, resumed) == []
+  # Averages, raw weights and the optimizer's state: what rank 0 saved.
+  files = [
+    *ran.glob(f'runs/{name}/whole/*/trial_1/checkpoint_20'),
+    *ran.glob(f'runs/{name}/{cut}/*/trial_1/checkpoint_20'),
+  ]
+  states = [torch.load(file, weights_only=True) for file in files]
+  assert len(states) == 2
+  for key in ('model_params', 'optimizer_state', 'global_step'):
+    assert fakes.differences(states[0][key], states[1][key]) == []
+
+
+def test_only_rank_0_writes_and_both_ranks_read_its_files(ran):
+  (trial,) = ran.glob('runs/fake/whole/*/trial_1')
+  evals = (trial / 'eval_measurements.csv').read_text().splitlines()
+  assert len(evals) == 1 + 4
+  assert checkpoint_files.steps(str(trial)) == [5, 10, 15, 20]
+  assert int((ran / 'saves_0').read_text()) > 0
+  assert int((ran / 'saves_1').read_text()) == 0
+
+
+def test_an_error_of_one_rank_is_an_error_of_all(ran):
+  messages = [(ran / f'error_{rank}').read_text() for rank in (0, 1)]
+  assert messages == ['of rank 1'] * 2
+
+
+def arguments(folder, **changes):
+  values = {
+    'workload': 'fake',
+    'submission_path': fakes.write_submission(folder),
+    'tuning_search_space': 'space.json',
+    'experiment_dir': 'runs',
+    'experiment_name': 'x',
+    'rng_seed': 0,
+    **changes,
+  }
+  return [f'--{key}={value}' for key, value in values.items()]
+
+
+def test_bad_input_ends_all_ranks_with_one_line(tmp_path):
+  (tmp_path / 'space.json').write_text('[]')
+  done = subprocess.run(
+    torchrun(SUPPORT / 'fakes.py', *arguments(tmp_path)),
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env=fakes.environment(),
+  )
+  assert done.returncode == 1
+  # torchrun adds lines of its own about a child that failed.
+  assert done.stderr.count('error: Invalid tuning search space') == 1
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_what_killed_processes_leave_is_resumed_by_one(tmp_path, monkeypatch):
+  (tmp_path / 'space.json').write_text(json.dumps(fakes.POINTS))
+  trial = tmp_path / 'runs/x/fake_pytorch/trial_1'
+  # Never ends by itself, so that it is certainly killed.
+  command = torchrun(
+    SUPPORT / 'fakes.py', *arguments(tmp_path, max_global_steps=10**9)
+  )
+  process = subprocess.Popen(command, cwd=tmp_path, env=fakes.environment())
+  try:
+    while len(checkpoint_files.steps(str(trial))) < 4:
+      assert process.poll() is None
+      time.sleep(0.05)
+  finally:
+    # torchrun passes it on and waits for its children.
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+  saved = checkpoint_files.steps(str(trial))[-1]
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  fakes.register(monkeypatch)
+  state = fakes.run(tmp_path, resume_last_run=True, max_global_steps=saved + 7)
+  assert checkpoint_files.steps(str(trial))[-2:] == [saved + 5, saved + 7]
+  assert len(state.eval_results) == saved // 5 + 2

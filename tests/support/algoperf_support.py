@@ -1,0 +1,558 @@
+"""What the tests of the real benchmark share: workloads, batches and runs.
+
+Importing this module imports neither algoperf nor TensorFlow; calls do.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import pathlib
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SUBMISSIONS = tuple(
+  sorted(path.parent.name for path in ROOT.glob('submissions/*/submission.py'))
+)
+WORKLOADS = (
+  'mnist',
+  'cifar',
+  'criteo1tb_test',
+  'fastmri',
+  'imagenet_resnet',
+  'imagenet_vit',
+  'librispeech_conformer',
+  'librispeech_deepspeech',
+  'ogbg',
+  'wmt',
+)
+
+_NEEDED = ('algoperf', 'submission_runner', 'tensorflow', 'jax')
+_MISSING = [n for n in _NEEDED if importlib.util.find_spec(n) is None]
+if _MISSING and os.environ.get('WEIGHTAVG_REQUIRE_ALGOPERF') == '1':
+  raise ImportError(
+    'WEIGHTAVG_REQUIRE_ALGOPERF=1, but AlgoPerf is not installed '
+    f"(missing: {', '.join(_MISSING)}). Run: pip install -e '.[algoperf]'"
+  )
+
+# The benchmark's own dependencies warn; only our packages must not.
+MARKS = [
+  pytest.mark.algoperf,
+  pytest.mark.skipif(
+    bool(_MISSING),
+    reason=f'AlgoPerf is not installed (missing: {", ".join(_MISSING)})',
+  ),
+  pytest.mark.filterwarnings('ignore'),
+  pytest.mark.filterwarnings('error:::weightavg'),
+  pytest.mark.filterwarnings('error:::submissions'),
+]
+
+
+def quiet_import(name):
+  """Import what warns at import time, TensorFlow's logs off."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    return importlib.import_module(name)
+
+
+def workload_class(name):
+  """The benchmark's PyTorch class of a workload, found as its runner does."""
+  registry = quiet_import('algoperf.workloads.workloads')
+  entry = registry.WORKLOADS[name]
+  path = f'{registry.BASE_WORKLOADS_DIR}{entry["workload_path"]}_pytorch'
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    return registry.import_workload(
+      f'{path}/workload.py', entry['workload_class_name'], return_class=True
+    )
+
+
+def make_workload(name, step_hint=500):
+  """A workload with a short budget: every step is then a sample.
+
+  With 500 steps the default cadence of 0.2 % is one step, and warm-ups last 10
+  to 50 steps, so that the very first updates are not zero.
+  """
+  base = workload_class(name)
+
+  class Short(base):
+    @property
+    def step_hint(self):
+      return step_hint
+
+  Short.__name__ = base.__name__
+  return Short()
+
+
+def load_submission(name):
+  """Import a submission as the runner does: by a path turned into a module."""
+  registry = quiet_import('algoperf.workloads.workloads')
+  path = f'submissions/{name}/submission.py'
+  return importlib.import_module(registry.convert_filepath_to_module(path))
+
+
+def search_space(name):
+  return ROOT / 'tuning_search_spaces' / f'{name}.json'
+
+
+def hyperparameters(name, **changes):
+  """The first point of a search space, as the namedtuple the runner makes."""
+  halton = quiet_import('algoperf.halton')
+  point = json.loads(search_space(name).read_text())[0] | changes
+  return halton.generate_search([point], 1)[0]
+
+
+def averages_by(submission):
+  """The scheme in a submission's name; 'none' for the bare optimizers."""
+  scheme = submission.rpartition('_')[2]
+  schemes = ('lawa', 'ema', 'polynomial', 'auto')
+  return scheme if scheme in schemes else 'none'
+
+
+def shown_by(submission, state):
+  """What evaluation sees now: a scheme, and its horizon or power."""
+  scheme = averages_by(submission)
+  if scheme == 'auto':
+    averager = state['averager']
+    if averager.selected < 0:
+      return 'none', None
+    kind, _, argument = averager.candidates[averager.selected].partition(' ')
+    return ('none', None) if kind == 'raw' else (kind, float(argument))
+  # The defaults.
+  return scheme, {'lawa': 0.01, 'ema': 0.01, 'polynomial': 4.0}.get(scheme)
+
+
+def make_batch(name, seed=0):
+  """A random batch with the shapes, dtypes and keys of the real pipeline."""
+  registry = quiet_import('algoperf.workloads.workloads')
+  base = registry.get_base_workload_name(name)
+  return _BATCHES[base](np.random.default_rng(seed))
+
+
+def _images(rng, n, shape, classes):
+  return {
+    'inputs': torch.tensor(rng.normal(size=(n, *shape)), dtype=torch.float32),
+    'targets': torch.tensor(rng.integers(classes, size=n)),
+    'weights': torch.ones(n, dtype=torch.bool),
+  }
+
+
+def _mnist(rng):
+  return _images(rng, 8, (1, 28, 28), 10)
+
+
+def _cifar(rng):
+  # The benchmark's torchvision pipelines yield no weights for training.
+  batch = _images(rng, 4, (3, 32, 32), 10)
+  del batch['weights']
+  return batch
+
+
+def _imagenet(rng):
+  batch = _images(rng, 2, (3, 224, 224), 1000)
+  del batch['weights']
+  return batch
+
+
+def _criteo1tb(rng):
+  # 13 dense features and 26 categories, all floats in one row.
+  dense = rng.normal(size=(16, 13))
+  categories = rng.integers(2**16, size=(16, 26))
+  return {
+    'inputs': torch.tensor(
+      np.concatenate([dense, categories], axis=1), dtype=torch.float32
+    ),
+    'targets': torch.tensor(rng.integers(2, size=(16, 1)), dtype=torch.float32),
+    'weights': torch.ones(16),
+  }
+
+
+def _fastmri(rng):
+  # No weights either: the benchmark adds them for evaluation only.
+  image = torch.tensor(rng.normal(size=(1, 320, 320)), dtype=torch.float32)
+  return {
+    'inputs': image,
+    'targets': image.roll(1, dims=-1),
+    'mean': torch.zeros(1),
+    'std': torch.ones(1),
+    'volume_max': torch.ones(1),
+  }
+
+
+def _librispeech(rng):
+  # 16 kHz sound, 256 tokens; paddings are 1 where padded. The benchmark pads
+  # to 20 s; 4 s are a fifth of the time, and no layer depends on the length.
+  n, samples, tokens = 2, 64_000, 256
+  sound = rng.normal(scale=0.1, size=(n, samples))
+  padding = np.zeros((n, samples))
+  padding[1, 40_000:] = 1
+  length = np.array([[24], [16]])
+  target_padding = (np.arange(tokens)[None] >= length).astype(np.float32)
+  targets = rng.integers(1, 1024, size=(n, tokens)) * (1 - target_padding)
+  return {
+    'inputs': (
+      torch.tensor(sound * (1 - padding), dtype=torch.float32),
+      torch.tensor(padding, dtype=torch.float32),
+    ),
+    'targets': (
+      torch.tensor(targets, dtype=torch.float32),
+      torch.tensor(target_padding),
+    ),
+  }
+
+
+def _ogbg(rng):
+  pipeline = quiet_import('algoperf.workloads.ogbg.input_pipeline')
+  torch_side = quiet_import('algoperf.workloads.ogbg.ogbg_pytorch.workload')
+  tf = quiet_import('tensorflow')
+
+  def molecules():
+    while True:
+      nodes, edges = 20, 40
+      labels = rng.integers(2, size=128).astype(np.float32)
+      labels[rng.random(128) < 0.3] = np.nan
+      example = {
+        'num_nodes': np.array([nodes]),
+        'edge_index': rng.integers(nodes, size=(edges, 2)),
+        'node_feat': rng.normal(size=(nodes, 9)).astype(np.float32),
+        'edge_feat': rng.normal(size=(edges, 3)).astype(np.float32),
+        'labels': labels,
+      }
+      yield {key: tf.constant(value) for key, value in example.items()}
+
+  batches = pipeline._get_batch_iterator(molecules(), 4, 1, shard_dim=True)
+  batch = next(batches)
+  targets = torch.as_tensor(batch['targets'])
+  weights = torch.as_tensor(batch['weights'], dtype=torch.bool)
+  return {
+    'inputs': torch_side._graph_map(torch_side._pytorch_map, batch['inputs']),
+    'targets': targets.view(-1, targets.shape[-1]),
+    'weights': weights.view(-1, weights.shape[-1]),
+  }
+
+
+def _wmt(rng):
+  # One pair of packed sentences: two segments each, the rest is padding.
+  length = 256
+
+  def side(first, second):
+    tokens = np.zeros((1, length), dtype=np.int64)
+    position = np.zeros_like(tokens)
+    segment = np.zeros_like(tokens)
+    tokens[0, : first + second] = rng.integers(3, 32_000, size=first + second)
+    position[0, : first + second] = [*range(first), *range(second)]
+    segment[0, :first] = 1
+    segment[0, first : first + second] = 2
+    return [torch.tensor(array) for array in (tokens, position, segment)]
+
+  batch = {}
+  for key, lengths in (('inputs', (30, 40)), ('targets', (28, 44))):
+    values = side(*lengths)
+    names = (key, f'{key}_position', f'{key}_segmentation')
+    batch.update(zip(names, values, strict=True))
+  batch['weights'] = (batch['targets'] > 0).long()
+  return batch
+
+
+_BATCHES = {
+  'mnist': _mnist,
+  'cifar': _cifar,
+  'criteo1tb': _criteo1tb,
+  'fastmri': _fastmri,
+  'imagenet_resnet': _imagenet,
+  'imagenet_vit': _imagenet,
+  'librispeech_conformer': _librispeech,
+  'librispeech_deepspeech': _librispeech,
+  'ogbg': _ogbg,
+  'wmt': _wmt,
+}
+
+
+class Run:
+  """One run of a submission on a workload, step by step, as the runner's.
+
+  `model` is what the runner holds as `model_params`, `state` the submission's
+  optimizer state. Each step sees a batch of its own and seeds torch's global
+  generator, which the benchmark neither saves nor restores.
+  """
+
+  def __init__(
+    self, submission, workload, point, batches, *, seed=0, wrap=None
+  ):
+    self.submission = submission
+    self.workload = workload
+    self.point = point
+    self.batches = batches
+    self.global_step = 0
+    rng = np.array([seed, 1])
+    self.model, self.model_state = workload.init_model_fn(rng)
+    if wrap is not None:
+      self.model = wrap(self.model)
+    self.state = submission.init_optimizer_state(
+      workload, self.model, self.model_state, point, rng
+    )
+
+  def _shared_arguments(self):
+    return {
+      'workload': self.workload,
+      'current_param_container': self.model,
+      'current_params_types': self.workload.model_params_types,
+      'model_state': self.model_state,
+      'hyperparameters': self.point,
+      'loss_type': self.workload.loss_type,
+      'optimizer_state': self.state,
+      'eval_results': [],
+      'global_step': self.global_step,
+      'rng': np.array([self.global_step, 2]),
+    }
+
+  def step(self, **extra):
+    # One to train on, and one that a submission may set aside.
+    first, second = (
+      self.batches[(self.global_step + i) % len(self.batches)] for i in (0, 1)
+    )
+    batch = self.submission.data_selection(
+      self.workload,
+      iter([first, second]),
+      self.state,
+      self.model,
+      self.model_state,
+      self.point,
+      self.global_step,
+      np.array([self.global_step, 3]),
+    )
+    torch.manual_seed(100 + self.global_step)
+    self.state, self.model, self.model_state = self.submission.update_params(
+      batch=batch, **self._shared_arguments(), **extra
+    )
+    self.global_step += 1
+
+  def prepare_for_eval(self):
+    self.state, self.model, self.model_state = self.submission.prepare_for_eval(
+      **self._shared_arguments()
+    )
+
+  def evaluate(self):
+    """Outputs of the model function on the first batch, in evaluation mode."""
+    spec = quiet_import('algoperf.spec')
+    outputs, _ = self.workload.model_fn(
+      self.model,
+      self.batches[0],
+      self.model_state,
+      spec.ForwardPassMode.EVAL,
+      np.array([0, 4]),
+      update_batch_norm=False,
+    )
+    return outputs
+
+  def save(self, directory):
+    checkpoints = quiet_import('algoperf.checkpoint_utils')
+    checkpoints.save_checkpoint(
+      framework='pytorch',
+      optimizer_state=self.state,
+      model_params=self.model,
+      model_state=self.model_state,
+      train_state={'accumulated_submission_time': 1.0},
+      eval_results=[(self.global_step, {'validation/loss': 1.0})],
+      global_step=self.global_step,
+      preemption_count=0,
+      checkpoint_dir=str(directory),
+      save_intermediate_checkpoints=True,
+    )
+
+  def restore(self, directory):
+    """What the runner does when it starts again; returns preemptions so far."""
+    checkpoints = quiet_import('algoperf.checkpoint_utils')
+    (
+      self.state,
+      self.model,
+      self.model_state,
+      _,
+      _,
+      self.global_step,
+      preemptions,
+    ) = checkpoints.maybe_restore_checkpoint(
+      'pytorch',
+      self.state,
+      self.model,
+      self.model_state,
+      {},
+      [],
+      0,
+      0,
+      checkpoint_dir=str(directory),
+    )
+    return preemptions
+
+
+def tensors_of(tree, name=''):
+  """All tensors in nested dicts, lists and tuples, with their paths."""
+  if torch.is_tensor(tree):
+    yield name, tree
+  elif isinstance(tree, dict):
+    for key, value in tree.items():
+      yield from tensors_of(value, f'{name}.{key}')
+  elif isinstance(tree, (list, tuple)):
+    for index, value in enumerate(tree):
+      yield from tensors_of(value, f'{name}.{index}')
+
+
+def clean(name):
+  """A parameter's name without the prefixes of DDP and torch.compile."""
+  return name.replace('_orig_mod.', '').replace('module.', '')
+
+
+def fingerprint(model):
+  """Hashes of a model's parameters and buffers: bit-exact, and small."""
+  return {
+    clean(name): _hash(tensor) for name, tensor in model.state_dict().items()
+  }
+
+
+def state_fingerprint(state):
+  """Hashes of everything that a checkpoint of the optimizer state holds."""
+  return {
+    path: _hash(tensor)
+    for key, value in state.items()
+    for path, tensor in tensors_of(value.state_dict(), key)
+  }
+
+
+def _hash(tensor):
+  tensor = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+  return hashlib.blake2b(tensor.numpy(), digest_size=8).hexdigest()
+
+
+# Workload, whether the model is compiled, what the points say beside their own.
+DDP_SCENARIOS = (
+  ('mnist', False, {}),
+  # BatchNorm: the wrapper broadcasts its statistics in every step.
+  ('cifar', False, {}),
+  # The benchmark does not unwrap a compiled model.
+  ('mnist', True, {}),
+  ('mnist', False, {'averaging_placement': 'cpu'}),
+  ('mnist', False, {'averaging_placement': 'sharded'}),
+  ('mnist', True, {'averaging_placement': 'sharded'}),
+  ('mnist', False, {'averaging_swap': 'copy'}),
+)
+
+
+def two_ranks(rank, folder):
+  """One of two ranks, in every scenario, since starting them is what costs."""
+  for index, (workload, compiled, changes) in enumerate(DDP_SCENARIOS):
+    for submission in SUBMISSIONS:
+      if changes and averages_by(submission) == 'none':
+        continue
+      path = pathlib.Path(folder, f'{index}_{submission}')
+      if rank == 0:
+        path.mkdir()
+      point = hyperparameters(submission, **changes)
+      try:
+        _undisturbed_and_resumed(
+          rank, path, submission, workload, point, compiled
+        )
+      except Exception as error:
+        error.add_note(f'{submission}: {DDP_SCENARIOS[index]}')
+        raise
+  path = pathlib.Path(folder, 'conformer')
+  if rank == 0:
+    path.mkdir()
+  _conformer(rank, path)
+
+
+def _conformer(rank, folder):
+  """Its evaluation averages the model over the ranks, statistics too."""
+  module = quiet_import(
+    'algoperf.workloads.librispeech_conformer.librispeech_pytorch.workload'
+  )
+
+  def synchronise(run):
+    # Off a GPU the benchmark counts no devices.
+    module.N_GPUS = 2
+    run.workload.sync_sd(run.model)
+    module.N_GPUS = 0
+
+  _undisturbed_and_resumed(
+    rank,
+    folder,
+    'nadamw_ema',
+    'librispeech_conformer',
+    hyperparameters('nadamw_ema'),
+    evaluation=synchronise,
+  )
+
+
+def _undisturbed_and_resumed(
+  rank,
+  folder,
+  submission,
+  workload,
+  point,
+  compiled=False,
+  evaluation=None,
+):
+  dist = torch.distributed
+
+  def wrap(model):
+    model = torch.nn.parallel.DistributedDataParallel(model)
+    return torch.compile(model, backend='eager') if compiled else model
+
+  def start(seed):
+    batches = [make_batch(workload, seed=10 * rank + step) for step in range(5)]
+    if rank == 1 and 'weights' in batches[1]:
+      # A rank whose part of the batch is all padding.
+      batches[1]['weights'] = torch.zeros_like(batches[1]['weights'])
+    return Run(
+      load_submission(submission),
+      make_workload(workload),
+      point,
+      batches,
+      seed=seed,
+      wrap=wrap,
+    )
+
+  def agree(run):
+    """Fingerprints of parameters, the same on both ranks."""
+    found = fingerprint(run.model)
+    names = {clean(name) for name, _ in run.model.named_parameters()}
+    mine = {name: found[name] for name in names}
+    everyone = [None, None]
+    dist.all_gather_object(everyone, mine)
+    assert everyone[0] == everyone[1]
+    return mine
+
+  run = start(seed=0)
+  for _ in range(3):
+    run.step()
+  run.prepare_for_eval()
+  run.evaluate()
+  if evaluation is not None:
+    evaluation(run)
+  averaged = agree(run)
+  if rank == 0:
+    # The other rank does not wait, as in the benchmark.
+    run.save(folder)
+  run.step()
+  run.step()
+  raw = agree(run)
+  run.prepare_for_eval()
+  last = agree(run)
+  assert (last == raw) == (shown_by(submission, run.state)[0] == 'none')
+
+  dist.barrier()
+  again = start(seed=7)
+  assert again.restore(folder) == 1
+  wrapper = torch.nn.parallel.DistributedDataParallel
+  assert not isinstance(again.model, wrapper)
+  assert agree(again) == averaged
+  again.step()
+  again.step()
+  assert agree(again) == raw
+  again.prepare_for_eval()
+  assert agree(again) == last

@@ -1,0 +1,300 @@
+"""Shampoo's checkpoints, its refusals, and that refusing changes nothing."""
+
+import copy
+import io
+
+import pytest
+import shampoo_ranks
+import torch
+
+from weightavg.pytorch.shampoo import DistributedShampoo, symmetric_pairs
+
+
+def saved(optimizer):
+  """Through a file, as a checkpoint goes."""
+  buffer = io.BytesIO()
+  torch.save(optimizer.state_dict(), buffer)
+  buffer.seek(0)
+  return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize('stop', [1, 3, 4, 7])
+@pytest.mark.parametrize(
+  'options',
+  [
+    {},
+    {'spread_roots': True},
+    {'grafting': 'sgd', 'momentum': 0.0, 'betas': (0.0, 1.0)},
+    {'inv_root_override': [0, 2, 3]},
+  ],
+  ids=str,
+)
+def test_resumed_training_is_bit_identical(stop, options):
+  weights, optimizer = shampoo_ranks.build(**options)
+  shampoo_ranks.train(weights, optimizer, 1, stop)
+  state, values = saved(optimizer), shampoo_ranks.trained(weights)
+  shampoo_ranks.train(weights, optimizer, stop + 1, 9)
+
+  # Of the hyperparameters, those that may change do come from the state.
+  again, resumed = shampoo_ranks.build(**(options | {'lr': 1.0}))
+  resumed.load_state_dict(state)
+  shampoo_ranks.restore(again, values)
+  shampoo_ranks.train(again, resumed, stop + 1, 9)
+  for name, weight in weights.items():
+    assert torch.equal(weight, again[name])
+
+
+def test_state_holds_plain_data_under_clean_names():
+  weight = torch.nn.Parameter(torch.randn(3, 2))
+  optimizer = DistributedShampoo(
+    [('module._orig_mod.layer.weight', weight)], lr=torch.tensor(0.1)
+  )
+  state = optimizer.state_dict()
+  assert list(state['parameters']) == ['layer.weight']
+
+  def check(value):
+    if isinstance(value, dict):
+      for key, item in value.items():
+        assert isinstance(key, str)
+        check(item)
+    elif isinstance(value, list):
+      for item in value:
+        check(item)
+    else:
+      plain = (torch.Tensor, int, float, str, bool, type(None))
+      assert isinstance(value, plain), value
+
+  check(state)
+
+
+def snapshot(weights, optimizer):
+  return shampoo_ranks.trained(weights), copy.deepcopy(optimizer.state_dict())
+
+
+def assert_same(first, second):
+  assert str(first[1]['param_groups']) == str(second[1]['param_groups'])
+  for name, weight in first[0].items():
+    torch.testing.assert_close(weight, second[0][name], rtol=0, atol=0)
+  for name, info in first[1]['parameters'].items():
+    theirs = second[1]['parameters'][name]['blocks']
+    torch.testing.assert_close(info['blocks'], theirs, rtol=0, atol=0)
+
+
+def broken_states():
+  def other_model(state):
+    state['parameters']['x'] = state['parameters'].pop('w')
+    state['param_groups'][0]['params'][0] = 'x'
+
+  def other_shape(state):
+    state['parameters']['w']['shape'] = [3, 3]
+
+  def other_block(state):
+    block = state['parameters']['w']['blocks'][1]
+    block['momentum'] = block['momentum'][:1]
+
+  def missing_moment(state):
+    del state['parameters']['b']['blocks'][0]['velocity']
+
+  def bad_value(state):
+    state['param_groups'][0]['betas'] = [2.0, 0.9]
+
+  def of_adam(state):
+    state.clear()
+    state.update({'state': {}, 'param_groups': []})
+
+  return [
+    (other_model, r"other parameters. Missing: \['w'\]; unknown: \['x'\]"),
+    (other_shape, r"state of 'w': shape \[3, 3\]"),
+    (other_block, "state of 'w', block 1"),
+    (missing_moment, "state of 'b', block 0"),
+    (bad_value, r'Invalid betas\[0\]=2.0'),
+    (of_adam, 'format is None'),
+  ]
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  broken_states(),
+  ids=lambda p: getattr(p, '__name__', ''),
+)
+def test_state_that_does_not_fit_is_refused_and_changes_nothing(
+  change, message
+):
+  weights, optimizer = shampoo_ranks.build()
+  shampoo_ranks.train(weights, optimizer, 1, 3)
+  before = snapshot(weights, optimizer)
+  state = copy.deepcopy(before[1])
+  shampoo_ranks.train(weights, optimizer, 4, 4)
+  before = snapshot(weights, optimizer)
+  change(state)
+  with pytest.raises(ValueError, match=message):
+    optimizer.load_state_dict(state)
+  assert_same(snapshot(weights, optimizer), before)
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf, 1e200])
+def test_nonfinite_gradient_is_refused_by_name(value):
+  weights, optimizer = shampoo_ranks.build()
+  shampoo_ranks.train(weights, optimizer, 1, 3)
+  before = snapshot(weights, optimizer)
+  weights['b'].grad[2] = value
+  with pytest.raises(FloatingPointError, match=r"gradient of 'b'\. Must be"):
+    optimizer.step()
+  assert_same(snapshot(weights, optimizer), before)
+
+
+def test_nonfinite_gradient_is_skipped_if_asked(caplog):
+  weights, optimizer = shampoo_ranks.build(skip_nonfinite_gradients=True)
+  shampoo_ranks.train(weights, optimizer, 1, 3)
+  before = snapshot(weights, optimizer)
+  weights['conv'].grad.fill_(torch.nan)
+  with caplog.at_level('WARNING', logger='absl'):
+    optimizer.step()
+  assert_same(snapshot(weights, optimizer), before)
+  assert optimizer.skipped_steps == 1
+  assert 'gradient of conv is not finite' in caplog.text
+
+
+def test_half_precision_norm_does_not_overflow():
+  weight = torch.nn.Parameter(torch.zeros(100, dtype=torch.float16))
+  optimizer = DistributedShampoo([weight], lr=0.1)
+  weight.grad = torch.full_like(weight, 60_000)
+  optimizer.step()
+  assert torch.isfinite(weight).all()
+
+
+def test_sparse_and_complex_gradients_are_refused():
+  table = torch.nn.Embedding(4, 2, sparse=True)
+  optimizer = DistributedShampoo(table.named_parameters(), lr=0.1)
+  table(torch.tensor([1])).sum().backward()
+  with pytest.raises(ValueError, match="sparse gradient of 'weight'"):
+    optimizer.step()
+  spectrum = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+  with pytest.raises(ValueError, match='Must be real floating point'):
+    DistributedShampoo([spectrum], lr=0.1)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'lr': -1.0}, 'Invalid lr=-1.0'),
+    ({'betas': (1.0, 0.9)}, r'Invalid betas\[0\]=1.0. Must be in \[0, 1\)'),
+    ({'betas': (0.9, 0.0)}, r'Invalid betas\[1\]=0.0. Must be in \(0, 1\]'),
+    ({'betas': 0.9}, 'Invalid betas=0.9'),
+    ({'epsilon': 0.0}, r'Invalid epsilon=0.0. Must be in \(0, inf\)'),
+    ({'epsilon': float('nan')}, 'Invalid epsilon=nan'),
+    ({'momentum': 1.0}, r'Invalid momentum=1.0. Must be in \[0, 1\)'),
+    ({'weight_decay': -0.1}, 'Invalid weight_decay=-0.1'),
+    ({'max_preconditioner_dim': 0}, 'Invalid max_preconditioner_dim=0'),
+    ({'precondition_frequency': 1.5}, 'Invalid precondition_frequency=1.5'),
+    ({'start_preconditioning_step': 3}, 'precondition_frequency=100'),
+    ({'inv_root_override': -2}, 'Invalid inv_root_override=-2'),
+    ({'inv_root_override': [0, 0]}, 'Invalid inv_root_override'),
+    ({'exponent_multiplier': 0.0}, 'Invalid exponent_multiplier=0.0'),
+    ({'grafting': 'lion'}, "Invalid grafting='lion'"),
+    ({'grafting_beta2': 0.0}, 'Invalid grafting_beta2=0.0'),
+    ({'use_nadam': 1}, 'Invalid use_nadam=1. Must be a bool'),
+    ({'preconditioner_dtype': torch.bfloat16}, 'preconditioner_dtype'),
+    ({'communication_dtype': torch.int8}, 'communication_dtype'),
+    ({'num_trainers_per_group': 3}, 'Must divide the number of ranks, 1'),
+    ({'diagonal_dim_threshold': 0}, 'Invalid diagonal_dim_threshold=0'),
+  ],
+  ids=str,
+)
+def test_hyperparameter_out_of_range_is_named(options, message):
+  weight = torch.nn.Parameter(torch.zeros(2))
+  with pytest.raises(ValueError, match=message):
+    DistributedShampoo([weight], **({'lr': 0.1} | options))
+
+
+@pytest.mark.parametrize('params', [[], [{'params': []}]], ids=str)
+def test_empty_parameter_list_is_refused(params):
+  with pytest.raises(ValueError, match=r'Invalid params=\[\]'):
+    DistributedShampoo(params, lr=0.1)
+
+
+def test_tied_parameters_are_stepped_once():
+  layer = torch.nn.Linear(3, 3)
+  model = torch.nn.ModuleDict({'a': layer, 'b': layer})
+  named = list(model.named_parameters(remove_duplicate=False))
+  assert len(named) == 4
+  optimizer = DistributedShampoo(named, lr=0.1)
+  before = layer.bias.detach().clone()
+  layer(torch.ones(1, 3)).sum().backward()
+  optimizer.step()
+  # The first step of Adam, once: lr times the sign of the gradient.
+  torch.testing.assert_close(layer.bias.detach(), before - 0.1)
+  assert list(optimizer.state_dict()['parameters']) == ['a.weight', 'a.bias']
+
+
+def test_names_must_be_unique_and_groups_complete():
+  first, second = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+  with pytest.raises(ValueError, match="two are named 'w'"):
+    DistributedShampoo([('w', first), ('w', second)], lr=0.1)
+  optimizer = DistributedShampoo([('w', first)], lr=0.1)
+  with pytest.raises(RuntimeError, match='add_param_group'):
+    optimizer.add_param_group({'params': [second]})
+
+
+def test_groups_have_their_own_hyperparameters():
+  first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+  optimizer = DistributedShampoo(
+    [{'params': [first], 'lr': 0.5}, {'params': [second]}], lr=0.25
+  )
+  first.grad, second.grad = torch.ones(2), torch.ones(2)
+  optimizer.step()
+  torch.testing.assert_close(first.detach(), torch.full((2,), 0.5))
+  torch.testing.assert_close(second.detach(), torch.full((2,), 0.75))
+
+
+def test_empty_parameter_is_left_alone():
+  empty = torch.nn.Parameter(torch.zeros(0, 3))
+  weight = torch.nn.Parameter(torch.zeros(2))
+  optimizer = DistributedShampoo([empty, weight], lr=0.1)
+  empty.grad, weight.grad = torch.zeros(0, 3), torch.ones(2)
+  optimizer.step()
+  assert weight.ne(0).all()
+
+
+def test_state_of_a_matrix_is_both_moments_and_packed_factors():
+  weight = torch.nn.Parameter(torch.zeros(6, 4))
+  optimizer = DistributedShampoo([weight], lr=0.1, max_preconditioner_dim=6)
+  expected = 2 * 6 * 4 + 6 * 7 + 4 * 5
+  assert optimizer.state_bytes() == 4 * expected
+
+
+def test_roots_survive_storage_that_is_swapped():
+  """An averager may exchange p.data between steps: views are cut anew."""
+  weights, optimizer = shampoo_ranks.build()
+  twins, twin_optimizer = shampoo_ranks.build()
+  for step in range(1, 5):
+    shampoo_ranks.train(weights, optimizer, step, step)
+    shampoo_ranks.train(twins, twin_optimizer, step, step)
+    for weight in weights.values():
+      weight.data = weight.data.clone()
+  for name, weight in weights.items():
+    assert torch.equal(weight, twins[name])
+
+
+def test_new_pair_is_zero_factor_and_identity_root():
+  pair = symmetric_pairs.new_pair(2, 3, torch.float32, torch.device('cpu'))
+  assert torch.equal(
+    symmetric_pairs.factor_half(pair).unpack(), torch.zeros(2, 3, 3)
+  )
+  identity = torch.eye(3).repeat(2, 1, 1)
+  assert torch.equal(symmetric_pairs.root_half(pair).unpack(), identity)
+
+
+def test_threads_change_nothing():
+  results = []
+  before = torch.get_num_threads()
+  for threads in (1, 3):
+    torch.set_num_threads(threads)
+    try:
+      weights, optimizer = shampoo_ranks.build()
+      shampoo_ranks.train(weights, optimizer, 1, 5)
+    finally:
+      torch.set_num_threads(before)
+    results.append(shampoo_ranks.trained(weights))
+  for name, weight in results[0].items():
+    assert torch.equal(weight, results[1][name])

@@ -1,0 +1,261 @@
+"""What a point may say: defaults, ranges, contradictions, messages."""
+
+import collections
+import dataclasses
+import json
+import logging
+import pathlib
+import re
+
+import pytest
+
+from weightavg import config as config_lib
+from weightavg.coefficients import Ema, Lawa, Polynomial, Sampling
+from weightavg.config import AveragingConfig, SubmissionConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCHEME_OF = {
+  'nadamw': 'none',
+  'nadamw_lawa': 'lawa',
+  'nadamw_ema': 'ema',
+  'nadamw_polynomial': 'polynomial',
+  'nadamw_auto': 'auto',
+  'shampoo': 'none',
+  'shampoo_lawa': 'lawa',
+  'shampoo_ema': 'ema',
+  'shampoo_auto': 'auto',
+}
+
+
+def parse(point, scheme='ema'):
+  return SubmissionConfig.from_point(
+    {'learning_rate': 1e-3} | point, 'nadamw', scheme
+  )
+
+
+@pytest.mark.parametrize(
+  ('scheme', 'expected'),
+  [
+    ('none', None),
+    ('lawa', Lawa(5)),
+    ('ema', Ema(0.8)),
+    ('polynomial', Polynomial(4.0)),
+  ],
+)
+def test_defaults_resolve_to_the_papers_setting(scheme, expected):
+  sampling, resolved = AveragingConfig(averaging_scheme=scheme).resolve(10_000)
+  assert sampling == Sampling(every=20, start=0)
+  assert resolved == expected
+
+
+def test_short_budgets_sample_every_step():
+  sampling, _ = AveragingConfig(averaging_scheme='ema').resolve(100)
+  assert sampling.every == 1
+
+
+def test_cadence_in_steps_keeps_the_horizon():
+  config = AveragingConfig(
+    averaging_scheme='lawa', averaging_every_steps=10, averaging_horizon=0.05
+  )
+  # 5 % of 1000 steps is 50 steps: five samples, ten steps apart.
+  assert config.resolve(1000) == (Sampling(10), Lawa(5))
+
+
+def test_start_is_a_fraction_of_the_budget():
+  config = AveragingConfig(averaging_scheme='ema', averaging_start=0.25)
+  assert config.resolve(1000)[0].start == 250
+
+
+def test_kaddours_preset_samples_once_per_epoch():
+  config = AveragingConfig(
+    averaging_scheme='lawa', averaging_preset='kaddour2022'
+  )
+  assert config.resolve(10_000, steps_per_epoch=391) == (
+    Sampling(391),
+    Lawa(6),
+  )
+  with pytest.raises(ValueError, match='Missing steps_per_epoch'):
+    config.resolve(10_000)
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'epoch'),
+  [
+    ({'averaging_scheme': 'lawa', 'averaging_preset': 'kaddour2022'}, 101),
+    ({'averaging_scheme': 'ema', 'averaging_every_steps': 101}, None),
+    (
+      {
+        'averaging_scheme': 'auto',
+        'averaging_every_steps': 60,
+        'averaging_start': 0.7,
+      },
+      None,
+    ),
+  ],
+)
+def test_a_run_without_a_sample_is_refused(kwargs, epoch):
+  config = AveragingConfig(**kwargs)
+  with pytest.raises(ValueError, match='is none in a budget of 100'):
+    config.resolve(100, epoch)
+  assert config.resolve(1000, epoch)
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'warns'),
+  [
+    ({'averaging_scheme': 'ema'}, True),
+    ({'averaging_scheme': 'auto'}, True),
+    ({'averaging_scheme': 'lawa', 'lawa_window': 1}, False),
+    ({'averaging_scheme': 'polynomial'}, False),
+    ({'averaging_scheme': 'none'}, False),
+  ],
+)
+def test_a_horizon_of_one_sample_is_said(kwargs, warns, caplog):
+  cadence = {'averaging_every_steps': 10}
+  if kwargs['averaging_scheme'] == 'none':
+    cadence = {}
+  with caplog.at_level(logging.WARNING, logger='absl'):
+    AveragingConfig(**kwargs, **cadence).resolve(1000)
+  assert ('holds one sample' in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+  ('point', 'message'),
+  [
+    (
+      {'averaging_horizon': 1.5},
+      'Invalid averaging_horizon=1.5. Must be in (0, 1] or null.',
+    ),
+    ({'averaging_horizon': 0}, 'Invalid averaging_horizon=0.'),
+    ({'averaging_horizon': float('nan')}, 'Invalid averaging_horizon=nan.'),
+    (
+      {'averaging_start': 1.0},
+      'Invalid averaging_start=1.0. Must be in [0, 1)',
+    ),
+    (
+      {'averaging_every_steps': 2.5},
+      'Invalid averaging_every_steps=2.5. Must ',
+    ),
+    ({'ema_decay': True}, 'Invalid ema_decay=True.'),
+    (
+      {'learning_rate': '0.1'},
+      "Invalid learning_rate='0.1'. Must be in (0, inf)",
+    ),
+    ({'learning_rate': None}, 'Invalid learning_rate=None.'),
+    ({'beta2': 1.0}, 'Invalid beta2=1.0. Must be in [0, 1).'),
+    (
+      {'schedule': 'linear'},
+      'Must be one of cosine, cosine_to_half, constant.',
+    ),
+    ({'averaging_horizn': 0.1}, 'Invalid hyperparameter averaging_horizn=0.1.'),
+    ({'averaging_scheme': 'lawa'}, "This submission averages by 'ema'."),
+    ({'lawa_window': 5}, 'Invalid lawa_window=5. It has no effect with'),
+    (
+      {'averaging_every': 0.1, 'averaging_every_steps': 3},
+      'Contradicting averaging_every and averaging_every_steps.',
+    ),
+    (
+      {'averaging_horizon': 0.01, 'ema_decay': 0.9},
+      'The horizon implies ema_decay=0.8.',
+    ),
+    ({'grad_clip': 0.0}, 'Invalid grad_clip=0.0. Must be in (0, inf) or null.'),
+    ({'dropout_rate': 1}, 'Invalid dropout_rate=1. Must be in [0, 1).'),
+  ],
+)
+def test_bad_points_are_refused_in_one_line(point, message):
+  with pytest.raises(ValueError, match=re.escape(message)) as error:
+    parse(point)
+  assert '\n' not in str(error.value)
+
+
+def test_missing_learning_rate_is_named():
+  with pytest.raises(ValueError, match='Missing hyperparameter learning_rate'):
+    SubmissionConfig.from_point({}, 'nadamw', 'none')
+
+
+def test_averaging_knobs_without_averaging_are_refused():
+  with pytest.raises(ValueError, match="averaging_scheme='none'"):
+    parse({'averaging_horizon': 0.1}, 'none')
+
+
+def test_agreeing_horizon_and_decay_are_accepted():
+  config = parse({'averaging_horizon': 0.01, 'ema_decay': 0.8})
+  assert config.averaging.resolve(1000)[1] == Ema(0.8)
+
+
+def test_preset_excludes_other_horizons():
+  for extra in ({'averaging_every': 0.1}, {'lawa_window': 3}):
+    with pytest.raises(ValueError, match='Contradicting'):
+      parse({'averaging_preset': 'kaddour2022'} | extra, 'lawa')
+
+
+def test_namedtuples_and_mappings_are_read_alike():
+  point = collections.namedtuple('Hyperparameters', ['learning_rate'])(0.1)
+  assert parse({'learning_rate': 0.1}) == SubmissionConfig.from_point(
+    point, 'nadamw', 'ema'
+  )
+
+
+def test_self_tuning_has_a_point_of_its_own_and_the_longer_budget():
+  config = SubmissionConfig.from_point(None, 'nadamw', 'ema')
+  assert config.schedule.budget(1000) == 1500
+
+
+def test_configurations_cannot_be_changed():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    AveragingConfig().averaging_start = 0.5
+
+
+def test_budget_follows_the_step_hint_factor():
+  assert parse({'step_hint_factor': 0.6}).schedule.budget(1000) == 600
+
+
+RATES = {
+  'nadamw': [
+    0.001308209823469072,
+    0.0008445074561975979,
+    0.001308209823469072,
+    0.004958460849689891,
+    0.0017486387539278373,
+  ],
+  'shampoo': [
+    0.0017486387539278373,
+    0.0014381744028656841,
+    4.199449275251465,
+    0.0012,
+    0.001308209823469072,
+  ],
+}
+
+
+@pytest.mark.parametrize('name', sorted(SCHEME_OF))
+def test_search_spaces_hold_the_five_published_points(name):
+  optimizer = name.split('_')[0]
+  scheme = SCHEME_OF[name]
+  path = ROOT / 'tuning_search_spaces' / f'{name}.json'
+  points = json.loads(path.read_text())
+  assert [p['learning_rate'] for p in points] == RATES[optimizer]
+  for point in points:
+    # The benchmark makes one namedtuple class of the first point.
+    assert point.keys() == points[0].keys()
+    config = SubmissionConfig.from_point(point, optimizer, scheme)
+    assert config.averaging.resolve(10_000) == AveragingConfig(
+      averaging_scheme=scheme
+    ).resolve(10_000)
+
+
+def test_every_submission_has_its_search_space_tested():
+  spaces = {p.stem for p in (ROOT / 'tuning_search_spaces').glob('*.json')}
+  assert spaces == set(SCHEME_OF)
+
+
+def test_every_knob_explains_itself():
+  parts = (
+    AveragingConfig,
+    config_lib.ScheduleConfig,
+    config_lib.RegularizationConfig,
+    *config_lib.OPTIMIZER_CONFIGS.values(),
+  )
+  for part in parts:
+    for field in dataclasses.fields(part):
+      assert field.metadata['help']
