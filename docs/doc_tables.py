@@ -27,7 +27,7 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / 'results'
 
 def show(text: str) -> None:
   """Write a table into the page that cog is filling."""
-  import cog  # type: ignore[import-not-found]
+  import cog
 
   # Blank lines separate the table from the comments around it.
   cog.out(f'\n{text}\n\n')
@@ -64,6 +64,41 @@ def hyperparameters() -> str:
 def _plain(value: Any, stands_for: Any) -> str:
   text = value if isinstance(value, str) else json.dumps(value)
   return text if stands_for is None else f'{text} ({stands_for})'
+
+
+# Rows of the table on the front page: optimizer and average.
+FRONT_PAGE = {
+  'NadamW': ('nadamw', 'raw'),
+  'NadamW, EMA 1 %': ('nadamw', 'ema 1 %'),
+  'NadamW, LAWA 10 %': ('nadamw', 'lawa 10 %'),
+  'Shampoo': ('shampoo', 'raw'),
+  'Shampoo, EMA 1 %': ('shampoo', 'ema 1 %'),
+  'Shampoo, LAWA 10 %': ('shampoo', 'lawa 10 %'),
+}
+
+
+def front_page() -> str:
+  """Steps to target of six methods, as a multiple of NadamW's."""
+  rows = results('study/study.json')
+  workloads = sorted({row['workload'] for row in rows})
+  lines = [
+    f'| | {" | ".join(f"`{name}`" for name in workloads)} | all runs |',
+    '|---' * (len(workloads) + 2) + '|',
+  ]
+  for title, (optimizer, candidate) in FRONT_PAGE.items():
+    own = [
+      row
+      for row in rows
+      if (row['optimizer'], row['candidate']) == (optimizer, candidate)
+    ]
+    cells = [title]
+    for name in [*workloads, None]:
+      ratio = study.median_ratio(
+        row for row in own if name in (None, row['workload'])
+      )
+      cells.append('–' if ratio is None else f'{ratio:.2f}')
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines)
 
 
 def steps_to_target() -> str:
