@@ -97,10 +97,11 @@ def _ema(
   averager = _averager(model, 'ema', ema_decay=DECAY)
   averager.update()
   calls: dict[str, Callable[[], object]] = {
-    'flat lerp_': lambda: target.lerp_(source, 1 - DECAY),
+    'flat lerp_': functools.partial(target.lerp_, source, 1 - DECAY),
     'EMA update': averager.update,
-    'EMA update, unchecked': lambda: averager.update(finite=True),
-  } | _peers(copy.deepcopy(model))
+    'EMA update, unchecked': functools.partial(averager.update, finite=True),
+    **_peers(copy.deepcopy(model)),
+  }
   times = timing.interleaved(calls, setting.device, calls=setting.pick(10, 1))
   for operation, ms in times.items():
     values: dict = {'ms': ms}
