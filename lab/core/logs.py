@@ -36,7 +36,7 @@ def write_json(path: str, content: Any) -> None:
 
 
 def write_rows(path: str, rows: Iterable[Row]) -> None:
-  """Write a JSON list with one row a line; it appears complete or not at all."""
+  """Write a JSON list, one row a line; it appears complete or not at all."""
   lines = ',\n'.join(map(json.dumps, rows))
   _replace(path, lambda file: file.write(f'[\n{lines}\n]\n'))
 

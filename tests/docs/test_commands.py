@@ -5,7 +5,6 @@ all other arguments without a complaint if it complains about this one alone.
 """
 
 import pytest
-
 from lab_commands import outcome
 from pages import PAGES, lab_commands, name_of
 

@@ -3,11 +3,11 @@
 import re
 
 import pytest
+from lab_commands import commands, outcome
 
 from lab.core import command_line
 from lab.core.errors import InputError
 from lab.workloads import WORKLOADS
-from lab_commands import commands, outcome
 
 
 def assert_one_line(status, error):
