@@ -23,7 +23,7 @@ _outcomes = {}
 
 
 def _commit():
-  """Commit of the code; `-dirty` if any file but the results differs from it."""
+  """Commit of the code; `-dirty` if a file outside results/ differs from it."""
 
   def git(*words):
     here = pathlib.Path(__file__).parents[1]
