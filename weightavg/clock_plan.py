@@ -13,15 +13,16 @@ machine that slows down or speeds up later is met.
 The learning rate is a function of the position p in [0, 1] along the schedule,
 and a new T changes the speed at which the remaining positions are passed:
 
-  p(s) = p_0 + (1 - p_0) (s - s_0) / (T - s_0),   planned at step s_0, p_0 = p(s_0).
+  p(s) = p_0 + (1 - p_0) (s - s_0) / (T - s_0)   since the plan at step s_0.
 
 p is continuous in s, and so is every learning rate that is continuous in p.
 
-d is the median over blocks of the mean time of a block's steps. The mean spreads
-the cost of periodic work (Shampoo's roots), the median drops outliers. A block
-has 0.5 % of L, or 100 steps where that is more, but at most 2 % of L. The first
-block is dropped: compilation, tuning of kernels and empty input queues are in
-it. The first measurement comes after six blocks, 3 % to 12 % of L.
+d is the median, over the last five blocks of steps, of the mean duration of a
+step. The mean spreads the cost of periodic work (Shampoo's roots), the median
+drops outliers. A block has 0.5 % of T, or 100 steps where that is more, but at
+most 2 % of T. The first block is dropped: it holds compilation, the tuning of
+kernels and the filling of input queues. So the first plan is made after six
+blocks, 3 % to 12 % of L.
 
 Pure arithmetic on numbers: `weightavg.pytorch.clock` measures the durations.
 """
@@ -31,15 +32,15 @@ import math
 import statistics
 from typing import Any
 
-# The host evaluates once in 1/25 of the time limit (1/37.5 under self-tuning),
-# and not after the limit: a schedule that ends at 0.95 R is evaluated once at its
-# end even if the steps take 1 % (2.4 %) longer than measured.
+# The host evaluates every 1/25 of the time limit (every 1/37.5 under
+# self-tuning), and never after it. A schedule that ends at 0.95 R is evaluated
+# after its end even if the steps take 1 % (2.4 %) longer than measured.
 UTILIZATION = 0.95
 # Plans of one run at most.
 PLANS = 16
 _BLOCKS = 5
 _LONGEST_BLOCK = 100
-# Of the schedule: the learning rate falls over no fewer steps, late as it may be.
+# Of T: the rest of the schedule has at least as many steps, however late it is.
 _SHORTEST_REST = 0.01
 
 
@@ -83,18 +84,22 @@ class ClockPlan:
       raise ValueError(f'Invalid {seconds=}. Must be in (0, inf).')
     self.longest = longest
     self.seconds = seconds
-    self.block = max(1, longest // 200, min(_LONGEST_BLOCK, longest // 50))
     self.total = longest
     self.step = 0
     self.elapsed = 0.0
     # The next plan is due at this multiple of 1/PLANS.
     self._next = 0
     self._anchor = (0, 0.0)
-    # Means of the last whole blocks, the dropped one first; the block under way.
+    # Means of the last complete blocks, and the block under way.
     self._means: list[float] = []
     self._dropped = False
     self._sum = 0.0
     self._count = 0
+
+  @property
+  def block(self) -> int:
+    """Steps of a block, at present."""
+    return max(1, self.total // 200, min(_LONGEST_BLOCK, self.total // 50))
 
   def position(self, step: int) -> float:
     """Position of a step (0, 1, ...) along the schedule, in [0, 1]."""
@@ -118,7 +123,7 @@ class ClockPlan:
       return
     self._sum += seconds
     self._count += 1
-    if self._count == self.block:
+    if self._count >= self.block:
       if self._dropped:
         self._means = [*self._means, self._sum / self._count][-_BLOCKS:]
       self._dropped = True
@@ -145,7 +150,9 @@ class ClockPlan:
     """Plan T anew from a measurement, the same on all ranks; T."""
     rest = self.seconds * UTILIZATION - measured.elapsed
     # A clock may be too coarse for the shortest steps.
-    duration = max(measured.seconds_per_step, self.seconds / (100 * self.longest))
+    duration = max(
+      measured.seconds_per_step, self.seconds / (100 * self.longest)
+    )
     fitting = math.floor(rest / duration)
     shortest = max(1, math.ceil(_SHORTEST_REST * self.total))
     planned = self.step + max(fitting, shortest)

@@ -1,4 +1,4 @@
-"""Facts about AlgoPerf 1.0 and its PyTorch workloads, known without importing it.
+"""Facts about AlgoPerf 1.0 and its PyTorch workloads, without importing it.
 
 They hold at the commit that the `algoperf` extra names: folders as its
 dataset/dataset_setup.py makes them, evaluation batch sizes, step hints, time
@@ -115,7 +115,7 @@ BASES = {
   ),
   'librispeech_deepspeech': Workload(
     'librispeech',
-    128,
+    256,
     38_400,
     36_949,
     ('tanh', 'no_resnet', 'norm_and_spec_aug'),

@@ -1,4 +1,4 @@
-r"""Replay public logs: where does a schedule end, planned by steps or by the clock?
+r"""Replay public logs: where would a schedule end that the clock plans?
 
   python -m lab.launch.clock_replay --logs DIR --output results/algoperf
 
@@ -132,7 +132,7 @@ HEADER = (
 
 
 def row(replays: Sequence[Replay]) -> list[str]:
-  """One line of the table: medians over the logs of a workload and framework."""
+  """Format a line of the table: medians over the given logs."""
   log, limit = replays[0].log, replays[0].limit
   hint = benchmark.BASES[log.workload].step_hint
 
