@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lab.core import command_line, curves, logs
 from lab.core.errors import InputError
 from lab.studies import auto_figures
-from weightavg import candidates
+from weightavg.schemes import auto
 
 _CHOICE = 'averaging_choice'
 _LOSS = 'probe_loss/'
@@ -45,7 +45,7 @@ def name_of(which: float, names: Sequence[str]) -> str:
 def names_in(hparams: Mapping[str, Any] | None) -> tuple[str, ...]:
   """The candidates of a point, in the order of their indices."""
   text = (hparams or {}).get('averaging_candidates')
-  return candidates.names(text or candidates.DEFAULT_CANDIDATES)
+  return auto.names(text or auto.DEFAULT_CANDIDATES)
 
 
 def seen(row: Mapping[str, Any]) -> str | None:

@@ -6,7 +6,6 @@ there is left as it is.
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import re
@@ -21,9 +20,11 @@ from lab.studies import (
   repeated_study,
   study,
 )
-from weightavg import config
-from weightavg.config_fields import REQUIRED, allowed_text
-from weightavg.optimizer_config import OPTIMIZER_CONFIGS
+from weightavg.averaging_config import point_fields
+from weightavg.config_fields import REQUIRED, allowed_text, fields_by_key
+from weightavg.optimizers.nadamw import NadamWConfig
+from weightavg.optimizers.shampoo import ShampooConfig
+from weightavg.submission_config import RegularizationConfig, ScheduleConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -36,22 +37,22 @@ def _results(name: str) -> Any:
 def knobs() -> str:
   """Every key that a point may have, from the configuration itself."""
   parts: dict[str, Any] = {
-    'averaging': config.AveragingConfig,
-    'budget and learning rate': config.ScheduleConfig,
-    'training step': config.RegularizationConfig,
-    'NadamW': OPTIMIZER_CONFIGS['nadamw'],
-    'Shampoo': OPTIMIZER_CONFIGS['shampoo'],
+    'averaging': point_fields(),
+    'budget and learning rate': fields_by_key(ScheduleConfig),
+    'training step': fields_by_key(RegularizationConfig),
+    'NadamW': fields_by_key(NadamWConfig),
+    'Shampoo': fields_by_key(ShampooConfig),
   }
   lines = ['| key | default | allowed | meaning |', '|---|---|---|---|']
   for title, part in parts.items():
     lines.append(f'| **{title}** | | | |')
-    for field in dataclasses.fields(part):
+    for key, field in part.items():
       default = 'required'
       if field.default is not REQUIRED:
         default = _plain(field.default, field.metadata['stands_for'])
       allowed = re.sub('^in ', '', allowed_text(field))
       lines.append(
-        f'| `{field.name}` | {default} | {allowed} | {field.metadata["help"]} |'
+        f'| `{key}` | {default} | {allowed} | {field.metadata["help"]} |'
       )
   return '\n'.join(lines)
 
