@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from lab.core import choice_columns
 from lab.run import validation
 from lab.run.distributed import Context
 from lab.run.settings import Settings
@@ -530,7 +531,7 @@ def test_choices_are_read_from_a_log_of_the_benchmark(tmp_path, capsys):
   found = choices.read(trial_dir(tmp_path, text, TWO))
   assert [(c.step, c.shown) for c in found] == [
     (10, 'ema 0.1'),
-    (20, choices.NOTHING_FINITE),
+    (20, choice_columns.NOTHING_FINITE),
     (30, 'raw'),
   ]
   assert found[0].losses == {'raw': 0.5, 'ema 0.1': 0.25}

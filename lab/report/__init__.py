@@ -1,0 +1,1 @@
+"""One command from AlgoPerf logs to scores, tables, figures and a page."""
