@@ -35,7 +35,7 @@ def loss(model, params, batch_stats, inputs, targets, train):
 
 @pytest.fixture(scope='module')
 def evaluation():
-  """Loss on fresh examples at the end, by which weights and statistics."""
+  """Loss on fresh examples at the end, by weights and statistics; 5 seeds."""
   model = Net()
   averaging = wj.ema_weights(decay=0.998)
   optimizer = optax.sgd(0.2)
@@ -80,19 +80,20 @@ def evaluation():
       )
     }
 
-  return {name: float(value) for name, value in run(jax.random.key(0)).items()}
+  losses = jax.vmap(run)(jax.random.split(jax.random.key(0), 5))
+  return {name: float(value.mean()) for name, value in losses.items()}
 
 
 def test_averaged_weights_and_statistics_beat_live_ones(evaluation):
-  """0.15 and 0.48, mean squared distances to a teacher of variance near 2.5."""
-  assert evaluation['averaged'] < 0.5 * evaluation['raw']
+  """0.21 and 0.32, mean squared distances to a teacher of variance near 2.5."""
+  assert evaluation['averaged'] < 0.8 * evaluation['raw']
 
 
 def test_mixing_averaged_and_live_is_a_trap(evaluation):
   """Statistics belong to the weights that they were collected with.
 
-  An average of the weights evaluated with the live statistics (0.57) loses to
-  the raw model, which it should improve; so does the reverse (2.2).
+  An average of the weights evaluated with the live statistics (0.68) loses to
+  the raw model, which it should improve; so does the reverse (0.78).
   """
   trap = evaluation['averaged weights, live statistics']
   assert trap > 2.0 * evaluation['averaged']
