@@ -78,18 +78,18 @@ def schemes(draw):
   if kind == 'ema':
     decay = draw(st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.999, 1 - 1e-7]))
     made = wj.ema_weights(decay, every, start)
-    return made, AveragingConfig(
+    return made, AveragingConfig.from_point(
       averaging_scheme='ema', ema_decay=decay, **common
     )
   if kind == 'lawa':
     window = draw(st.integers(1, 5))
     made = wj.lawa_weights(window, every, start)
-    return made, AveragingConfig(
+    return made, AveragingConfig.from_point(
       averaging_scheme='lawa', lawa_window=window, **common
     )
   power = draw(st.sampled_from([0.0, 1.5, 4.0, 100.0]))
   made = wj.polynomial_weights(power, every, start)
-  return made, AveragingConfig(
+  return made, AveragingConfig.from_point(
     averaging_scheme='polynomial', averaging_power=power, **common
   )
 
@@ -116,12 +116,12 @@ def test_equal_to_pytorch_in_float64(scheme, seed):
 @pytest.mark.parametrize('scheme', SCHEMES)
 def test_equal_to_the_explicit_sum_in_float32(scheme):
   """1e-6: tens of roundings of numbers of order one."""
-  from weightavg import coefficients
+  from weightavg.schemes import Ema, Lawa, Polynomial
 
   explicit = {
-    'ema': coefficients.Ema(decay=0.5),
-    'lawa': coefficients.Lawa(window=2),
-    'polynomial': coefficients.Polynomial(power=1.0),
+    'ema': Ema(decay=0.5),
+    'lawa': Lawa(window=2),
+    'polynomial': Polynomial(power=1.0),
   }[scheme]
   values = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
   _, shown = run(SCHEMES[scheme](), jnp.asarray(values))
