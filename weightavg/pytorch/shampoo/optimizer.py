@@ -16,7 +16,7 @@ from weightavg.pytorch.shampoo import (
 )
 from weightavg.pytorch.shampoo.block_state import BlockStack, make_stacks
 from weightavg.pytorch.shampoo.blocking import Block
-from weightavg.pytorch.shampoo.group_step import step_group
+from weightavg.pytorch.shampoo.step import step_group
 
 
 class DistributedShampoo(torch.optim.Optimizer):
