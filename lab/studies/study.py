@@ -75,7 +75,9 @@ class _Followed:
     )
     budget = state['run'].config.schedule.budget(workload.step_hint)
     self.averagers = {
-      name: Averager(model_params, AveragingConfig.from_point(**knobs), budget)
+      name: Averager.from_config(
+        model_params, AveragingConfig.from_point(**knobs), budget
+      )
       for name, knobs in self._candidates.items()
     }
     return state

@@ -90,7 +90,7 @@ def init_optimizer_state(
       config.schedule.schedule,
       config.schedule.schedule_factor,
     ),
-    'averager': Averager(
+    'averager': Averager.from_config(
       model_params,
       config.averaging,
       budget,
