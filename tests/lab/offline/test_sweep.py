@@ -22,13 +22,9 @@ from weightavg.coefficients import Lawa
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(shrink):
   for module in (click_dlrm, glyph_resnet):
-    sizes = {'eval_train': 32, 'validation': 64, 'test': 32}
-    monkeypatch.setattr(module.Workload, 'sizes', sizes)
-    monkeypatch.setattr(module.Workload, 'evaluation_batch_size', 32)
-    for name in ('validation_target_value', 'test_target_value'):
-      monkeypatch.setattr(module.Workload, name, 0.5)
+    shrink(module.Workload, target=0.5, size=64)
 
 
 def settings(folder, workload='click_dlrm', submission='nadamw', **changes):
