@@ -33,7 +33,7 @@ class Model(nn.Module):
 
 def _averager(model: nn.Module, scheme: str, **knobs: object) -> Averager:
   knobs = {'averaging_every_steps': 1} | knobs
-  config = AveragingConfig(averaging_scheme=scheme, **knobs)  # type: ignore[arg-type]
+  config = AveragingConfig.from_point(averaging_scheme=scheme, **knobs)
   return Averager(model, config, budget=1000)
 
 

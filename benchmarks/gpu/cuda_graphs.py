@@ -29,7 +29,7 @@ class _Run:
     self.optimizer = NadamW(self.model.parameters(), lr=1e-3)
     self.averager = Averager(
       self.model,
-      AveragingConfig(
+      AveragingConfig.from_point(
         averaging_scheme='ema', averaging_every_steps=1, averaging_swap=swap
       ),
       budget=1000,

@@ -45,7 +45,7 @@ def main() -> None:
 
 def _averager(model: torch.nn.Module, scheme: str, placement: str) -> Averager:
   window: dict[str, Any] = {'lawa_window': 3} if scheme == 'lawa' else {}
-  config = AveragingConfig(
+  config = AveragingConfig.from_point(
     averaging_scheme=scheme,
     averaging_every_steps=1,
     averaging_placement=placement,

@@ -17,7 +17,7 @@ from benchmarks.gpu.shampoo import at_step
 from benchmarks.gpu.synchronisations import waits
 from benchmarks.gpu.trainer import Trainer
 from benchmarks.gpu.workloads import Case, build
-from weightavg.config import DEFAULT_EVERY
+from weightavg.schemes.base import DEFAULT_EVERY
 
 FREQUENCY = 100
 # What is run of each workload: the first that come are the first that are kept
