@@ -47,29 +47,31 @@ class Submission:
     """Whether `update_params` takes `train_state`."""
     return 'train_state' in inspect.signature(self.update_params).parameters
 
-  def batch_size(self, workload_name: str, known: list[str]) -> int:
-    """Global batch size; a variant falls back to its base workload's.
+  def batch_size(self, workload: Any, name: str, known: list[str]) -> int:
+    """Global batch size.
+
+    The submission decides; for a workload that it does not know, its base
+    workload's size counts, or the one that the local workload's class states.
 
     Args:
-      workload_name: Name of the workload.
+      workload: The workload.
+      name: Name of the workload.
       known: All names; the base of `a_b` is the longest of them, as `a`.
 
     Raises:
-      InputError: the submission knows neither the workload nor its base.
+      InputError: neither the submission nor the workload has one.
     """
-    try:
-      return self.get_batch_size(workload_name)
-    except ValueError as error:
-      message = str(error)
-    bases = [name for name in known if workload_name.startswith(f'{name}_')]
-    if bases:
+    bases = [base for base in known if name.startswith(f'{base}_')]
+    message = ''
+    for candidate in [name, *sorted(bases, key=len)[-1:]]:
       try:
-        return self.get_batch_size(max(bases, key=len))
+        return self.get_batch_size(candidate)
       except ValueError as error:
         message = str(error)
-    raise InputError(
-      f'{self.path} has no batch size for {workload_name}: {message}'
-    )
+    own = getattr(workload, 'batch_size', None)
+    if own is None:
+      raise InputError(f'{self.path} has no batch size for {name}: {message}')
+    return own
 
 
 def module_name(path: str) -> str:
