@@ -47,16 +47,18 @@ class Submission:
     """Whether `update_params` takes `train_state`."""
     return 'train_state' in inspect.signature(self.update_params).parameters
 
-  def batch_size(self, workload: Any, name: str, known: list[str]) -> int:
+  def batch_size(
+    self, name: str, known: list[str], workload: Any = None
+  ) -> int:
     """Global batch size.
 
     The submission decides; for a workload that it does not know, its base
     workload's size counts, or the one that the local workload's class states.
 
     Args:
-      workload: The workload.
       name: Name of the workload.
       known: All names; the base of `a_b` is the longest of them, as `a`.
+      workload: A local workload.
 
     Raises:
       InputError: neither the submission nor the workload has one.
