@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # Two test processes on two cores, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PAGES := README.md docs/*.md
+COG := $(BIN)/cog -I docs -I . --verbosity=1
 
-.PHONY: quickstart study horizon auto-study bench readme test test-slow \
-  test-algoperf lint check format clean
+.PHONY: quickstart study horizon auto-study bench bench-promote tables \
+  check-tables docs wheel test test-slow test-algoperf lint check format clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m lab.studies.quickstart
@@ -26,15 +28,34 @@ horizon: $(INSTALLED)
 auto-study: $(INSTALLED)
 	$(BIN)/python -m lab.studies.auto_study $(ARGS)
 
+# Measures this machine, into the ignored results/bench/local/.
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install -q --disable-pip-version-check \
 	  -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.time_breakdown
 
-# Fills the README's tables from results/ and from the configuration.
-readme: $(INSTALLED)
-	$(BIN)/python -m lab.studies.readme
+# Makes this machine's measurements the committed ones.
+bench-promote: $(INSTALLED)
+	$(BIN)/python -m benchmarks.promote
+	$(MAKE) tables
+
+# Fills the tables of README.md and docs/ from results/ and the configuration.
+tables: $(INSTALLED)
+	$(COG) -r $(PAGES)
+
+check-tables: $(INSTALLED)
+	$(COG) --check --check-fail-msg='Run "make tables".' $(PAGES)
+
+# Builds site/; a warning, such as a broken link, is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# dist/ gets a wheel that holds weightavg alone.
+wheel: $(INSTALLED)
+	$(BIN)/python -m build --wheel
 
 test: $(INSTALLED)
 	$(PYTEST) -m 'not slow and not algoperf'
@@ -53,7 +74,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+check: lint check-tables test
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,8 @@
-"""Run the benchmarks: `python -m benchmarks [names] [--output FILE]`."""
+"""Run the benchmarks: `python -m benchmarks [names] [--output FILE]`.
+
+Results go to the ignored folder results/bench/local/; `make bench-promote`
+makes them the committed ones, which the documentation shows.
+"""
 
 import argparse
 import importlib
@@ -20,10 +24,12 @@ QUESTIONS = (
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('names', nargs='*', choices=[[], *QUESTIONS])
   parser.add_argument(
-    '--output', type=pathlib.Path, default='results/bench/bench.json'
+    '--output', type=pathlib.Path, default=measure.LOCAL / measure.BENCHMARKS
   )
   arguments = parser.parse_args()
   for name in arguments.names or QUESTIONS:

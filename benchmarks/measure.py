@@ -13,6 +13,12 @@ from torch import nn
 
 from lab.core import logs
 
+# Committed results, which the documentation shows, and those of this machine.
+COMMITTED = pathlib.Path(__file__).parents[1] / 'results' / 'bench'
+LOCAL = COMMITTED / 'local'
+BENCHMARKS = 'bench.json'
+TIME_BREAKDOWN = 'time_breakdown.json'
+
 THREADS = 2
 SHAPES = [(8000, 512)] + 6 * [
   (1536, 512),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 
+from benchmarks.measure import LOCAL, TIME_BREAKDOWN
 from lab.core import logs
 from lab.run import profile_report
 from lab.workloads import build_workload
@@ -57,7 +58,7 @@ def breakdown(knobs: dict, folder: str) -> dict:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument(
-    '--output', type=pathlib.Path, default='results/bench/time_breakdown.json'
+    '--output', type=pathlib.Path, default=LOCAL / TIME_BREAKDOWN
   )
   arguments = parser.parse_args()
   results = {}
