@@ -30,7 +30,7 @@ _KADDOUR_WINDOW = 6
 # Of T; an evaluation every 2 % of the run is about what the benchmark does.
 DEFAULT_PROBE_EVERY = 0.02
 # A quarter of a batch is few examples, the last few probes together are enough,
-# and older ones knew other weights (lab.studies.auto_study).
+# and older ones knew other weights (lab.studies.auto).
 DEFAULT_PROBE_MEMORY = 0.75
 
 # Which knobs speak of some schemes only; the others speak of any but 'none'.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from absl import logging
 
-from lab.core import averaging_choices, checkpoint_files, logs
+from lab.core import checkpoint_files, choice_columns, logs
 from lab.core.progress import Progress
 from lab.run import checkpoints, light_checkpoints, random_utils
 from lab.run.distributed import Context
@@ -390,12 +390,12 @@ class TrialRun:
     target = self.trial.workload.validation_target_value
     # What a submission has logged last, in `prepare_for_eval`.
     logged = None if self._logger is None else self._logger.last
-    seen = None if logged is None else averaging_choices.seen(logged)
+    chosen = None if logged is None else choice_columns.chosen(logged)
     return (
       f'step {self.state.global_step}/{self.trial.budget}  '
       f'validation/{name} {value:.5g} (target {target:.5g})  '
       f'billed {metrics["score"]:.1f} s'
-      + (f'  average {seen}' if seen is not None else '')
+      + (f'  average {chosen}' if chosen is not None else '')
     )
 
   def _log(self, metrics: dict[str, Any], is_eval: bool) -> None:

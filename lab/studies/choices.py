@@ -9,10 +9,10 @@ this runner and of AlgoPerf's are read alike.
 import pathlib
 from collections.abc import Sequence
 
-from lab.core import averaging_choices, command_line
-from lab.core.averaging_choices import Choice
+from lab.core import command_line
 from lab.core.errors import InputError
-from lab.studies.parts import choice_figures, study, tables
+from lab.studies.parts import choice_figures, choice_log, study, tables
+from lab.studies.parts.choice_log import Choice
 
 
 def table(choices: Sequence[Choice]) -> str:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument('trial_dir', metavar='TRIAL_DIR')
   parser.add_argument('--output', type=pathlib.Path, help='of the figure')
   options = parser.parse_args(arguments)
-  choices = averaging_choices.read(options.trial_dir)
+  choices = choice_log.read(options.trial_dir)
   output = options.output or pathlib.Path(options.trial_dir, 'choices.png')
   if output.suffix != '.png':
     raise InputError(f'Invalid output={output}. Must end in .png.')

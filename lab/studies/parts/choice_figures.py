@@ -5,8 +5,8 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from lab.core.averaging_choices import Choice
 from lab.studies.parts import plots
+from lab.studies.parts.choice_log import Choice
 from lab.studies.parts.choice_tables import (
   AUTO,
   DEFAULT,

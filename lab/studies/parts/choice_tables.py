@@ -167,7 +167,7 @@ def verdicts(rows: Sequence[Row]) -> str:
   times = Times(rows)
   gaps = times.gaps(AUTO)
   tuned = gaps[gaps.index.isin(times.tuned)]
-  where = f' ({tuned.idxmax()[0]})' if len(tuned) else ''  # type: ignore[index]
+  where = f' ({tuned.idxmax()[0]})' if len(tuned) else ''
   late, ahead = times.behind(AUTO, NADAMW), times.behind(AUTO, DEFAULT)
   earlier = int((ahead < -tables.ROUNDING).sum())
   later = int((ahead > tables.ROUNDING).sum())

@@ -53,6 +53,7 @@ class Training:
     columns: what the rows of the run say beside workload and seed.
     epochs: passes over the data; 1 draws every batch anew.
     budget_factor: steps of the run and T, as a multiple of the step hint.
+    needs_target: whether the result depends on the workload's target.
   """
 
   workload: str
@@ -64,6 +65,7 @@ class Training:
   columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   epochs: int = 1
   budget_factor: float = 1.0
+  needs_target: bool = True
 
   @property
   def submission_path(self) -> str:
@@ -90,6 +92,9 @@ class Training:
     content = fields | {
       'follower': self.follower.__qualname__,
       'data': _identity(self.workload),
+      'target': build_workload(self.workload).validation_target_value
+      if self.needs_target
+      else None,
       'code': {name: _module_digest(name) for name in modules}
       | {self.submission: _file_digest(self.submission_path)},
       'torch': torch.__version__,
@@ -128,26 +133,25 @@ class Training:
       'seed': self.seed,
       'budget_steps': steps or workload.step_hint,
       'evaluated_every': workload.eval_every_steps,
-      'target': self.content['data']['target'],
+      'target': self.content['target'],
       'higher_is_better': workload.higher_is_better,
       **follower.findings(),
     }
 
 
-@functools.cache
 def _identity(name: str) -> dict[str, Any]:
   workload = build_workload(name)
-  try:
-    target = workload.validation_target_value
-  except ValueError:
-    target = None  # Calibration has yet to set it.
   return {
-    'fingerprint': workload.data_fingerprint(),
+    'fingerprint': _fingerprint(name),
     'step_hint': workload.step_hint,
     'batch_size': workload.batch_size,
     'sizes': workload.sizes,
-    'target': target,
   }
+
+
+@functools.cache
+def _fingerprint(name: str) -> str:
+  return build_workload(name).data_fingerprint()
 
 
 @functools.cache

@@ -1,24 +1,18 @@
-"""Which average each evaluation of a run has seen, from its logs.
+"""Which average each evaluation of a trial has seen, from its logs.
 
-Reads the columns that `weightavg` logs when it chooses among averages:
-`averaging_choice`, an index, and `probe_loss/<candidate>`. Logs of this runner
-and of AlgoPerf's are read alike.
+Logs of this runner and of AlgoPerf's are read alike.
 """
 
 import csv
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lab.core import logs
+from lab.core.choice_columns import CHOICE, LOSS, name_of
 from lab.core.errors import InputError
 from weightavg import candidates
-
-_CHOICE = 'averaging_choice'
-_LOSS = 'probe_loss/'
-# Name of a choice below 0.
-NOTHING_FINITE = 'raw (no finite loss)'
 
 
 class Choice(NamedTuple):
@@ -34,23 +28,10 @@ def _loss(text: str) -> float:
   return float(text) if text else math.nan
 
 
-def name_of(which: float, names: Sequence[str]) -> str:
-  """Name of the candidate of an index."""
-  return NOTHING_FINITE if which < 0 else names[int(which)]
-
-
 def names_in(hparams: Mapping[str, Any] | None) -> tuple[str, ...]:
   """The candidates of a point, in the order of their indices."""
   text = (hparams or {}).get('averaging_candidates')
   return candidates.names(text or candidates.DEFAULT_CANDIDATES)
-
-
-def seen(row: Mapping[str, Any]) -> str | None:
-  """The candidate in a row that a submission has logged; None without one."""
-  if _CHOICE not in row:
-    return None
-  names = [key[len(_LOSS) :] for key in row if key.startswith(_LOSS)]
-  return name_of(row[_CHOICE], names)
 
 
 def read(trial_dir: str) -> list[Choice]:
@@ -68,14 +49,14 @@ def read(trial_dir: str) -> list[Choice]:
   with open(path, encoding='utf-8', newline='') as file:
     # A run that was killed while writing leaves a short last line.
     rows = [row for row in csv.DictReader(file) if None not in row.values()]
-  rows = [row for row in rows if row.get(_CHOICE)]
+  rows = [row for row in rows if row.get(CHOICE)]
   if not rows:
     raise InputError(
       f'{where} This run chose among no averages, or has not been evaluated '
       'yet.'
     )
   names = names_in(logs.read_json(os.path.join(trial_dir, logs.HPARAMS)))
-  logged = {key[len(_LOSS) :] for key in rows[0] if key.startswith(_LOSS)}
+  logged = {key[len(LOSS) :] for key in rows[0] if key.startswith(LOSS)}
   if logged != set(names):
     raise InputError(
       f'{where} {logs.MEASUREMENTS} has the candidates '
@@ -83,14 +64,14 @@ def read(trial_dir: str) -> list[Choice]:
     )
   choices: list[Choice] = []
   for row in rows:
-    if float(row[_CHOICE]) >= len(names):
+    if float(row[CHOICE]) >= len(names):
       raise InputError(
-        f'{where} {logs.MEASUREMENTS} has the choice {row[_CHOICE]}, of '
+        f'{where} {logs.MEASUREMENTS} has the choice {row[CHOICE]}, of '
         f'{len(names)} candidates.'
       )
     step = int(float(row['global_step']))
     while choices and choices[-1].step >= step:
       choices.pop()
-    losses = {name: _loss(row[_LOSS + name]) for name in names}
-    choices.append(Choice(step, name_of(float(row[_CHOICE]), names), losses))
+    losses = {name: _loss(row[LOSS + name]) for name in names}
+    choices.append(Choice(step, name_of(float(row[CHOICE]), names), losses))
   return choices

@@ -1,0 +1,270 @@
+"""Interactive figures for the page, by plotly.
+
+A trace belongs to a submission, which its `legendgroup` names: the page shows
+and hides submissions by it. Colours of text and grid are left to the page.
+"""
+
+import dataclasses
+import html
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from lab.report import curve_data, figures, hyperparameters
+from lab.report.report import Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+  """One plot.
+
+  Args:
+    section: Heading of the plots that it belongs to.
+    title: Heading of the plot; may be empty.
+    figure: plotly's figure as plain lists and dictionaries.
+    wide: Takes the whole width of the page.
+    scrolls: Keeps a least width and scrolls on a narrow screen.
+  """
+
+  section: str
+  title: str
+  figure: dict[str, Any]
+  wide: bool = False
+  scrolls: bool = False
+
+
+def shown(text: str) -> str:
+  """A name as plotly's text, which reads a subset of HTML.
+
+  >>> shown('<b>a</b>')
+  '&lt;b&gt;a&lt;/b&gt;'
+  """
+  return html.escape(text, quote=False)
+
+
+def all_charts(report: Report) -> list[Chart]:
+  """Charts that the logs give rise to, in the order of the page."""
+  charts = [_profiles(report), _heat_map(report)]
+  charts += _bars(report)
+  for by, section in (('steps', 'steps'), ('seconds', 'billed time')):
+    charts += _curves(report, by, f'Validation metric against {section}')
+  for name, table in report.sweeps.items():
+    if len(table):
+      charts += _sweep(report, name)
+  return charts
+
+
+def _figure(traces: list[Any], **layout: Any) -> dict[str, Any]:
+  figure = go.Figure(
+    traces,
+    {
+      'template': 'none',
+      'showlegend': False,
+      'margin': {'l': 54, 'r': 12, 't': 10, 'b': 44},
+      'paper_bgcolor': 'rgba(0,0,0,0)',
+      'plot_bgcolor': 'rgba(0,0,0,0)',
+      'height': 300,
+      'dragmode': False,
+    },
+  )
+  figure.update_layout(**layout)
+  figure.update_xaxes(automargin=True, zeroline=False)
+  figure.update_yaxes(automargin=True, zeroline=False)
+  return figure.to_plotly_json()
+
+
+def _line(report: Report, submission: str, width: float = 2) -> dict[str, Any]:
+  index = report.submissions.index(submission)
+  return {
+    'color': curve_data.colour(index),
+    'dash': curve_data.dash(index),
+    'width': width,
+  }
+
+
+def _profiles(report: Report) -> Chart:
+  traces = [
+    go.Scatter(
+      x=[float(tau) for tau in report.profiles.columns],
+      y=report.profiles.loc[name].tolist(),
+      name=shown(name),
+      legendgroup=name,
+      mode='lines',
+      line=_line(report, name) | {'shape': 'hv'},
+      hovertemplate='tau %{x:.2f}: %{y:.0%}',
+    )
+    for name in report.submissions
+  ]
+  figure = _figure(
+    traces,
+    height=380,
+    xaxis_title='time relative to the fastest submission, tau',
+    yaxis={'title': 'fraction of workloads', 'range': [0, 1.02]},
+  )
+  return Chart('Performance profiles', '', figure, wide=True)
+
+
+def _heat_map(report: Report) -> Chart:
+  """One trace; its `meta` names the submission of each row, for the page."""
+  base = [w for w in report.workloads if w in report.ratios.columns]
+  seconds = report.medians.set_index(['submission', 'workload'])['seconds']
+  ratios = report.ratios.loc[report.submissions, base].to_numpy(dtype=float)
+  times = [
+    [float(seconds.get((name, w), math.inf)) for w in base]
+    for name in report.submissions
+  ]
+  trace = go.Heatmap(
+    x=base,
+    y=[shown(name) for name in report.submissions],
+    z=[[r if math.isfinite(r) else None for r in row] for row in ratios],
+    text=[[f'{t:,.0f}' if math.isfinite(t) else '–' for t in r] for r in times],
+    texttemplate='%{text}',
+    hovertemplate='%{y}, %{x}: %{text} s, %{z:.2f} x fastest',
+    name='',
+    meta=report.submissions,
+    zmin=1,
+    zmax=4,
+    colorscale='Viridis',
+    reversescale=True,
+    colorbar={'title': {'text': '/ fastest'}, 'thickness': 10},
+    hoverongaps=False,
+    xgap=1,
+    ygap=1,
+  )
+  figure = _figure(
+    [trace],
+    height=150 + 30 * len(report.submissions),
+    yaxis={'autorange': 'reversed', 'type': 'category', 'showgrid': False},
+    xaxis={'type': 'category', 'tickangle': -40, 'showgrid': False},
+  )
+  title = 'Seconds to target, relative to the fastest'
+  return Chart(title, '', figure, wide=True, scrolls=True)
+
+
+def _bars(report: Report) -> list[Chart]:
+  keyed = report.medians.set_index(['submission', 'workload'])
+  fractions = keyed['fraction_of_budget']
+  charts = []
+  for workload in report.workloads:
+    traces = []
+    largest = 1.0
+    for i, name in enumerate(report.submissions):
+      value = float(fractions.get((name, workload), math.inf))
+      reached = math.isfinite(value)
+      largest = max(largest, value) if reached else largest
+      absent = (name, workload) not in keyed.index
+      traces.append(
+        go.Bar(
+          x=[value if reached else 0],
+          y=[shown(name)],
+          orientation='h',
+          name='',
+          legendgroup=name,
+          marker_color=curve_data.colour(i),
+          text=[
+            f'{value:.2f}' if reached else 'no logs' if absent else 'missed'
+          ],
+          textposition='outside',
+          hovertemplate='%{y}: %{text}',
+        )
+      )
+    figure = _figure(
+      traces,
+      height=90 + 24 * len(report.submissions),
+      barmode='overlay',
+      xaxis={
+        'title': 'steps to target / step hint',
+        'range': [0, 1.15 * largest],
+      },
+      yaxis={'autorange': 'reversed', 'type': 'category', 'showgrid': False},
+    )
+    charts.append(Chart('Steps to target', workload, figure))
+  return charts
+
+
+def _curves(report: Report, by: str, section: str) -> list[Chart]:
+  curves = curve_data.curves(report)
+  charts = []
+  for workload in report.workloads:
+    goal = report.targets.goals[workload]
+    drawn = [c for c in curves if c.workload == workload]
+    traces = [
+      go.Scatter(
+        x=getattr(curve, by),
+        y=[float(f'{value:.6g}') for value in curve.values],
+        name=shown(f'{curve.submission}, {curve.study}'),
+        legendgroup=curve.submission,
+        mode='lines',
+        line=_line(report, curve.submission, 1.5),
+        hovertemplate=f'{goal.metric} %{{y:.5g}} at %{{x:,.0f}}',
+      )
+      for curve in drawn
+    ]
+    target = {
+      'type': 'line',
+      'xref': 'paper',
+      'x0': 0,
+      'x1': 1,
+      'y0': goal.target,
+      'y1': goal.target,
+      'line': {'dash': 'dot', 'width': 1.5},
+    }
+    figure = _figure(
+      traces,
+      shapes=[target],
+      xaxis_title='steps' if by == 'steps' else 'billed seconds',
+      yaxis={
+        'title': goal.metric,
+        'range': list(curve_data.value_range(drawn, goal)),
+      },
+    )
+    charts.append(Chart(section, workload, figure))
+  return charts
+
+
+def _sweep(report: Report, name: str) -> list[Chart]:
+  table = report.sweeps[name]
+  charts = []
+  for workload in report.workloads:
+    rows = table[table['workload'] == workload]
+    traces = []
+    for submission, group in rows.groupby('submission'):
+      reached = group[np.isfinite(group['fraction_of_budget'])]
+      traces.append(
+        go.Scatter(
+          x=reached['value'].tolist(),
+          y=reached['fraction_of_budget'].tolist(),
+          name=shown(str(submission)),
+          legendgroup=str(submission),
+          mode='markers',
+          marker={'color': _line(report, str(submission))['color']},
+          hovertemplate=f'{name} %{{x}}: %{{y:.3f}}',
+        )
+      )
+    for fitted in report.fits.get(name, []):
+      if fitted['workload'] == workload:
+        x, y = figures.fit_line(fitted)
+        traces.append(
+          go.Scatter(
+            x=x.tolist(),
+            y=y.tolist(),
+            name=shown(f'{fitted["submission"]}, fit'),
+            legendgroup=fitted['submission'],
+            mode='lines',
+            line=_line(report, fitted['submission'], 1),
+            hoverinfo='skip',
+          )
+        )
+    if not traces:
+      continue
+    axis: dict[str, Any] = {'title': name}
+    if name in hyperparameters.NUMERIC:
+      axis |= {'type': 'log', 'exponentformat': 'power'}
+    figure = _figure(
+      traces, xaxis=axis, yaxis_title='steps to target / step hint'
+    )
+    title = f'Steps to target against {name}'
+    charts.append(Chart(title, workload, figure))
+  return charts

@@ -1,0 +1,106 @@
+"""Curves and colours, shared by static and interactive figures."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lab.report.log_files import Evaluation
+from lab.report.report import Report
+from lab.report.targets import Goal
+
+# Of medium lightness, so that they show on white and on near-black.
+_COLOURS = (
+  '#3b7dd8',
+  '#e07b00',
+  '#2a9d5c',
+  '#d1495b',
+  '#8a63d2',
+  '#a0703c',
+  '#d660a8',
+  '#7a8288',
+  '#93a100',
+  '#14a1b5',
+)
+DASHES = ('solid', 'dash', 'dot', 'dashdot')
+
+
+def colour(index: int) -> str:
+  """Colour of the submission with this place in the report."""
+  return _COLOURS[index % len(_COLOURS)]
+
+
+def dash(index: int) -> str:
+  """Line style, which tells submissions apart once colours repeat."""
+  return DASHES[index // len(_COLOURS) % len(DASHES)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """Validation metric of the fastest trial of a study.
+
+  Args:
+    submission: Name.
+    workload: Name.
+    study: Name.
+    steps: Optimizer steps at the evaluations.
+    seconds: Billed seconds at the evaluations.
+    values: Target metric.
+  """
+
+  submission: str
+  workload: str
+  study: str
+  steps: list[float]
+  seconds: list[float]
+  values: list[float]
+
+
+def kept(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+  """Finite evaluations without those that a resumed run made again."""
+  result: list[Evaluation] = []
+  for evaluation in evaluations:
+    while result and result[-1].step >= evaluation.step:
+      result.pop()
+    if math.isfinite(evaluation.value):
+      result.append(evaluation)
+  return result
+
+
+def curves(report: Report) -> list[Curve]:
+  """A curve per submission, workload and study, in the report's order."""
+  trials = {
+    (t.submission, t.workload, t.study, t.trial): t for t in report.runs
+  }
+  order = {name: i for i, name in enumerate(report.submissions)}
+  result = []
+  for row in report.studies.itertuples():
+    key = (row.submission, row.workload, row.study, row.fastest_trial)
+    points = kept(trials[key].evaluations)
+    result.append(
+      Curve(
+        row.submission,
+        row.workload,
+        row.study,
+        [p.step for p in points],
+        [p.seconds for p in points],
+        [p.value for p in points],
+      )
+    )
+  return sorted(result, key=lambda c: (order[c.submission], c.study))
+
+
+def value_range(drawn: Sequence[Curve], goal: Goal) -> tuple[float, float]:
+  """Axis range with the target and the better three quarters of the values.
+
+  The first evaluations of a run may be orders of magnitude off.
+  """
+  values = np.array([v for curve in drawn for v in curve.values])
+  if not len(values):
+    return goal.target - 1.0, goal.target + 1.0
+  shown = (0.25, 1.0) if goal.higher_is_better else (0.0, 0.75)
+  low, high = np.quantile(values, shown)
+  low, high = min(low, goal.target), max(high, goal.target)
+  margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+  return float(low - margin), float(high + margin)

@@ -1,0 +1,87 @@
+"""Bootstrap intervals over studies.
+
+Studies are drawn with replacement within each submission and workload. With
+three studies there are ten different draws, so the interval of a median is
+close to the range of the studies.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from lab.report import scores
+
+SEED = 0
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+def resampled_medians(
+  values: Sequence[float], rng: np.random.Generator, resamples: int = RESAMPLES
+) -> np.ndarray:
+  """Medians of samples drawn with replacement; infinite values are allowed."""
+  array = np.asarray(values, dtype=float)
+  draws = rng.integers(len(array), size=(resamples, len(array)))
+  return np.median(array[draws], axis=1)
+
+
+def percentiles(
+  samples: np.ndarray, level: float = LEVEL
+) -> tuple[float, float]:
+  """Central interval; order statistics, so that infinite values stay so."""
+  tail = (1 - level) / 2
+  low, high = np.quantile(samples, [tail, 1 - tail], method='inverted_cdf')
+  return float(low), float(high)
+
+
+def of_medians(studies: pd.DataFrame, column: str) -> pd.DataFrame:
+  """Interval of the median over studies, a row per submission and workload."""
+  rng = np.random.default_rng(SEED)
+  rows = []
+  keys = ['submission', 'workload']
+  for (submission, workload), group in studies.groupby(keys, sort=True):
+    low, high = percentiles(resampled_medians(group[column].tolist(), rng))
+    rows.append(
+      {
+        'submission': submission,
+        'workload': workload,
+        f'{column}_low': low,
+        f'{column}_high': high,
+      }
+    )
+  return pd.DataFrame(rows)
+
+
+def of_scores(
+  studies: pd.DataFrame,
+  base_workloads: Sequence[str],
+  resamples: int = RESAMPLES,
+) -> pd.DataFrame:
+  """Interval of each score; all submissions are drawn anew in a resample."""
+  rng = np.random.default_rng(SEED)
+  names = sorted(studies['submission'].unique())
+  times = np.full((resamples, len(names), len(base_workloads)), math.inf)
+  for (submission, workload), group in studies.groupby(
+    ['submission', 'workload'], sort=True
+  ):
+    if workload in base_workloads:
+      place = (
+        names.index(str(submission)),
+        list(base_workloads).index(str(workload)),
+      )
+      times[:, *place] = resampled_medians(
+        group['seconds'].tolist(), rng, resamples
+      )
+  fastest = times.min(axis=1, keepdims=True)
+  with np.errstate(invalid='ignore'):
+    ratio = np.nan_to_num(times / fastest, nan=math.inf, posinf=math.inf)
+  taus = np.linspace(1.0, scores.MAX_TAU, scores.POINTS)
+  heights = np.stack([(ratio <= tau).mean(axis=2) for tau in taus], axis=-1)
+  area = np.trapezoid(heights, x=taus, axis=-1) / (taus[-1] - taus[0])
+  rows = []
+  for i, name in enumerate(names):
+    low, high = percentiles(area[:, i])
+    rows.append({'submission': name, 'score_low': low, 'score_high': high})
+  return pd.DataFrame(rows)

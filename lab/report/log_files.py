@@ -1,0 +1,358 @@
+"""Reads trials from folders in AlgoPerf's layout.
+
+`<folder>/<submission>/study_<s>/<workload>_<framework>/trial_<k>/` holds
+eval_measurements.csv and, where the runner wrote them, hparams.json,
+meta_data_0.json and profile.json. A folder may also be a single submission or
+hold experiments without studies, which count as study_0. What cannot be read is
+listed, and the rest is returned.
+"""
+
+import csv
+import dataclasses
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lab.core import logs
+from lab.report.targets import Goal
+
+_WORKLOAD = re.compile(r'(?P<workload>\w+)_(?P<framework>jax|pytorch)')
+_TRIAL = re.compile(r'trial_(\d+)')
+_STUDY = re.compile(r'study[_-]?\d+')
+_STEP = 'global_step'
+_SECONDS = ('score', 'accumulated_submission_time')
+_TIMES = ('submission', 'eval', 'logging')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """One row of eval_measurements.csv.
+
+  Args:
+    step: Optimizer steps made.
+    seconds: Billed seconds.
+    value: Target metric on the validation set; NaN where it is missing.
+  """
+
+  step: float
+  seconds: float
+  value: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+  """A trial with at least one evaluation.
+
+  Args:
+    submission: Name of the submission.
+    study: Name of the study, such as study_0.
+    workload: Name without the framework.
+    framework: jax or pytorch.
+    trial: Number of the trial.
+    evaluations: In the order of the file; a resumed run may repeat steps.
+    hyperparameters: From hparams.json; empty under self-tuning.
+    gpus: Devices, from meta_data_0.json; None if unknown.
+    evaluation_share: Of billed, evaluation and logging time; None if unknown.
+    averaging_share: Averaging and swaps, as a share of the time in
+      `update_params` and `prepare_for_eval`; None without a profile.json.
+    steps_per_call: Optimizer steps per call of `update_params`.
+  """
+
+  submission: str
+  study: str
+  workload: str
+  framework: str
+  trial: int
+  evaluations: tuple[Evaluation, ...]
+  hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  gpus: int | None = None
+  evaluation_share: float | None = None
+  averaging_share: float | None = None
+  steps_per_call: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Directory of a trial and the names that its path holds."""
+
+  path: pathlib.Path
+  submission: str
+  study: str
+  workload: str
+  framework: str
+  trial: int
+
+  def __str__(self) -> str:
+    return (
+      f'{self.submission}/{self.study}/{self.workload}_{self.framework}/'
+      f'trial_{self.trial}'
+    )
+
+
+def find(folder: pathlib.Path) -> list[Place]:
+  """Find the trials below a folder, in the order of their paths."""
+  places = []
+  for parent, names, _ in os.walk(folder, followlinks=True):
+    names.sort()
+    match = _WORKLOAD.fullmatch(os.path.basename(parent))
+    trials = [m for name in names if (m := _TRIAL.fullmatch(name))]
+    # A submission's own name may end in a framework's.
+    if not match or not trials:
+      continue
+    above = pathlib.Path(parent).parent
+    submission, study = _owner(folder, above)
+    places += [
+      Place(
+        pathlib.Path(parent, trial[0]),
+        submission,
+        study,
+        match['workload'],
+        match['framework'],
+        int(trial[1]),
+      )
+      for trial in trials
+    ]
+    names.clear()
+  return sorted(places, key=lambda place: (str(place.path.parent), place.trial))
+
+
+def _owner(folder: pathlib.Path, above: pathlib.Path) -> tuple[str, str]:
+  """Submission and study to which a folder of workloads belongs."""
+  names = (folder.resolve().name, *above.relative_to(folder).parts)
+  if len(names) > 1 and _STUDY.fullmatch(names[-1]):
+    return names[-2], names[-1]
+  # As the benchmark's scoring: <submission>/<any name> is a study.
+  if len(names) > 2:
+    return names[-2], names[-1]
+  return names[-1], 'study_0'
+
+
+def steps_per_call(
+  hyperparameters: Mapping[str, Any], goal: Goal | None
+) -> int:
+  """Optimizer steps per call of `update_params`.
+
+  The v0.5 submission `lawa_queue` makes several steps in a call, which the
+  benchmark counts as one: `lawa_inner_steps_frac` of those that fit between two
+  evaluations at the budget's seconds per step.
+  """
+  fraction = hyperparameters.get('lawa_inner_steps_frac')
+  if fraction is None or goal is None:
+    return 1
+  if not (goal.eval_period_seconds and goal.budget_seconds):
+    return 1
+  seconds_per_step = goal.budget_seconds / (goal.budget_steps or math.nan)
+  return math.ceil(fraction * goal.eval_period_seconds / seconds_per_step)
+
+
+@dataclasses.dataclass
+class Reader:
+  """Reads trials and collects what is wrong with them.
+
+  Args:
+    goals: Goal of each known workload.
+    problems: A line for each fault, in the order met.
+  """
+
+  goals: Mapping[str, Goal]
+  problems: list[str] = dataclasses.field(default_factory=list)
+
+  def read(self, folders: Sequence[pathlib.Path]) -> list[Trial]:
+    """Read all trials below some folders."""
+    places = self._without_namesakes([p for f in folders for p in find(f)])
+    unknown = sorted({p.workload for p in places} - set(self.goals))
+    for name in unknown:
+      self.problems.append(
+        f'{name}: unknown workload, left out. Give its target by --targets.'
+      )
+    trials = [self._trial(p) for p in places if p.workload not in unknown]
+    return split_frameworks([t for t in trials if t is not None])
+
+  def _without_namesakes(self, places: Sequence[Place]) -> list[Place]:
+    """Keep the first of several submissions that share a name."""
+    roots: dict[str, str] = {}
+    seen: set[str] = set()
+    kept = []
+    for place in places:
+      root = str(_root_of(place))
+      if roots.setdefault(place.submission, root) == root:
+        kept.append(place)
+      elif root not in seen:
+        seen.add(root)
+        self.problems.append(
+          f'{root}: a submission of this name is read from '
+          f'{roots[place.submission]} already, left out. Rename its folder.'
+        )
+    return kept
+
+  def _trial(self, place: Place) -> Trial | None:
+    goal = self.goals[place.workload]
+    rows = self._rows(place, goal)
+    if not rows:
+      return None
+    hyperparameters = self._json(place, logs.HPARAMS)
+    calls = steps_per_call(hyperparameters, goal)
+    return Trial(
+      submission=place.submission,
+      study=place.study,
+      workload=place.workload,
+      framework=place.framework,
+      trial=place.trial,
+      evaluations=tuple(
+        Evaluation(
+          step=_number(row, _STEP) * calls,
+          seconds=_seconds(row),
+          value=_number(row, goal.column),
+        )
+        for row in rows
+      ),
+      hyperparameters=hyperparameters,
+      gpus=_gpus(self._json(place, 'meta_data_0.json')),
+      evaluation_share=_evaluation_share(rows[-1]),
+      averaging_share=_averaging_share(self._json(place, 'profile.json')),
+      steps_per_call=calls,
+    )
+
+  def _json(self, place: Place, name: str) -> dict[str, Any]:
+    """Content of an optional JSON file."""
+    path = place.path / name
+    if not path.exists():
+      return {}
+    content = logs.read_json(str(path))
+    if isinstance(content, dict):
+      return content
+    # The benchmark writes null where a self-tuning run has no hyperparameters.
+    if path.read_bytes().strip() != b'null':
+      self.problems.append(f'{place}: {name} is not a JSON object, ignored.')
+    return {}
+
+  def _rows(self, place: Place, goal: Goal) -> list[dict[str, str]]:
+    """Complete rows of a trial; faults of the file go to the problems."""
+    path = place.path / logs.EVAL_MEASUREMENTS
+    try:
+      text = path.read_text(encoding='utf-8', errors='replace')
+    except OSError:
+      self.problems.append(f'{place}: no measurements ({path.name} missing).')
+      return []
+    lines = text.replace('\0', '').splitlines()
+    reader = csv.DictReader(lines)
+    columns = list(reader.fieldnames or [])
+    if not columns:
+      self.problems.append(f'{place}: no measurements ({path.name} is empty).')
+      return []
+    needed = [_STEP, goal.column]
+    missing = [name for name in needed if name not in columns]
+    if not any(name in columns for name in _SECONDS):
+      missing.append(' or '.join(_SECONDS))
+    if missing:
+      self.problems.append(
+        f'{place}: {path.name} has no column {", ".join(missing)}.'
+      )
+      return []
+    rows = list(reader)
+    if not rows:
+      self.problems.append(
+        f'{place}: no measurements ({path.name} ends early).'
+      )
+      return []
+    rows = self._whole(place, rows, columns, text.endswith('\n'), goal)
+    values = [_number(row, goal.column) for row in rows]
+    if nan := sum(map(math.isnan, values)):
+      self.problems.append(
+        f'{place}: {goal.column} is missing or NaN in {nan} of {len(rows)} '
+        'rows, which reach no target.'
+      )
+    return rows
+
+  def _whole(
+    self,
+    place: Place,
+    rows: list[dict[str, str]],
+    columns: Sequence[str],
+    ends_with_newline: bool,
+    goal: Goal,
+  ) -> list[dict[str, str]]:
+    """Rows that are neither cut nor without step and time."""
+
+    def is_whole(i: int, row: Mapping[Any, Any]) -> bool:
+      # DictReader fills a short row with None and lists what is too much.
+      if None in row.values() or None in row:
+        return False
+      last = i == len(rows) - 1 and not ends_with_newline
+      if last and columns[-1] in (_STEP, goal.column, *_SECONDS):
+        return False
+      return math.isfinite(_number(row, _STEP)) and math.isfinite(_seconds(row))
+
+    kept = [row for i, row in enumerate(rows) if is_whole(i, row)]
+    if lost := len(rows) - len(kept):
+      self.problems.append(
+        f'{place}: {lost} of {len(rows)} rows cut or without step and time, '
+        'left out.'
+      )
+    return kept
+
+
+def _root_of(place: Place) -> pathlib.Path:
+  """Folder of the submission that a trial belongs to."""
+  above = place.path.parent.parent
+  return above.parent if above.name == place.study else above
+
+
+def _number(row: Mapping[Any, Any], column: str) -> float:
+  try:
+    return float(row.get(column) or 'nan')
+  except ValueError:
+    return math.nan
+
+
+def _seconds(row: Mapping[Any, Any]) -> float:
+  """Billed seconds: the column that the benchmark's scoring reads."""
+  for column in _SECONDS:
+    if row.get(column):
+      return _number(row, column)
+  return math.nan
+
+
+def _evaluation_share(row: Mapping[Any, Any]) -> float | None:
+  parts = [_number(row, f'accumulated_{name}_time') for name in _TIMES]
+  total = math.fsum(p for p in parts if math.isfinite(p))
+  return parts[1] / total if total > 0 and math.isfinite(parts[1]) else None
+
+
+def _averaging_share(profile: Mapping[str, Any]) -> float | None:
+  """Averaging and swaps as a share of the calls that the benchmark bills."""
+  seconds = {'billed': 0.0, 'averaging': 0.0}
+  for row in profile.get('sections', ()):
+    if row['section'] in ('Update parameters', 'Prepare for eval'):
+      seconds['billed'] += row['total_seconds']
+    if row['section'] in ('Averaging', 'Swap', 'Probe'):
+      seconds['averaging'] += row['total_seconds']
+  return seconds['averaging'] / seconds['billed'] if seconds['billed'] else None
+
+
+def _gpus(meta_data: Mapping[str, Any]) -> int | None:
+  count = meta_data.get('gpu_count')
+  return count if isinstance(count, int) and count > 0 else None
+
+
+def split_frameworks(trials: Iterable[Trial]) -> list[Trial]:
+  """Rename submissions that ran a workload in both frameworks.
+
+  Each becomes two, `<name> [jax]` and `<name> [pytorch]`, since a median over
+  both would compare neither.
+  """
+  trials = list(trials)
+  frameworks: dict[tuple[str, str], set[str]] = {}
+  for trial in trials:
+    key = (trial.submission, trial.workload)
+    frameworks.setdefault(key, set()).add(trial.framework)
+  both = {name for (name, _), used in frameworks.items() if len(used) > 1}
+  return [
+    dataclasses.replace(t, submission=f'{t.submission} [{t.framework}]')
+    if t.submission in both
+    else t
+    for t in trials
+  ]

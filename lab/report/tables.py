@@ -1,0 +1,395 @@
+"""Tables of a report, for Markdown and for the page alike."""
+
+import dataclasses
+import html
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lab.report import intervals
+from lab.report.report import Report
+
+MISSING = '–'
+_MISSED_TEXT = {
+  'budget': 'costs the whole time budget',
+  'spent': 'costs the billed time of the runs that missed it',
+  'reached': 'leaves the workload out; only those reached by both are compared',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """A column of a table.
+
+  Args:
+    key: Key of its values in a row.
+    label: Heading.
+    text: Formats a finite number or a string.
+    is_number: Aligned right and sorted by value.
+  """
+
+  key: str
+  label: str
+  text: Callable[[Any], str] = str
+  is_number: bool = True
+
+  def show(self, row: Mapping[str, Any]) -> str:
+    """Text of a cell."""
+    value = self.value(row)
+    return MISSING if value is None else self.text(value)
+
+  def value(self, row: Mapping[str, Any]) -> Any:
+    """Value of a cell; None where it is infinite or missing."""
+    value = row.get(self.key)
+    if value is None or isinstance(value, str):
+      return value
+    return value if math.isfinite(value) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table with a title.
+
+  Args:
+    name: Identifier, for links.
+    title: Heading.
+    note: Explains what the numbers are.
+    columns: Columns, the first of them a text.
+    rows: Values by the columns' keys.
+  """
+
+  name: str
+  title: str
+  note: str
+  columns: Sequence[Column]
+  rows: Sequence[Mapping[str, Any]]
+
+  def markdown(self) -> str:
+    """The table with its heading, in GitHub's Markdown."""
+    lines = [[escape_markdown(column.label) for column in self.columns]]
+    lines.append(['--:' if c.is_number else '---' for c in self.columns])
+    for row in self.rows:
+      lines.append([escape_markdown(c.show(row)) for c in self.columns])
+    text = '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+    note = escape_markdown(self.note)
+    return f'## {escape_markdown(self.title)}\n\n{note}\n\n{text}\n'
+
+
+def escape_markdown(text: str) -> str:
+  r"""Escape what Markdown or HTML would read as markup.
+
+  >>> escape_markdown('a|b <c>')
+  'a\\|b &lt;c&gt;'
+  """
+  text = html.escape(text, quote=False)
+  return re.sub(r'([\\`*\[\]|])', r'\\\1', ' '.join(text.split()))
+
+
+def whole(value: float) -> str:
+  """A rounded number with separators.
+
+  >>> whole(25738.98)
+  '25,739'
+  """
+  return f'{value:,.0f}'
+
+
+def percent(value: float) -> str:
+  """A fraction in per cent.
+
+  >>> percent(0.1234)
+  '12.3 %'
+  """
+  return f'{100 * value:.1f} %'
+
+
+def three(value: float) -> str:
+  """Three decimals."""
+  return f'{value:.3f}'
+
+
+def signed(value: float) -> str:
+  """Three decimals and a sign."""
+  return f'{value:+.3f}'
+
+
+def significant(value: float) -> str:
+  """Four significant digits."""
+  return f'{value:.4g}'
+
+
+_SUBMISSION = Column('submission', 'submission', is_number=False)
+_WORKLOAD = Column('workload', 'workload', is_number=False)
+
+
+def all_tables(report: Report) -> list[Table]:
+  """Tables that the logs give rise to, the most important first."""
+  tables = [
+    _scores(report),
+    _matrix(
+      report,
+      'seconds',
+      'Seconds to target',
+      f'Median over studies of the fastest trial. {MISSING}: missed by half of '
+      'the studies or more, or no logs.',
+      whole,
+    ),
+    _matrix(
+      report,
+      'fraction_of_budget',
+      'Steps to target, as a fraction of the budget',
+      "Median over studies of the steps, divided by the workload's step hint.",
+      three,
+    ),
+    _medians(report),
+    _best(report),
+    _hours(report),
+  ]
+  if report.options.baseline is not None:
+    tables += [_savings(report), _relative(report)]
+  tables.append(_values(report))
+  if report.what_if:
+    tables.append(_what_if(report))
+  tables += [_fits(report, name) for name, rows in report.fits.items() if rows]
+  return tables
+
+
+def _scores(report: Report) -> Table:
+  columns = [
+    _SUBMISSION,
+    Column('score', 'score', three),
+    Column('score_low', 'low', three),
+    Column('score_high', 'high', three),
+    Column('reached', 'targets reached', whole),
+    Column('workloads', 'workloads', whole),
+    Column('fewest_studies', 'fewest studies', whole),
+  ]
+  note = (
+    'Integral of the performance profile over tau in [1, 4], divided by 3. '
+    'Times beyond 4 x the fastest count as missed. Low and high: '
+    f'{intervals.LEVEL:.0%} bootstrap interval over studies.'
+  )
+  if report.options.baseline is not None:
+    columns.append(Column('relative_time', 'relative time', three))
+    note += (
+      f' Relative time: geometric mean of the time over that of '
+      f'{report.options.baseline}, a missed target at the '
+      'time budget and one second.'
+    )
+  return Table('scores', 'Scores', note, columns, _rows(report.scores))
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+  return [{str(k): v for k, v in r.items()} for r in table.to_dict('records')]
+
+
+def _pivot(
+  report: Report, table: pd.DataFrame, column: str
+) -> list[dict[str, Any]]:
+  """Rows of submissions, keys of workloads, in the report's order."""
+  matrix = table.pivot(index='submission', columns='workload', values=column)
+  names = [n for n in report.submissions if n in matrix.index]
+  matrix = matrix.reindex(index=names, columns=report.workloads)
+  return [
+    {'submission': name} | {str(k): v for k, v in row.items()}
+    for name, row in matrix.iterrows()
+  ]
+
+
+def _by_workload(report: Report, text: Callable[[Any], str]) -> list[Column]:
+  return [_SUBMISSION, *(Column(n, n, text) for n in report.workloads)]
+
+
+def _matrix(
+  report: Report,
+  column: str,
+  title: str,
+  note: str,
+  text: Callable[[Any], str],
+) -> Table:
+  rows = _pivot(report, report.medians, column)
+  return Table(column, title, note, _by_workload(report, text), rows)
+
+
+def _medians(report: Report) -> Table:
+  columns = [
+    _SUBMISSION,
+    _WORKLOAD,
+    Column('seconds', 'seconds', whole),
+    Column('seconds_low', 'low', whole),
+    Column('seconds_high', 'high', whole),
+    Column('steps', 'steps', whole),
+    Column('fraction_of_budget', 'of budget', three),
+    Column('reached', 'studies at target', whole),
+    Column('studies', 'studies', whole),
+  ]
+  note = (
+    'Median over studies. Low and high: '
+    f'{intervals.LEVEL:.0%} bootstrap interval of the seconds.'
+  )
+  return Table(
+    'time_to_target', 'Time to target', note, columns, _rows(report.medians)
+  )
+
+
+def _best(report: Report) -> Table:
+  columns = [
+    _SUBMISSION,
+    _WORKLOAD,
+    Column('metric', 'metric', is_number=False),
+    Column('target', 'target', significant),
+    Column('best', 'best', significant),
+    Column('best_min', 'lowest', significant),
+    Column('best_max', 'highest', significant),
+    Column('step_seconds', 'seconds per step', significant),
+    Column('evaluation_share', 'evaluation', percent),
+    Column('averaging_share', 'averaging', percent),
+    Column('studies', 'studies', whole),
+    Column('trials', 'trials', whole),
+  ]
+  note = (
+    'Best validation metric of a study: median and range over studies. '
+    'Evaluation: share of billed, evaluation and logging time. Averaging: '
+    'share of billed time, where the runner recorded a profile.'
+  )
+  return Table(
+    'best_metric', 'Best validation metric', note, columns, _rows(report.best)
+  )
+
+
+def _hours(report: Report) -> Table:
+  columns = [
+    _SUBMISSION,
+    _WORKLOAD,
+    Column('gpus', 'GPUs', whole),
+    Column('to_target', 'to target', three),
+    Column('for_budget', 'for the budget', three),
+    Column('spent', 'spent', three),
+  ]
+  note = (
+    'GPU-hours of one trial. For the budget: billed time that the '
+    f'{report.options.ruleset} ruleset allows. Spent: billed time of the runs, '
+    'median over studies.'
+  )
+  return Table('gpu_hours', 'GPU-hours', note, columns, _rows(report.gpu_hours))
+
+
+def _savings(report: Report) -> Table:
+  baseline = report.options.baseline
+  columns = [
+    _SUBMISSION,
+    Column('workloads', 'workloads compared', whole),
+    Column('reached', 'targets reached', whole),
+    Column('gpu_hours', 'GPU-hours', significant),
+    Column('baseline_gpu_hours', 'of the baseline', significant),
+    Column('saving', 'saving', percent),
+    Column('median_ratio', 'median ratio', three),
+  ]
+  note = (
+    f'GPU-hours over the base workloads beside those of {baseline}. A missed '
+    f'target {_MISSED_TEXT[report.options.missed]} '
+    f'(rule {report.options.missed}).'
+  )
+  return Table(
+    'savings', 'Saving of GPU-hours', note, columns, _rows(report.savings)
+  )
+
+
+def _relative(report: Report) -> Table:
+  baseline = report.options.baseline
+  columns = [
+    _SUBMISSION,
+    _WORKLOAD,
+    Column('steps_ratio', 'steps', three),
+    Column('seconds_ratio', 'seconds', three),
+  ]
+  rows = [
+    row for row in _rows(report.relative) if math.isfinite(row['seconds_ratio'])
+  ]
+  note = (
+    f'Medians relative to those of {baseline}, where both reach the target.'
+  )
+  return Table('relative', 'Relative to the baseline', note, columns, rows)
+
+
+def _values(report: Report) -> Table:
+  columns = [
+    _SUBMISSION,
+    Column('score', 'score', three),
+    Column('gain_by_fewer_steps', '10 % fewer steps', signed),
+    Column('gain_by_one_more_workload', 'one more workload', signed),
+    Column('workload', 'which', is_number=False),
+    Column('reached_at_seconds', 'at seconds', whole),
+  ]
+  note = (
+    'Gain in score by 10 % fewer steps at the same time per step, and by one '
+    'more target: the missed one with the largest gain among those that '
+    'another submission reaches, at the slowest time of these; where there is '
+    "none, among all, at the budget. The other submissions' times stay."
+  )
+  return Table(
+    'value_of_changes', 'Value of fewer steps and of one more workload', note,
+    columns, report.values,
+  )  # fmt: skip
+
+
+def _what_if(report: Report) -> Table:
+  columns = [
+    Column('what_if', 'what if', is_number=False),
+    _SUBMISSION,
+    Column('score_before', 'score', three),
+    Column('score_after', 'score then', three),
+    Column('gain', 'gain', signed),
+  ]
+  note = 'Score within the group if the change held.'
+  return Table('what_if', 'What if', note, columns, report.what_if)
+
+
+def _fits(report: Report, name: str) -> Table:
+  columns = [
+    _SUBMISSION,
+    _WORKLOAD,
+    Column('best_value', f'best {name}', significant),
+    Column('best_fraction_of_budget', 'steps to target, of budget', three),
+    Column('lowest', 'lowest tried', significant),
+    Column('highest', 'highest tried', significant),
+    Column('trials', 'trials at target', whole),
+  ]
+  note = (
+    f'Parabola in log {name} through the trials that reach the target; its '
+    'lowest point within the range tried.'
+  )
+  return Table(f'fit_{name}', f'Best {name}', note, columns, report.fits[name])
+
+
+def markdown(
+  report: Report, tables: Sequence[Table], figures: Sequence[str]
+) -> str:
+  """The content of report.md.
+
+  Args:
+    report: The report.
+    tables: Its tables.
+    figures: Paths of the figures, relative to report.md.
+  """
+  targets = report.targets
+  parts = [
+    '# AlgoPerf report\n',
+    f'{len(report.submissions)} submissions, '
+    f'{len(report.workloads)} workloads, {len(report.trials)} trials. '
+    f'Targets: {escape_markdown(targets.source)}; '
+    f'ruleset: {report.options.ruleset}; a score is a fraction of '
+    f'{len(targets.base_workloads)} base workloads.\n',
+  ]
+  parts += [table.markdown() for table in tables]
+  if figures:
+    parts.append('## Figures\n')
+    parts += [f'![{name}]({name})\n' for name in figures]
+  for title, lines in (('Notes', report.notes), ('Problems', report.problems)):
+    if lines:
+      items = '\n'.join(f'- {escape_markdown(line)}' for line in lines)
+      parts.append(f'## {title}\n\n{items}\n')
+  return '\n'.join(parts)
