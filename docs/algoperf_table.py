@@ -1,8 +1,10 @@
-"""Which submission was run on which of the benchmark's workloads, as a table.
+"""Outcomes of the tests that run submissions on the benchmark's workloads.
 
-`make test-algoperf` keeps how its tests ended in results/algoperf/matrix.json.
+`make test-algoperf` records the outcome of each of its tests, and the commit
+that all of them ran at, in results/algoperf/matrix.json.
 """
 
+import collections
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,18 +19,23 @@ _RESUMED = re.compile(
 _RUNNER = 'mnist, by submission_runner.py'
 
 
-def table(outcomes: Mapping[str, Mapping[str, Any]]) -> str:
-  """Markdown: workloads down, submissions across.
+def table(content: Mapping[str, Any]) -> str:
+  """Format the outcomes as Markdown: workloads down, submissions across.
 
   Args:
-    outcomes: name of a test to how it ended.
+    content: `commit`, and `tests`: name of a test to its outcome.
 
   >>> name = 'test_submission_trains_evaluates_and_resumes[nadamw-ogbg]'
-  >>> print(table({name: {'outcome': 'passed'}}))
+  >>> print(table({'commit': 'abc', 'tests': {name: {'outcome': 'passed'}}}))
+  All tests ran at commit `abc`: 1 passed.
+  <BLANKLINE>
   | workload | `nadamw` |
   |---|---|
   | ogbg | passed |
   """
+  outcomes = content['tests']
+  counts = collections.Counter(test['outcome'] for test in outcomes.values())
+  summary = ', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items()))
   cells: dict[tuple[str, str], str] = {}
   for name, result in outcomes.items():
     if match := _TRAINED.fullmatch(name):
@@ -44,4 +51,5 @@ def table(outcomes: Mapping[str, Mapping[str, Any]]) -> str:
   ]
   text = ['| ' + ' | '.join(line) + ' |' for line in lines]
   text[1] = '|---' * len(header) + '|'
-  return '\n'.join(text)
+  title = f'All tests ran at commit `{content["commit"]}`: {summary}.'
+  return '\n'.join([title, '', *text])

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import subprocess
 
 # Before torch is imported: two workers on two cores must not fight for them.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -46,25 +47,43 @@ def shrink(monkeypatch):
   return apply
 
 
-# What `make test-algoperf` keeps for the documentation's table.
+# `make test-algoperf` names the file that keeps outcomes for the docs' table.
 _MATRIX = os.environ.get('WEIGHTAVG_ALGOPERF_MATRIX')
 _outcomes = {}
 
 
+def _commit():
+  """Commit of the code; `-dirty` if a file outside results/ differs from it."""
+
+  def git(*words):
+    here = pathlib.Path(__file__).parents[1]
+    return subprocess.run(['git', *words], cwd=here, capture_output=True)
+
+  commit = git('rev-parse', '--short=12', 'HEAD').stdout.decode().strip()
+  is_clean = git('diff', '--quiet', 'HEAD', '--', ':!results').returncode == 0
+  return commit if is_clean else f'{commit}-dirty'
+
+
 def pytest_runtest_logreport(report):
-  """Note how a test of the real benchmark ended."""
-  ended = report.when == 'call' or report.failed
+  """Record the outcome of a test of the real benchmark."""
+  ended = report.when == 'call' or report.outcome != 'passed'
   if _MATRIX and ended and 'algoperf' in report.keywords:
     name = report.nodeid.rpartition('::')[2]
     _outcomes[name] = {'outcome': report.outcome, 'torch': torch.__version__}
+    if report.skipped:
+      _outcomes[name]['reason'] = report.longrepr[2]
 
 
 def pytest_sessionfinish():
-  """Add what has run now to what has run before."""
+  """Merge the outcomes into the file, which keeps those of one commit only."""
   if not _outcomes:
     return
+  commit = _commit()
   path = pathlib.Path(_MATRIX)
   known = json.loads(path.read_text()) if path.exists() else {}
+  if known.get('commit') != commit:
+    known = {}
+  tests = known.get('tests', {}) | _outcomes
+  content = {'commit': commit, 'tests': dict(sorted(tests.items()))}
   path.parent.mkdir(parents=True, exist_ok=True)
-  merged = dict(sorted((known | _outcomes).items()))
-  path.write_text(json.dumps(merged, indent=2) + '\n')
+  path.write_text(json.dumps(content, indent=2) + '\n')

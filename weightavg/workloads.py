@@ -9,6 +9,7 @@ _ALGOPERF = {
   'cifar': 128,
   'criteo1tb': 262_144,
   'fastmri': 32,
+  'finewebedu_lm': 64,
   'imagenet_resnet': 1024,
   'imagenet_resnet_silu': 512,
   'imagenet_resnet_gelu': 512,

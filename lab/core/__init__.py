@@ -1,1 +1,1 @@
-"""Shared by all rooms: errors, command lines, logs, curves, search spaces."""
+"""Parts that all rooms share: errors, command lines, logs, search spaces."""

@@ -1,4 +1,4 @@
-"""Names of a trial's checkpoints, as the benchmark gives them."""
+"""Find the checkpoints of a trial by the names that AlgoPerf gives them."""
 
 import os
 import re
@@ -7,7 +7,7 @@ _NAME = re.compile(r'checkpoint_(\d+)')
 
 
 def steps(directory: str) -> list[int]:
-  """Steps of the checkpoints in a directory, in order."""
+  """Return the steps of the checkpoints in a directory, in ascending order."""
   if not os.path.isdir(directory):
     return []
   matches = map(_NAME.fullmatch, os.listdir(directory))
@@ -15,11 +15,11 @@ def steps(directory: str) -> list[int]:
 
 
 def path_of(directory: str, step: int) -> str:
-  """Path of the checkpoint of a step."""
+  """Return the path of the checkpoint of a step."""
   return os.path.join(directory, f'checkpoint_{step}')
 
 
 def latest(directory: str) -> str | None:
-  """Path of the last checkpoint in a directory, or None."""
+  """Return the path of the last checkpoint in a directory, or None."""
   found = steps(directory)
   return path_of(directory, found[-1]) if found else None

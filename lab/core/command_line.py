@@ -1,4 +1,4 @@
-"""Commands that end bad input in one line: `error: ...`, status 1."""
+"""Run commands that report bad input in one line: `error: ...`, status 1."""
 
 import argparse
 import os
@@ -6,6 +6,8 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+from absl import app, flags
 
 from lab.core.errors import InputError
 
@@ -16,12 +18,12 @@ class Parser(argparse.ArgumentParser):
   """A parser that raises InputError instead of printing its usage."""
 
   def error(self, message: str) -> NoReturn:
-    """Raise what argparse would print."""
+    """Raise the message of argparse as an InputError."""
     raise InputError(f'{message} (--help lists the arguments).')
 
 
 def names_of(text: str, allowed: Sequence[str], what: str) -> list[str]:
-  """Names in a comma-separated list; 'all' stands for all that are allowed.
+  """Split a comma-separated list of names; 'all' gives every allowed name.
 
   >>> names_of('b,a', ['a', 'b', 'c'], 'letters')
   ['b', 'a']
@@ -43,7 +45,7 @@ def names_of(text: str, allowed: Sequence[str], what: str) -> list[str]:
 
 
 def check_writable(folder: pathlib.Path) -> None:
-  """Raise InputError unless a folder can be written to, or be made."""
+  """Raise InputError unless a folder is writable or can be created."""
   existing = folder
   while not os.path.lexists(existing):
     existing = existing.parent
@@ -54,14 +56,35 @@ def check_writable(folder: pathlib.Path) -> None:
 
 
 def run(function: Callable[[], int | None]) -> NoReturn:
-  """Call and exit; an InputError becomes one line and status 1.
+  """Call a command and exit with its status.
 
-  So does what the file system refuses: a full disk, a folder without rights.
+  An InputError becomes one line on standard error and status 1. So does an
+  error of the file system: a full disk, missing rights.
   """
   try:
     sys.exit(function() or 0)
   except (InputError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr, flush=True)
+    print_error(error)
     sys.exit(1)
   except KeyboardInterrupt:
     sys.exit(130)
+
+
+def run_with_flags(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+  """Parse absl flags and run `main` on the remaining arguments, as `run` does.
+
+  A flag that is unknown, missing or out of range becomes one line.
+  """
+
+  def parse(arguments: list[str]) -> list[str]:
+    try:
+      return flags.FLAGS(arguments)
+    except flags.Error as error:
+      raise InputError(f'{error} (--helpfull lists the flags).') from error
+
+  run(lambda: app.run(main, flags_parser=parse))
+
+
+def print_error(error: Exception) -> None:
+  """Print an error as one line on standard error."""
+  print(f'error: {error}', file=sys.stderr, flush=True)

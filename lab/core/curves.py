@@ -1,7 +1,7 @@
-"""From a trial's eval_measurements.csv to steps and seconds to a target.
+"""Read learning curves and find where they reach a target.
 
-Reads our runs' files and AlgoPerf's own alike. A target is reached by a value
-that equals it, as in the benchmark's scoring.
+The functions read eval_measurements.csv of local runs and of AlgoPerf. A value
+that equals the target reaches it, as in AlgoPerf's scoring.
 """
 
 import csv
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Point(NamedTuple):
-  """One evaluation: steps made, seconds billed, value of the metric."""
+  """One evaluation: optimizer steps, billed seconds, value of the metric."""
 
   step: int
   seconds: float
@@ -19,10 +19,10 @@ class Point(NamedTuple):
 
 
 def curve(rows: Iterable[Mapping[str, str]], metric: str) -> list[Point]:
-  """Evaluations of a run in order, from the rows of its CSV file.
+  """Return the evaluations of a run in order, from the rows of its CSV file.
 
-  A preempted run of the benchmark repeats the steps after its checkpoint; what
-  counts are the later rows. Rows without the metric are left out.
+  A preempted run of AlgoPerf repeats the steps after its checkpoint; the later
+  rows replace the earlier ones. Rows without the metric are left out.
 
   Args:
     rows: With the columns global_step and accumulated_submission_time.
@@ -46,20 +46,20 @@ def curve(rows: Iterable[Mapping[str, str]], metric: str) -> list[Point]:
 
 
 def read_curve(path: str, metric: str) -> list[Point]:
-  """Evaluations in a CSV file; none if it is empty."""
+  """Return the evaluations in a CSV file; an empty file has none."""
   with open(path, encoding='utf-8', newline='') as file:
     return curve(csv.DictReader(file), metric)
 
 
 def reaches(value: float, target: float, higher_is_better: bool) -> bool:
-  """Whether a value is as good as the target; NaN never is."""
+  """Return True if a value is at least as good as the target; NaN is not."""
   return value >= target if higher_is_better else value <= target
 
 
 def first_at_target(
   points: Iterable[Point], target: float, higher_is_better: bool
 ) -> Point | None:
-  """The first evaluation at which the target is reached, if any."""
+  """Return the first evaluation that reaches the target, or None."""
   for point in points:
     if reaches(point.value, target, higher_is_better):
       return point
@@ -67,7 +67,7 @@ def first_at_target(
 
 
 def best(points: Iterable[Point], higher_is_better: bool) -> float | None:
-  """The best finite value of a run, None if it has none."""
+  """Return the best finite value of a run, or None without one."""
   values = [p.value for p in points if math.isfinite(p.value)]
   if not values:
     return None
@@ -75,10 +75,10 @@ def best(points: Iterable[Point], higher_is_better: bool) -> float | None:
 
 
 def higher_is_better(workload: Any) -> bool:
-  """Direction of a workload's target metric.
+  """Return the direction of a workload's target metric.
 
-  Taken from the attribute `higher_is_better`, or for AlgoPerf's workloads,
-  which have none, from whether a value above the target reaches it.
+  Local workloads have an attribute `higher_is_better`. AlgoPerf's do not: for
+  them the function tests if a value above the target reaches it.
   """
   known = getattr(workload, 'higher_is_better', None)
   if known is not None:
@@ -90,7 +90,7 @@ def higher_is_better(workload: Any) -> bool:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """Columns of text, the first one left-aligned and the others right-aligned.
+  """Format text in columns: the first left-aligned, the others right-aligned.
 
   >>> print(table(['name', 'steps'], [['a', '10'], ['long', '9']]))
   name  steps

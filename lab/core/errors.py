@@ -1,11 +1,11 @@
-"""The error that ends a command with one line instead of a traceback."""
+"""An error that ends a command with one line instead of a traceback."""
 
 
 class InputError(Exception):
-  """Something the user gave cannot be used; the message says what can.
+  """The user gave something that cannot be used.
 
-  The message is one line that names the thing and what is allowed. Raised only
-  before anything has been written or deleted.
+  The message is one line. It names the thing and the allowed values. Commands
+  raise the error before they write or delete anything.
   """
 
   def __init__(self, message: str) -> None:

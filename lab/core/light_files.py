@@ -1,4 +1,4 @@
-"""Names of the light checkpoints in a trial's directory: raw weights alone."""
+"""Find the light checkpoints of a trial, which hold the raw weights alone."""
 
 import os
 import re
@@ -8,7 +8,7 @@ _NAME = re.compile(r'step_(\d+)\.safetensors')
 
 
 def steps(directory: str) -> list[int]:
-  """Steps of the light checkpoints of a trial, in order."""
+  """Return the steps of a trial's light checkpoints, in ascending order."""
   folder = os.path.join(directory, FOLDER)
   if not os.path.isdir(folder):
     return []
@@ -17,5 +17,5 @@ def steps(directory: str) -> list[int]:
 
 
 def path_of(directory: str, step: int | str) -> str:
-  """Path of the light checkpoint of a step; '*' makes a pattern."""
+  """Return the path of a step's light checkpoint; step '*' gives a pattern."""
   return os.path.join(directory, FOLDER, f'step_{step}.safetensors')

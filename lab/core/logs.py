@@ -1,4 +1,4 @@
-"""Log files of a trial, with the benchmark's names and columns.
+"""Write the log files of a trial with AlgoPerf's names and columns.
 
 `<experiment_dir>/<name>/<workload>_pytorch/trial_<k>/` holds hparams.json,
 measurements.csv (all metrics), eval_measurements.csv (those of evaluations),
@@ -31,18 +31,18 @@ def _replace(path: str, write: Callable[[Any], None]) -> None:
 
 
 def write_json(path: str, content: Any) -> None:
-  """Write a JSON file in one go."""
+  """Write a JSON file; it appears complete or not at all."""
   _replace(path, lambda file: file.write(json.dumps(content, indent=2) + '\n'))
 
 
 def write_rows(path: str, rows: Iterable[Row]) -> None:
-  """Write a JSON list in one go, a row on each line."""
+  """Write a JSON list, one row a line; it appears complete or not at all."""
   lines = ',\n'.join(map(json.dumps, rows))
   _replace(path, lambda file: file.write(f'[\n{lines}\n]\n'))
 
 
 def read_json(path: str) -> Any:
-  """Content of a JSON file, or None where there is no valid one."""
+  """Return the content of a JSON file; None if it is missing or invalid."""
   try:
     with open(path, encoding='utf-8') as file:
       return json.load(file)
@@ -51,13 +51,13 @@ def read_json(path: str) -> Any:
 
 
 class Table:
-  """A CSV file to which rows are added; a new metric adds a column.
+  """A CSV file that grows by rows; a new metric adds a column.
 
-  The first row's columns are sorted by name and later ones follow, which is
-  the order of the benchmark's files.
+  The first row's columns are sorted by name and later columns follow, as in
+  AlgoPerf's files.
 
   Args:
-    path: The file; its rows are kept if it exists.
+    path: The file. Rows of an existing file are kept.
   """
 
   def __init__(self, path: str) -> None:
@@ -72,7 +72,7 @@ class Table:
         self.rows = [row for row in reader if None not in row.values()]
 
   def append(self, row: Row) -> None:
-    """Add a row at the end of the file."""
+    """Append a row to the file."""
     new = sorted(set(row) - set(self.columns))
     self.columns += new
     self.rows.append(row)
@@ -83,13 +83,13 @@ class Table:
       csv.DictWriter(file, self.columns, restval='').writerow(row)
 
   def drop_after(self, is_last: Callable[[Row], bool]) -> None:
-    """Keep the rows up to the last one for which `is_last` holds."""
+    """Remove the rows after the last one for which `is_last` returns True."""
     keep = [i for i, row in enumerate(self.rows) if is_last(row)]
     self.rows = self.rows[: keep[-1] + 1] if keep else []
     self.rewrite()
 
   def rewrite(self) -> None:
-    """Write the whole file anew."""
+    """Write the whole file again."""
 
     def write(file: Any) -> None:
       writer = csv.DictWriter(file, self.columns, restval='')
@@ -100,17 +100,17 @@ class Table:
 
 
 def _plain(value: Any) -> Any:
-  """A Python scalar of a 0-d tensor or numpy scalar."""
+  """Convert a 0-d tensor or a NumPy scalar to a Python scalar."""
   return value.item() if hasattr(value, 'item') else value
 
 
 def plain_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-  """Metrics as Python scalars, which checkpoints and CSV files can hold."""
+  """Convert metrics to Python scalars, for checkpoints and CSV files."""
   return {name: _plain(value) for name, value in metrics.items()}
 
 
 class MetricsLogger:
-  """What submissions and the runner write metrics to; on rank 0 only.
+  """Log the metrics of submissions and of the runner; on rank 0 only.
 
   Args:
     directory: The trial's directory.
@@ -137,11 +137,11 @@ class MetricsLogger:
 
   @property
   def last(self) -> Row | None:
-    """The row that was logged last, by the runner or the submission."""
+    """The most recent row, of the runner or of the submission."""
     return self._all.rows[-1] if self._all.rows else None
 
   def rewind(self, global_step: int) -> None:
-    """Drop what was logged after the evaluation at `global_step`."""
+    """Remove the rows after the evaluation at `global_step`."""
 
     def is_last(row: Row) -> bool:
       return int(row['global_step']) == global_step and bool(
@@ -176,7 +176,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def meta_data(workload: Any, rng_seed: int) -> dict[str, Any]:
-  """The workload's constants, the machine and the software, for the record."""
+  """Return the workload's constants, the machine and the software versions."""
   content: dict[str, Any] = {}
   for name in dir(workload):
     if name.startswith('_') or name in ('param_shapes', 'model_params_types'):

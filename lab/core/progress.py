@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log."""
+"""Show the progress of long work: a bar on a terminal, lines in a log."""
 
 import sys
 from typing import Any
@@ -7,12 +7,12 @@ from absl import logging
 
 
 class Progress:
-  """Counts the steps of a trial.
+  """Count the steps of a trial.
 
   Args:
     total: Steps of the whole trial.
-    start: Steps already made.
-    visible: Whether this process reports at all.
+    start: Completed steps.
+    visible: False on the ranks that report nothing.
   """
 
   def __init__(self, total: int, start: int, visible: bool) -> None:
@@ -38,6 +38,6 @@ class Progress:
       self._bar.refresh()
 
   def close(self) -> None:
-    """Take the bar away."""
+    """Remove the bar."""
     if self._bar is not None:
       self._bar.close()

@@ -1,4 +1,4 @@
-"""Tuning search spaces: JSON files of points, or of ranges to sample.
+"""Read tuning search spaces: JSON files of points, or of ranges to sample.
 
 A list holds the points themselves, all with the same keys. An object holds a
 range per key, `{"min": a, "max": b, "scaling": "linear" or "log"}` or
@@ -93,7 +93,7 @@ def _check_range(name: str, span: Any, path: str) -> None:
 
 
 def _value(span: dict[str, Any], u: float) -> Any:
-  """Value of a range at the position `u` in [0, 1)."""
+  """Return the value of a range at the position `u` in [0, 1)."""
   if 'feasible_points' in span:
     points = span['feasible_points']
     return points[min(int(u * len(points)), len(points) - 1)]
@@ -106,7 +106,7 @@ def _value(span: dict[str, Any], u: float) -> Any:
 def sample(
   ranges: dict[str, dict[str, Any]], count: int, seed: int
 ) -> list[Point]:
-  """`count` points of a scrambled Sobol sequence over valid `ranges`.
+  """Sample `count` points of a scrambled Sobol sequence over valid `ranges`.
 
   >>> sample({'power': {'feasible_points': [4]}}, 2, seed=0)
   [{'power': 4}, {'power': 4}]
@@ -120,7 +120,7 @@ def sample(
 
 
 def load(path: str, count: int, seed: int) -> list[Point]:
-  """Points of the search space in a file, at most `count`.
+  """Return at most `count` points of the search space in a file.
 
   Args:
     path: A JSON file.
@@ -155,6 +155,6 @@ def load(path: str, count: int, seed: int) -> list[Point]:
 
 
 def as_hyperparameters(point: Point) -> Any:
-  """The namedtuple `Hyperparameters` that a submission is given."""
+  """Return the namedtuple `Hyperparameters` that a submission receives."""
   names = list(point)
   return collections.namedtuple('Hyperparameters', names)(**point)

@@ -1,7 +1,8 @@
-"""What of AlgoPerf's PyTorch workloads has to be known before one is started.
+"""Facts about AlgoPerf 1.0 and its PyTorch workloads, without importing it.
 
-Facts of the benchmark at the commit that the `algoperf` extra names: folders as
-its datasets/dataset_setup.py makes them, evaluation batch sizes, variants.
+They hold at the commit that the `algoperf` extra names: folders as its
+dataset/dataset_setup.py makes them, evaluation batch sizes, step hints, time
+limits, variants. A test compares them with the benchmark where it is installed.
 """
 
 import ast
@@ -13,8 +14,10 @@ import pathlib
 
 from lab.core.errors import InputError
 
-COMMIT = '2c90454'
+COMMIT = '58491177c1a0cfcf75f6b2331c512a7d6facd842'
 RUNNER = 'submission_runner'
+# Packages that only some workloads need, beside those of the `algoperf` extra.
+_PACKAGES = {'finewebedu_lm': ('datasets', 'transformers')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,50 +27,131 @@ class Workload:
   Args:
     data: Folder below the data directory.
     eval_batch_size: Global, in examples.
+    step_hint: Steps.
+    max_runtime_sec: Time limit under external tuning, seconds.
     variants: Suffixes of the variants' names.
-    contents: What must lie in the folder.
+    contents: Patterns below `data`, each of which must match a file.
   """
 
   data: str
   eval_batch_size: int
+  step_hint: int
+  max_runtime_sec: int
   variants: tuple[str, ...] = ()
   contents: tuple[str, ...] = ()
 
 
-_IMAGENET = ('train', 'val', 'imagenet_v2')
-_SPEECH = ('spm_model.vocab', 'train-clean-100.csv')
+_IMAGENET = (
+  'train/*/*',
+  'val/*/*',
+  'imagenet_v2/matched-frequency/3.0.0/*test*',
+)
+_SPEECH = (
+  'spm_model.vocab',
+  *(
+    f'{split}{part}'
+    for split in (
+      'train-clean-100', 'train-clean-360', 'train-other-500', 'dev-clean',
+      'dev-other', 'test-clean',
+    )
+    for part in ('.csv', '/*_audio.npy', '/*_targets.npy')
+  ),
+)  # fmt: skip
 BASES = {
-  'cifar': Workload('cifar10', 1024),
+  'cifar': Workload(
+    'cifar10', 1024, 4883, 3600, (), ('cifar-10-batches-py/data_batch_1',)
+  ),
   'criteo1tb': Workload(
-    'criteo1tb', 8192, ('test', 'layernorm', 'embed_init', 'resnet')
+    'criteo1tb',
+    8192,
+    10_666,
+    8915,
+    ('test', 'layernorm', 'embed_init', 'resnet'),
+    ('day_0_*', 'day_22_*', 'day_23_*'),
   ),
   'fastmri': Workload(
     'fastmri',
     256,
+    18_094,
+    2745,
     ('model_size', 'tanh', 'layernorm'),
-    ('knee_singlecoil_train', 'knee_singlecoil_val'),
+    ('knee_singlecoil_train/*.h5', 'knee_singlecoil_val/*.h5'),
+  ),
+  'finewebedu_lm': Workload(
+    'fineweb_edu_10B',
+    256,
+    72_000,
+    31_967,
+    (),
+    tuple(
+      f'{split}/{part}'
+      for split in ('train', 'val')
+      for part in ('dataset_spec.pb', '*/*/*.snapshot')
+    ),
   ),
   'imagenet_resnet': Workload(
-    'imagenet/pytorch', 1024, ('silu', 'gelu', 'large_bn_init'), _IMAGENET
+    'imagenet/pytorch',
+    1024,
+    195_999,
+    49_918,
+    ('silu', 'gelu', 'large_bn_init'),
+    _IMAGENET,
   ),
   'imagenet_vit': Workload(
-    'imagenet/pytorch', 2048, ('glu', 'post_ln', 'map'), _IMAGENET
+    'imagenet/pytorch',
+    2048,
+    167_999,
+    64_292,
+    ('glu', 'post_ln', 'map'),
+    _IMAGENET,
   ),
   'librispeech_conformer': Workload(
-    'librispeech', 256, ('attention_temperature', 'layernorm', 'gelu'), _SPEECH
+    'librispeech',
+    256,
+    76_000,
+    43_680,
+    ('attention_temperature', 'layernorm', 'gelu'),
+    _SPEECH,
   ),
   'librispeech_deepspeech': Workload(
-    'librispeech', 128, ('tanh', 'no_resnet', 'norm_and_spec_aug'), _SPEECH
+    'librispeech',
+    256,
+    38_400,
+    36_949,
+    ('tanh', 'no_resnet', 'norm_and_spec_aug'),
+    _SPEECH,
   ),
-  'mnist': Workload('MNIST', 10_000),
+  'mnist': Workload(
+    'MNIST',
+    10_000,
+    7813,
+    60,
+    (),
+    ('mnist/3.0.1/*train.tfrecord*', 'mnist/3.0.1/*test.tfrecord*'),
+  ),
   'ogbg': Workload(
-    'ogbg', 32_768, ('gelu', 'silu', 'model_size'), ('ogbg_molpcba',)
+    'ogbg',
+    32_768,
+    52_000,
+    11_303,
+    ('gelu', 'silu', 'model_size'),
+    tuple(
+      f'ogbg_molpcba/0.1.3/*{split}.tfrecord*'
+      for split in ('train', 'validation', 'test')
+    ),
   ),
   'wmt': Workload(
     'wmt',
     128,
+    120_000,
+    16_114,
     ('post_ln', 'attention_temp', 'glu_tanh'),
-    ('wmt14_translate', 'wmt17_translate', 'wmt_sentencepiece_model'),
+    (
+      'wmt_sentencepiece_model',
+      'wmt14_translate/de-en/1.0.0/*test.tfrecord*',
+      'wmt14_translate/de-en/1.0.0/*validation.tfrecord*',
+      'wmt17_translate/de-en/1.0.0/*train.tfrecord*',
+    ),
   ),
 }
 # Those that a submission is scored on.
@@ -101,14 +185,35 @@ def data_flags(workload: str, root: str) -> list[str]:
 
 
 def check_data(workload: str, root: str) -> None:
-  """Raise InputError unless the data that a workload reads are there."""
-  folder = data_dir(workload, root)
-  for name in ('', *BASES[BASE_OF[workload]].contents):
-    path = os.path.join(folder, name) if name else folder
-    if not os.path.exists(path):
+  """Raise InputError unless the files that a workload reads exist."""
+  folder = pathlib.Path(data_dir(workload, root))
+  flag = _SETUP_FLAGS.get(folder.name, f'--{folder.name}')
+  for pattern in ('', *BASES[BASE_OF[workload]].contents):
+    found = next(folder.glob(pattern), None) if pattern else folder.is_dir()
+    if not found:
       raise InputError(
-        f"Missing data of {workload}: no {path}. Make them by the benchmark's "
-        'datasets/dataset_setup.py, or give another --data_dir.'
+        f'Missing data of {workload}: no {folder / pattern}. Make them by the '
+        f"benchmark's dataset/dataset_setup.py {flag}, or give another "
+        '--data_dir.'
+      )
+
+
+# Flags of dataset_setup.py that do not have the folder's name.
+_SETUP_FLAGS = {
+  'pytorch': '--imagenet --framework=pytorch',
+  'cifar10': '--cifar --framework=pytorch',
+  'fineweb_edu_10B': '--finewebedu',
+  'MNIST': '--mnist',
+}
+
+
+def check_packages(workload: str) -> None:
+  """Raise InputError unless the packages that only a workload needs exist."""
+  for package in _PACKAGES.get(BASE_OF[workload], ()):
+    if importlib.util.find_spec(package) is None:
+      raise InputError(
+        f'Missing package {package} of {workload}. Install the benchmark with '
+        "all its workloads: pip install -e '.[algoperf]'."
       )
 
 
@@ -137,7 +242,7 @@ def check_installed(flags: set[str]) -> str | None:
   Raises:
     InputError: it is not installed, or does not take the flags.
   """
-  tested = f'commit {COMMIT} of github.com/mlcommons/algorithmic-efficiency'
+  tested = f'1.0, commit {COMMIT[:8]} of mlcommons/algorithmic-efficiency'
   for module in ('algoperf', RUNNER):
     if importlib.util.find_spec(module) is None:
       raise InputError(
@@ -157,6 +262,6 @@ def check_installed(flags: set[str]) -> str | None:
       f'AlgoPerf {version} is not supported: its {RUNNER} has no '
       f'--{missing[0]}. Must be {tested}, or one with its flags.'
     )
-  if f'g{COMMIT}' in version:
+  if f'g{COMMIT[:7]}' in version or version.startswith('1.0'):
     return None
   return f'AlgoPerf {version} is installed; tested is {tested}.'

@@ -132,6 +132,8 @@ def check(values: argparse.Namespace, plan: Plan, runs: list[Run]) -> None:
   _check_budgets(plan, runs)
   if of_benchmark:
     _check_benchmark(values, plan, of_benchmark[0])
+  for run in of_benchmark:
+    benchmark.check_packages(run.workload)
   if not values.no_data_check:
     for run in of_benchmark:
       benchmark.check_data(run.workload, plan.data_dir)

@@ -13,13 +13,13 @@ import os
 import shutil
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 import lab.run.flags
-from lab.core import checkpoint_files, logs
+from lab.core import checkpoint_files, command_line, logs
 from lab.core.errors import InputError
 from lab.run import (
   distributed,
@@ -122,14 +122,14 @@ def run(
 def _fail(context: Context | None, error: InputError) -> NoReturn:
   # The line is out before any process ends: torchrun kills the others then.
   if context is None or context.is_main:
-    print(f'error: {error}', file=sys.stderr, flush=True)
+    command_line.print_error(error)
   if context is not None:
     context.barrier()
   distributed.stop()
   sys.exit(1)
 
 
-def _main(arguments: list[str]) -> None:
+def _main(arguments: Sequence[str]) -> None:
   context = None
   try:
     context = distributed.start()
@@ -148,4 +148,4 @@ def _main(arguments: list[str]) -> None:
 def main() -> None:
   """Parse the command line and run."""
   flags.mark_flags_as_required(lab.run.flags.REQUIRED)
-  app.run(_main)
+  command_line.run_with_flags(_main)
