@@ -48,32 +48,33 @@ class Submission:
     return 'train_state' in inspect.signature(self.update_params).parameters
 
   def batch_size(
-    self, name: str, known: list[str], workload: Any = None
+    self, workload_name: str, known: list[str], own: int | None = None
   ) -> int:
-    """Global batch size.
-
-    The submission decides; for a workload that it does not know, its base
-    workload's size counts, or the one that the local workload's class states.
+    """Global batch size: the submission's, the workload's own, or its base's.
 
     Args:
-      name: Name of the workload.
+      workload_name: Name of the workload.
       known: All names; the base of `a_b` is the longest of them, as `a`.
-      workload: A local workload.
+      own: The workload's own, for names that the submission does not know.
 
     Raises:
-      InputError: neither the submission nor the workload has one.
+      InputError: the submission knows neither the workload nor its base.
     """
-    bases = [base for base in known if name.startswith(f'{base}_')]
-    message = ''
-    for candidate in [name, *sorted(bases, key=len)[-1:]]:
+    try:
+      return self.get_batch_size(workload_name)
+    except ValueError as error:
+      message = str(error)
+    if own is not None:
+      return own
+    bases = [name for name in known if workload_name.startswith(f'{name}_')]
+    if bases:
       try:
-        return self.get_batch_size(candidate)
+        return self.get_batch_size(max(bases, key=len))
       except ValueError as error:
         message = str(error)
-    own = getattr(workload, 'batch_size', None)
-    if own is None:
-      raise InputError(f'{self.path} has no batch size for {name}: {message}')
-    return own
+    raise InputError(
+      f'{self.path} has no batch size for {workload_name}: {message}'
+    )
 
 
 def module_name(path: str) -> str:

@@ -25,8 +25,8 @@ from lab.studies.parts.frame import Row
 from lab.studies.parts.study import Study
 from lab.studies.parts.training import Result, Training, tuned_point
 from lab.workloads import build_workload
-from weightavg.config import DEFAULT_HORIZON
 from weightavg.pytorch import models
+from weightavg.schemes.base import DEFAULT_HORIZON
 
 SCHEMES = ('lawa', 'ema')
 # Horizon to cadence, both fractions of T: never more than twenty samples, so

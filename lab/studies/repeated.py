@@ -23,11 +23,11 @@ from lab.studies.parts.choosers import AUTO
 from lab.studies.parts.frame import Row
 from lab.studies.parts.study import Study
 from lab.studies.parts.training import Result, Training
-from weightavg import config
+from weightavg.schemes.auto import DEFAULT_PROBE_MEMORY
 
 EPOCHS = 10
 FRESH = 'never trained on'
-RULES = {FRESH: {'probe': 'fresh', 'memory': config.DEFAULT_PROBE_MEMORY}}
+RULES = {FRESH: {'probe': 'fresh', 'memory': DEFAULT_PROBE_MEMORY}}
 
 
 def trainings(options: argparse.Namespace) -> list[Training]:

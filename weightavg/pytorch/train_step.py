@@ -14,16 +14,14 @@ from absl import logging
 from torch import Tensor, nn
 
 from weightavg import spec
-from weightavg.config import SubmissionConfig
+from weightavg.optimizers import Optimizer
 from weightavg.pytorch.averager import Averager
 from weightavg.pytorch.distributed import world_size
 from weightavg.pytorch.profiling import section
 from weightavg.pytorch.schedules import build_scheduler
-from weightavg.workloads import (
-  batch_size_of,
-  get_batch_size,
-  get_shampoo_batch_size,
-)
+from weightavg.schemes import Scheme
+from weightavg.submission_config import SubmissionConfig
+from weightavg.workloads import batch_size_of
 
 # The benchmark's baselines log every step up to the first of these, then at
 # multiples of the second; each row costs two synchronisations.
@@ -65,9 +63,8 @@ def init_optimizer_state(
   workload: spec.Workload,
   model_params: nn.Module,
   hyperparameters: Any,
-  optimizer: str,
-  build_optimizer: Callable[[nn.Module, Any], torch.optim.Optimizer],
-  averaging_scheme: str,
+  optimizer: Optimizer,
+  scheme: type[Scheme],
 ) -> dict[str, Any]:
   """Build everything that trains; every key that will ever exist exists now.
 
@@ -75,19 +72,15 @@ def init_optimizer_state(
     workload: gives the step hint and, for epochs, the number of examples.
     model_params: the model, wrapped or not.
     hyperparameters: a point of the search space; None under self-tuning.
-    optimizer: 'nadamw' or 'shampoo'.
-    build_optimizer: makes it from the model and its configuration; handed over
-      so that a submission carries no other optimizer than its own.
-    averaging_scheme: 'none', 'lawa', 'ema', 'polynomial' or 'auto'.
+    optimizer: handed over so that a submission carries no other than its own.
+    scheme: class of the average that evaluation sees.
 
   Raises:
     ValueError: for a point that is not allowed.
   """
-  config = SubmissionConfig.from_point(
-    hyperparameters, optimizer, averaging_scheme
-  )
+  config = SubmissionConfig.from_point(hyperparameters, optimizer, scheme)
   budget = config.schedule.budget(workload.step_hint)
-  trainer = build_optimizer(model_params, config.optimizer)
+  trainer = optimizer.build(model_params, config.optimizer)
   return {
     'optimizer': trainer,
     'scheduler': build_scheduler(
@@ -101,21 +94,21 @@ def init_optimizer_state(
       model_params,
       config.averaging,
       budget,
-      _steps_per_epoch(workload, config, optimizer),
+      _steps_per_epoch(workload, config, optimizer.get_batch_size),
       collective=True,
     ),
-    'run': Run(model_params, config, optimizer, budget),
+    'run': Run(model_params, config, optimizer.name, budget),
   }
 
 
 def _steps_per_epoch(
-  workload: spec.Workload, config: SubmissionConfig, optimizer: str
+  workload: spec.Workload,
+  config: SubmissionConfig,
+  size_of: Callable[[str], int],
 ) -> int | None:
-  """One epoch in steps, for the preset that samples once per epoch."""
-  if config.averaging.averaging_preset is None:
+  """One epoch in steps, for a scheme that samples once per epoch."""
+  if config.averaging.scheme.cadence_key is None:
     return None
-  is_shampoo = optimizer == 'shampoo'
-  size_of = get_shampoo_batch_size if is_shampoo else get_batch_size
   batch_size = batch_size_of(workload, size_of)
   return max(1, workload.num_train_examples // batch_size)
 
@@ -232,10 +225,12 @@ def prepare_for_eval(
   """Show the average to the evaluation and the checkpoint that follow."""
   del workload, current_param_container, current_params_types, hyperparameters
   del loss_type, eval_results, global_step, rng
+  optimizer = optimizer_state['optimizer']
   with section('Swap'):
     optimizer_state['averager'].swap_in()
-    if hasattr(optimizer_state['optimizer'], 'gather_state_for_checkpoint'):
-      optimizer_state['optimizer'].gather_state_for_checkpoint()
+  if hasattr(optimizer, 'gather_state_for_checkpoint'):
+    with section('Gather optimizer state'):
+      optimizer.gather_state_for_checkpoint()
   return optimizer_state, optimizer_state['run'].model, model_state
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from lab.run.trial import TrialRun
 from lab.studies.parts.training import Follower
-from weightavg.config import AveragingConfig
+from weightavg import AveragingConfig
 from weightavg.pytorch import Averager
 
 
@@ -24,7 +24,7 @@ class Averages(Follower):
       rest come as '<split>_curves'.
   """
 
-  rule: ClassVar = ('weightavg.coefficients',)
+  rule: ClassVar = ('weightavg.sampling', 'weightavg.schemes')
 
   def __init__(
     self,
@@ -44,7 +44,9 @@ class Averages(Follower):
     """Make the averages of the new model."""
     self._averagers = {
       name: Averager(
-        run.state.model_params, AveragingConfig(**fields), run.trial.budget
+        run.state.model_params,
+        AveragingConfig.from_point(**fields),
+        run.trial.budget,
       )
       for name, fields in self._candidates.items()
     }

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lab.core import logs
 from lab.core.choice_columns import CHOICE, LOSS, name_of
 from lab.core.errors import InputError
-from weightavg import candidates
+from weightavg.schemes import auto
 
 
 class Choice(NamedTuple):
@@ -31,7 +31,7 @@ def _loss(text: str) -> float:
 def names_in(hparams: Mapping[str, Any] | None) -> tuple[str, ...]:
   """The candidates of a point, in the order of their indices."""
   text = (hparams or {}).get('averaging_candidates')
-  return candidates.names(text or candidates.DEFAULT_CANDIDATES)
+  return auto.names(text or auto.DEFAULT_CANDIDATES)
 
 
 def read(trial_dir: str) -> list[Choice]:

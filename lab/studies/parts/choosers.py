@@ -10,7 +10,7 @@ from lab.run.trial import TrialRun
 from lab.studies.parts.training import Follower
 from lab.workloads import build_workload
 from weightavg.pytorch import choosing_step, selection
-from weightavg.pytorch.averager import RAW
+from weightavg.pytorch.choice import RAW
 from weightavg.pytorch.probes import (
   Batch,
   first_examples,
@@ -53,8 +53,8 @@ class Choosers(Follower):
   """
 
   rule: ClassVar = (
-    'weightavg.coefficients',
-    'weightavg.candidates',
+    'weightavg.sampling',
+    'weightavg.schemes',
     'weightavg.pytorch.choosing_step',
     'weightavg.pytorch.probes',
     'weightavg.pytorch.selection',
@@ -138,14 +138,14 @@ class Choosers(Follower):
     """Choose by each rule, then extend the curves."""
     state = run.state
     averager = state.optimizer_state['averager']
-    own = averager.selected
+    own = averager.choice.selected
     averager.swap_out()
     self._choose(run, rng)
     chosen = {AUTO: own, **self._selected}
     for name, which in chosen.items():
       self.choices.setdefault(name, []).append([state.global_step, which])
     if state.global_step >= self._evaluated_from * run.trial.budget:
-      shown = {name: i for i, name in enumerate(averager.candidates)} | chosen
+      shown = {name: i for i, name in enumerate(averager.choice.names)} | chosen
       self._follow(run, averager, shown, rng)
     averager.select(own)
     return True

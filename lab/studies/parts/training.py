@@ -24,9 +24,9 @@ class Follower(Observer):
   """An observer whose findings a study keeps.
 
   Attributes:
-    rule: names of modules whose code decides what is found, beside the
-      follower's own; a change of their code (not of comments or docstrings)
-      makes kept results stale.
+    rule: names of modules and packages whose code decides what is found,
+      beside the follower's own; a change of their code (not of comments or
+      docstrings) makes kept results stale.
   """
 
   rule: ClassVar[tuple[str, ...]] = ()
@@ -156,9 +156,14 @@ def _fingerprint(name: str) -> str:
 
 @functools.cache
 def _module_digest(name: str) -> str:
+  """Hash of a module's code, or of that of all modules in a package."""
   path = importlib.import_module(name).__file__
   assert path is not None
-  return _file_digest(path)
+  file = pathlib.Path(path)
+  files = (
+    sorted(file.parent.glob('*.py')) if file.stem == '__init__' else [file]
+  )
+  return ' '.join(_file_digest(str(file)) for file in files)
 
 
 def _file_digest(path: str) -> str:

@@ -121,10 +121,10 @@ def test_an_observer_can_end_a_run_and_measure_a_split(folder):
 
 def test_a_local_workload_states_the_batch_size_that_a_submission_lacks(folder):
   submission = submissions.load(fakes.write_submission(folder))
-  workload = click_dlrm.Workload()
+  own = click_dlrm.Workload.batch_size
   assert submission.batch_size('fake', []) == 16
   # A variant has that of its base workload.
   assert submission.batch_size('fake_variant', ['fake']) == 16
-  assert submission.batch_size('click_dlrm', [], workload) == 128
+  assert submission.batch_size('click_dlrm', [], own) == 128
   with pytest.raises(InputError, match='has no batch size for x: Unknown'):
     submission.batch_size('x', [])

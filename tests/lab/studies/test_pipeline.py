@@ -63,7 +63,7 @@ def test_a_run_has_another_name_after_a_change_of_target_data_or_code(
   assert dataclasses.replace(without).name in names
   shrink(click_dlrm.Workload, size=16)
   names.add(dataclasses.replace(run).name)
-  monkeypatch.setattr(Averages, 'rule', ('weightavg.candidates',))
+  monkeypatch.setattr(Averages, 'rule', ('weightavg.schemes.auto',))
   names.add(dataclasses.replace(run).name)
   assert len(names) == 5
 
