@@ -12,7 +12,7 @@ from typing import Any
 import algoperf_table
 
 from benchmarks import tables as bench
-from lab.studies import auto, horizon, steps
+from lab.studies import auto, horizon, repeated, steps
 from lab.studies.parts import frame
 from lab.studies.parts.tables import number
 from weightavg.averaging_config import point_fields

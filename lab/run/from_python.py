@@ -60,7 +60,9 @@ def train(
     context=Context(),
     hyperparameters=search_space.as_hyperparameters(dict(point)),
     rng_seed=seed,
-    batch_size=submission.batch_size(workload.name, [], workload.batch_size),
+    batch_size=submission.batch_size(
+      workload.name, [], getattr(workload, 'batch_size', None)
+    ),
     eval_batch_size=workload.eval_batch_size,
     budget=max_global_steps or workload.step_hint,
     eval_every=workload.eval_every_steps,
