@@ -15,6 +15,7 @@ CosineAnnealingLR, which rises again after S steps. Here the last value holds.
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -99,3 +100,31 @@ def build_scheduler(
   """Build the schedule of a run: S = schedule_factor x budget steps."""
   steps = max(1, round(schedule_factor * budget))
   return Schedule(optimizer, steps, warmup_factor, schedule)
+
+
+def peak_learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+  """Return each group's learning rate without its scheduler's factor."""
+  return [
+    float(group.get('initial_lr', group['lr']))
+    for group in optimizer.param_groups
+  ]
+
+
+def warn_of_other_peaks(
+  optimizer: torch.optim.Optimizer, constructed: Sequence[float]
+) -> None:
+  """Warn if loading a state has changed a group's peak learning rate.
+
+  Args:
+    optimizer: an optimizer that has just loaded a state, hyperparameters
+      included.
+    constructed: its `peak_learning_rates` before.
+  """
+  loaded = peak_learning_rates(optimizer)
+  if loaded != list(constructed):
+    warnings.warn(
+      f'{type(optimizer).__name__} continues with the saved learning rates '
+      f"{loaded}, not the constructor's {list(constructed)}. To change them, "
+      "set group['lr'], or a scheduler's base_lrs, after loading.",
+      stacklevel=3,
+    )
