@@ -26,8 +26,7 @@ from lab.core.logs import MetricsLogger
 from lab.workloads import WORKLOADS, build_workload
 from weightavg import AveragingConfig
 from weightavg.pytorch import Averager, choosing_step, train_step
-from weightavg.pytorch.build_nadamw import build_nadamw
-from weightavg.workloads import get_batch_size
+from weightavg.pytorch.build_nadamw import NADAMW
 
 ROOT = pathlib.Path(__file__).parent.parent
 EVALUATIONS = 50
@@ -44,7 +43,9 @@ def _samples() -> dict[str, Ratio]:
   def averager(scheme: str) -> Averager:
     return Averager(
       weights,
-      AveragingConfig(averaging_scheme=scheme, averaging_every_steps=1),
+      AveragingConfig.from_point(
+        averaging_scheme=scheme, averaging_every_steps=1
+      ),
       budget=1000,
     )
 
@@ -82,10 +83,10 @@ class _Run:
     (point,) = json.loads(space.read_text())
     self.model, self.model_state = self.workload.init_model_fn(_RNG)
     self.state = choosing_step.init_optimizer_state(
-      self.workload, self.model, point, 'nadamw', build_nadamw
+      self.workload, self.model, point, NADAMW
     )
     self.queue = self.workload._build_input_queue(
-      _RNG, 'train', '', get_batch_size(name)
+      _RNG, 'train', '', self.workload.batch_size
     )
 
   def step(self) -> None:

@@ -25,7 +25,7 @@ def measure() -> dict[str, Ratio]:
   model = Model()
   averager = Averager(
     model,
-    AveragingConfig(
+    AveragingConfig.from_point(
       averaging_scheme='ema', ema_decay=DECAY, averaging_every_steps=1
     ),
     budget=1000,

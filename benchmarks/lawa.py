@@ -3,8 +3,8 @@
 import torch
 
 from benchmarks.measure import Ratio, compare, merge, transformer_parameters
-from weightavg.coefficients import Lawa
-from weightavg.pytorch.accumulators import WindowTrack
+from weightavg.pytorch.accumulators import WindowAccumulator
+from weightavg.schemes import Lawa
 
 WINDOW = 10
 # Ten reads and one write, in units of a flat copy's one read and one write.
@@ -13,7 +13,7 @@ BYTES_IN_COPIES = (WINDOW + 1) / 2
 
 def measure() -> dict[str, Ratio]:
   weights = [p.detach() for p in transformer_parameters()]
-  track = WindowTrack(Lawa(WINDOW), weights)
+  track = WindowAccumulator(Lawa(WINDOW), weights)
   for _ in range(WINDOW):
     track.add(weights)
   flat = torch.randn(sum(w.numel() for w in weights))

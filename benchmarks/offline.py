@@ -17,7 +17,7 @@ from benchmarks.measure import (
   transformer_parameters,
 )
 from lab.offline import averaging, plans, series, writers
-from weightavg.coefficients import Lawa
+from weightavg.schemes import Lawa
 
 FILES = 50
 REPEATS = 5

@@ -22,7 +22,7 @@ def _bytes(placement: str, scheme: str, candidates: str | None = None) -> float:
   parameters = transformer_parameters()
   averager = Averager(
     [(str(i), p) for i, p in enumerate(parameters)],
-    AveragingConfig(
+    AveragingConfig.from_point(
       averaging_scheme=scheme,
       averaging_placement=placement,
       averaging_every_steps=1,
@@ -34,7 +34,7 @@ def _bytes(placement: str, scheme: str, candidates: str | None = None) -> float:
   )
   for _ in range(6):
     averager.update()
-  if averager.candidates:
+  if averager.choice.names:
     averager.select(1)  # not the raw weights
   with averager.evaluating():
     pass

@@ -11,7 +11,7 @@ def measure() -> dict[str, Ratio]:
   parameters = transformer_parameters()
   averager = Averager(
     [(str(i), p) for i, p in enumerate(parameters)],
-    AveragingConfig(averaging_scheme='ema', averaging_every_steps=1),
+    AveragingConfig.from_point(averaging_scheme='ema', averaging_every_steps=1),
     budget=1000,
   )
   averager.update()

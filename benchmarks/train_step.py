@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.measure import THREADS, Ratio
 from lab.workloads import WORKLOADS, build_workload
+from weightavg import schemes
 from weightavg.pytorch import choosing_step, train_step
-from weightavg.pytorch.build_nadamw import build_nadamw
-from weightavg.workloads import get_batch_size
+from weightavg.pytorch.build_nadamw import NADAMW
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCHEMES = ('lawa', 'ema', 'polynomial', 'auto')
@@ -34,11 +34,10 @@ def _trainer(name: str, scheme: str, every_step: bool) -> tuple[Any, int]:
     workload,
     model,
     point,
-    'nadamw',
-    build_nadamw,
-    *(() if scheme == 'auto' else (scheme,)),
+    NADAMW,
+    *(() if scheme == 'auto' else (schemes.SCHEMES[scheme],)),
   )
-  queue = workload._build_input_queue((0, 1), 'train', '', get_batch_size(name))
+  queue = workload._build_input_queue((0, 1), 'train', '', workload.batch_size)
   batches = itertools.cycle([next(queue) for _ in range(8)])
 
   def step() -> None:

@@ -4,7 +4,6 @@ cog runs the functions of this module where a page calls them: `make tables`
 writes the pages, `make check` fails when a page is stale.
 """
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -18,9 +17,11 @@ from lab.studies import (
   repeated_study,
   study,
 )
-from weightavg import config
-from weightavg.config_fields import REQUIRED, allowed_text
-from weightavg.optimizer_config import OPTIMIZER_CONFIGS
+from weightavg.averaging_config import point_fields
+from weightavg.config_fields import REQUIRED, allowed_text, fields_by_key
+from weightavg.optimizers.nadamw import NadamWConfig
+from weightavg.optimizers.shampoo import ShampooConfig
+from weightavg.submission_config import RegularizationConfig, ScheduleConfig
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / 'results'
 
@@ -41,22 +42,22 @@ def results(name: str) -> Any:
 def hyperparameters() -> str:
   """Every key of a tuning point, with default, range and meaning."""
   parts: dict[str, Any] = {
-    'averaging': config.AveragingConfig,
-    'budget and learning rate': config.ScheduleConfig,
-    'training step': config.RegularizationConfig,
-    'NadamW': OPTIMIZER_CONFIGS['nadamw'],
-    'Shampoo': OPTIMIZER_CONFIGS['shampoo'],
+    'averaging': point_fields(),
+    'budget and learning rate': fields_by_key(ScheduleConfig),
+    'training step': fields_by_key(RegularizationConfig),
+    'NadamW': fields_by_key(NadamWConfig),
+    'Shampoo': fields_by_key(ShampooConfig),
   }
   lines = ['| key | default | allowed | meaning |', '|---|---|---|---|']
   for title, part in parts.items():
     lines.append(f'| **{title}** | | | |')
-    for field in dataclasses.fields(part):
+    for key, field in part.items():
       default = 'required'
       if field.default is not REQUIRED:
         default = _plain(field.default, field.metadata['stands_for'])
       allowed = re.sub('^in ', '', allowed_text(field))
       lines.append(
-        f'| `{field.name}` | {default} | {allowed} | {field.metadata["help"]} |'
+        f'| `{key}` | {default} | {allowed} | {field.metadata["help"]} |'
       )
   return '\n'.join(lines)
 

@@ -1,6 +1,7 @@
 """Weight averaging along a training run: LAWA, EMA and polynomial averages."""
 
-from weightavg.config import AveragingConfig
+from weightavg.averaging_config import AveragingConfig
+from weightavg.schemes import Auto, Ema, Lawa, Polynomial
 
 __version__ = '0.1.0'
-__all__ = ['AveragingConfig']
+__all__ = ['Auto', 'AveragingConfig', 'Ema', 'Lawa', 'Polynomial']

@@ -1,8 +1,10 @@
 """Typed, ranged configuration fields: one declaration, one check, one message.
 
-A knob is a dataclass field that carries its type, its allowed values and a
-line of help. `check_knobs` is called from `__post_init__`, `read_knobs` builds
-a configuration from what AlgoPerf hands over, a namedtuple made from JSON.
+A field of a configuration carries its type, its allowed values and a line of
+help. `check_fields` is called from `__post_init__`; `read_fields` builds a
+configuration from what AlgoPerf hands over, a namedtuple made from JSON. A
+field may have another name in a point of a search space, its key: `decay` of
+an EMA is `ema_decay` there.
 """
 
 import dataclasses
@@ -14,8 +16,13 @@ REQUIRED = dataclasses.MISSING
 Config = TypeVar('Config')
 
 
-def knob(
-  default: Any, kind: type, allowed: Any, help: str, stands_for: Any = None
+def config_field(
+  default: Any,
+  kind: type,
+  allowed: Any,
+  help: str,
+  stands_for: Any = None,
+  key: str | None = None,
 ) -> Any:
   """Declare a field of a configuration.
 
@@ -23,21 +30,32 @@ def knob(
     default: value where a point does not give one; REQUIRED if it must.
     kind: float (accepts integers), int, bool or str.
     allowed: an interval such as '(0, 1]', a tuple of values, or None for
-      text that its owner checks.
-    help: one line for the table of knobs.
-    stands_for: what null means, where it is not nothing.
+      values that their owner checks.
+    help: one line for the table of hyperparameters.
+    stands_for: meaning of null, where null has one.
+    key: name in a point; by default that of the field.
   """
   metadata = {
     'kind': kind,
     'allowed': allowed,
     'help': help,
     'stands_for': stands_for,
+    'key': key,
   }
   return dataclasses.field(default=default, metadata=metadata)
 
 
+def fields_by_key(config_class: Any) -> dict[str, dataclasses.Field]:
+  """Fields of a configuration by their names in a point."""
+  return {
+    field.metadata['key'] or field.name: field
+    for field in dataclasses.fields(config_class)
+    if 'kind' in field.metadata
+  }
+
+
 def allowed_text(field: dataclasses.Field) -> str:
-  """What a knob may be, as the end of a sentence: 'in (0, 1]'."""
+  """Allowed values of a field, as the end of a sentence: 'in (0, 1]'."""
   allowed = field.metadata['allowed']
   if allowed is None:
     text = 'a string'
@@ -52,7 +70,7 @@ def allowed_text(field: dataclasses.Field) -> str:
 
 
 def in_interval(value: float, interval: str) -> bool:
-  """Whether value lies in an interval written as '[0, 1)'; NaN never does."""
+  """Test value against an interval written as '[0, 1)'; NaN is in none."""
   low, high = (float(end) for end in interval[1:-1].split(','))
   above = value >= low if interval[0] == '[' else value > low
   below = value <= high if interval[-1] == ']' else value < high
@@ -75,27 +93,34 @@ def _is_allowed(field: dataclasses.Field, value: Any) -> bool:
   return value in allowed
 
 
-def check_knobs(config: Any) -> None:
+def check_value(key: str, field: dataclasses.Field, value: Any) -> None:
+  """Raise ValueError for a value of wrong type or out of range."""
+  if not _is_allowed(field, value):
+    raise ValueError(f'Invalid {key}={value!r}. Must be {allowed_text(field)}.')
+
+
+def check_fields(config: Any) -> None:
   """Raise ValueError for the first field of wrong type or out of range."""
   for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    if not _is_allowed(field, value):
-      raise ValueError(
-        f'Invalid {field.name}={value!r}. Must be {allowed_text(field)}.'
-      )
+    if 'kind' in field.metadata:
+      check_value(field.name, field, getattr(config, field.name))
 
 
-def read_knobs(config_class: type[Config], point: Mapping[str, Any]) -> Config:
-  """Build a configuration from a point whose keys are fields of it.
+def read_fields(config_class: type[Config], point: Mapping[str, Any]) -> Config:
+  """Build a configuration from a point whose keys are those of its fields.
 
   Raises:
-    ValueError: naming the first field that is missing, ill-typed or out of
+    ValueError: naming the first key that is missing, ill-typed or out of
       range.
   """
-  fields = {f.name: f for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-  for name, field in fields.items():
-    if field.default is REQUIRED and name not in point:
+  fields = fields_by_key(config_class)
+  for key, field in fields.items():
+    if key in point:
+      check_value(key, field, point[key])
+    elif field.default is REQUIRED:
       raise ValueError(
-        f'Missing hyperparameter {name}. Must be {allowed_text(field)}.'
+        f'Missing hyperparameter {key}. Must be {allowed_text(field)}.'
       )
-  return config_class(**point)
+  return config_class(
+    **{fields[key].name: value for key, value in point.items()}
+  )

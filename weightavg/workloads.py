@@ -1,57 +1,8 @@
-"""Names of workloads and their global batch sizes."""
+"""Names of workloads, and their global batch sizes."""
 
 import sys
 from collections.abc import Callable
 from typing import Any
-
-# AlgoPerf's published baselines.
-_ALGOPERF = {
-  'cifar': 128,
-  'criteo1tb': 262_144,
-  'fastmri': 32,
-  'finewebedu_lm': 64,
-  'imagenet_resnet': 1024,
-  'imagenet_resnet_silu': 512,
-  'imagenet_resnet_gelu': 512,
-  'imagenet_vit': 1024,
-  'librispeech_conformer': 256,
-  'librispeech_deepspeech': 256,
-  'ogbg': 512,
-  'wmt': 128,
-  'mnist': 16,
-}
-
-# The laboratory's.
-_LOCAL = {
-  'stdlib_lm': 16,
-  'glyph_resnet': 32,
-  'click_dlrm': 128,
-  'denoise_unet': 8,
-}
-
-# Shampoo's winning submission trained the speech workloads on smaller batches.
-_SHAMPOO = {'librispeech_conformer': 200, 'librispeech_deepspeech': 224}
-
-
-def get_batch_size(workload_name: str) -> int:
-  """Global batch size of a workload, in examples.
-
-  Raises:
-    ValueError: for an unknown name. AlgoPerf's runner relies on it: it then
-      asks for the base workload of a variant.
-  """
-  sizes = _ALGOPERF | _LOCAL
-  if workload_name not in sizes:
-    raise ValueError(
-      f'Unknown workload {workload_name!r}. Must be one of '
-      f'{", ".join(sorted(sizes))}.'
-    )
-  return sizes[workload_name]
-
-
-def get_shampoo_batch_size(workload_name: str) -> int:
-  """Global batch size with Shampoo, in examples; as `get_batch_size` else."""
-  return _SHAMPOO.get(workload_name) or get_batch_size(workload_name)
 
 
 def workload_name(workload: Any) -> str:
@@ -76,16 +27,22 @@ def workload_name(workload: Any) -> str:
 
 
 def batch_size_of(workload: Any, size_of: Callable[[str], int]) -> int:
-  """Global batch size of a workload; of a variant, that of its base workload.
+  """Global batch size of a workload, in examples.
+
+  The submission's, if it knows the name; else the workload's own `batch_size`,
+  if it has one; else that of the base workload of a variant.
 
   Args:
     workload: the host's.
-    size_of: of a name; ValueError where it is unknown.
+    size_of: the submission's, by name; ValueError where it is unknown.
   """
   name = workload_name(workload)
   try:
     return size_of(name)
   except ValueError:
+    own = getattr(workload, 'batch_size', None)
+    if own is not None:
+      return own
     # As the benchmark's runner does.
     registry = sys.modules.get('algoperf.workloads.workloads')
     if registry is None:

@@ -12,7 +12,7 @@ import torch
 from lab.core.errors import InputError
 from lab.core.progress import Progress
 from lab.offline import averaging, plans, posthoc, series
-from weightavg import coefficients
+from weightavg.schemes import Polynomial, Recursive
 
 DTYPES = {
   'float64': torch.float64,
@@ -67,22 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_input_arguments(parser)
   parser.add_argument(
     '--scheme',
-    choices=['lawa', 'ema', 'polynomial', 'posthoc'],
+    choices=[*plans.averages(), 'posthoc'],
     required=True,
   )
   ints, floats = numbers(int), numbers(float)
-  parser.add_argument(
-    '--window', type=ints, default=[], help='checkpoints in a LAWA window'
-  )
-  parser.add_argument(
-    '--decay', type=floats, default=[], help='EMA decay per checkpoint'
-  )
-  parser.add_argument(
-    '--horizon', type=floats, default=[], help='fraction of the budget'
-  )
-  parser.add_argument(
-    '--power', type=floats, default=[], help='of the polynomial average (4)'
-  )
+  for name, field in plans.all_lengths().items():
+    parser.add_argument(
+      f'--{name}',
+      type=numbers(field.metadata['kind']),
+      default=[],
+      help=field.metadata['help'],
+    )
   parser.add_argument(
     '--sigma_rel',
     type=floats,
@@ -150,13 +145,10 @@ def _planned(args: argparse.Namespace, found: series.Series) -> _Jobs:
 
 def _schemes(
   args: argparse.Namespace, name: str, steps_between: float, last_step: int
-) -> Iterator[tuple[dict[str, Any], coefficients.Single]]:
+) -> Iterator[tuple[dict[str, Any], Any]]:
   return plans.schemes(
     name,
-    windows=args.window,
-    decays=args.decay,
-    horizons=args.horizon,
-    powers=args.power,
+    {length: getattr(args, length) for length in plans.all_lengths()},
     steps_between=steps_between,
     budget=args.budget or last_step,
   )
@@ -168,20 +160,18 @@ def _planned_posthoc(
   found, snapshots = posthoc.find(paths)
   if args.every != [1]:
     raise InputError('Invalid every. It has no effect with scheme=posthoc.')
-  wanted: list[tuple[dict[str, Any], coefficients.Recursive]] = [
-    ({'sigma_rel': s}, coefficients.Polynomial(posthoc.power_of_sigma(s)))
+  wanted: list[tuple[dict[str, Any], Recursive]] = [
+    ({'sigma_rel': s}, Polynomial(posthoc.power_of_sigma(s)))
     for s in args.sigma_rel
   ]
   if args.decay or not wanted:
     # Per sample of the tracks, not per snapshot.
-    wanted += _schemes(args, 'ema', 0, 0)  # type: ignore[arg-type]
+    wanted += _schemes(args, 'ema', 0, 0)
   jobs: _Jobs = []
   for at in args.at or found.steps[-1:]:
     for knob, scheme in wanted:
 
-      def make(
-        scheme: coefficients.Recursive = scheme, at: int = at
-      ) -> plans.Plan:
+      def make(scheme: Recursive = scheme, at: int = at) -> plans.Plan:
         made = posthoc.plan(snapshots, scheme, at)
         error = made.recipe['relative_error_of_weights']
         print(f'weights of {scheme} at step {at}: relative error {error:.2g}')

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lab.offline.plans import Plan, Weighted
 from lab.offline.readers import Spec
-from weightavg.coefficients import Lawa
 from weightavg.pytorch import multi_tensor
 from weightavg.pytorch.models import RUNNING_STATISTICS
+from weightavg.schemes import Windowed
 
 # Elements of the largest piece: it stays in the cache while all sums that use
 # it take it in.
@@ -126,7 +126,7 @@ class Average:
       self._value = torch.empty_like(values, dtype=self._dtype).copy_(values)
       if self._weights:
         self._value.mul_(self._weights[0])
-    elif isinstance(self._scheme, Lawa):
+    elif isinstance(self._scheme, Windowed):
       self._value.add_(values)
     elif isinstance(self._scheme, Weighted):
       self._value.add_(values, alpha=self._weights[self._count - 1])
@@ -137,7 +137,7 @@ class Average:
   def result(self) -> Tensor:
     """The average; call it once, at the end."""
     assert self._value is not None
-    if isinstance(self._scheme, Lawa):
+    if isinstance(self._scheme, Windowed):
       self._value.div_(float(self._count))
     return self._value
 

@@ -6,13 +6,14 @@ average is for, so that this one is always among them.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lab.core.errors import InputError
 from lab.offline.series import Series
-from weightavg import coefficients
-from weightavg.coefficients import Ema, Lawa, Polynomial
+from weightavg import schemes as averaging_schemes
+from weightavg.config_fields import in_interval
+from weightavg.schemes import Recursive, Windowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Weighted:
     return list(self.values)
 
 
-Scheme = coefficients.Single | Weighted
+Scheme = Recursive | Windowed | Weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,86 +67,99 @@ def plan(series: Series, scheme: Scheme, at: int, every: int) -> Plan:
     InputError: there are fewer checkpoints than the window.
   """
   inputs = taken(at, every)
-  if isinstance(scheme, Lawa):
-    if len(inputs) < scheme.window:
+  if isinstance(scheme, Windowed):
+    if len(inputs) < scheme.size:
       raise InputError(
-        f'Invalid window={scheme.window}. At step {series.steps[at]} there are '
+        f'Invalid window={scheme.size}. At step {series.steps[at]} there are '
         f'{len(inputs)} checkpoints'
         + (f' at every={every}.' if every > 1 else '.')
       )
-    inputs = inputs[-scheme.window :]
+    inputs = inputs[-scheme.size :]
   recipe = {
-    'scheme': type(scheme).__name__.lower(),
-    **dataclasses.asdict(scheme),
+    **described(scheme),
     'every': every,
     'step': series.steps[at],
   }
   return Plan(tuple(inputs), scheme, recipe)
 
 
+def described(scheme: Scheme) -> dict[str, Any]:
+  """The scheme's name and fields, as plain values.
+
+  >>> described(averaging_schemes.Lawa(window=5))
+  {'scheme': 'lawa', 'window': 5}
+  """
+  name = 'weighted' if isinstance(scheme, Weighted) else scheme.name
+  fields = dataclasses.asdict(scheme).items()
+  return {'scheme': name} | {k: v for k, v in fields if v is not None}
+
+
+def averages() -> dict[str, type[averaging_schemes.Scheme]]:
+  """Schemes that average checkpoints, by name."""
+  return {
+    name: scheme
+    for name, scheme in averaging_schemes.SCHEMES.items()
+    if issubclass(scheme, Recursive | Windowed)
+  }
+
+
+def lengths_of(scheme: type[averaging_schemes.Scheme]) -> dict[str, Any]:
+  """Numeric fields of a scheme, by name: its length, in one way or another."""
+  return {
+    field.name: field
+    for field in dataclasses.fields(scheme)
+    if field.metadata['kind'] in (int, float)
+  }
+
+
+def all_lengths() -> dict[str, Any]:
+  """Numeric fields of all schemes, by name."""
+  return {
+    name: field
+    for scheme in averages().values()
+    for name, field in lengths_of(scheme).items()
+  }
+
+
 def schemes(
   name: str,
+  lengths: Mapping[str, Sequence[float]],
   *,
-  windows: Sequence[int] = (),
-  decays: Sequence[float] = (),
-  horizons: Sequence[float] = (),
-  powers: Sequence[float] = (),
   steps_between: float = 0.0,
   budget: int = 0,
-) -> Iterator[tuple[dict[str, Any], coefficients.Single]]:
-  """Schemes of one kind, each with the knob that sets it apart.
+) -> Iterator[tuple[dict[str, Any], Any]]:
+  """Schemes of one kind, each with the field that sets it apart.
 
   Args:
-    name: lawa, ema or polynomial.
-    windows: samples, for lawa.
-    decays: per sample, for ema.
-    horizons: fractions of the budget, for either.
-    powers: for polynomial; 4 if none is given.
+    name: of the scheme.
+    lengths: values of its fields; horizons are fractions of the budget.
     steps_between: steps between two samples, for horizons.
     budget: T, for horizons.
 
   Raises:
-    InputError: a knob is missing, without effect or out of range.
+    InputError: a field is missing, without effect or out of range.
   """
-  allowed = {
-    'lawa': {'window': windows, 'horizon': horizons},
-    'ema': {'decay': decays, 'horizon': horizons},
-    'polynomial': {'power': powers},
-  }[name]
-  given = {
-    'window': windows,
-    'decay': decays,
-    'horizon': horizons,
-    'power': powers,
-  }
-  for knob, values in given.items():
-    if values and knob not in allowed:
-      raise InputError(f'Invalid {knob}. It has no effect with scheme={name}.')
-  if name == 'polynomial':
-    for power in powers or (4.0,):
-      _check('power', power, 0 <= power < float('inf'), '[0, inf)')
-      yield {'power': power}, Polynomial(power)
-    return
-  if not any(allowed.values()):
-    raise InputError(f'Missing {" or ".join(allowed)} for scheme={name}.')
-  for window in windows:
-    _check('window', window, window >= 1, '[1, inf)')
-    yield {'window': window}, Lawa(window)
-  for decay in decays:
-    _check('decay', decay, 0 <= decay < 1, '[0, 1)')
-    yield {'decay': decay}, Ema(decay)
-  for horizon in horizons:
-    _check('horizon', horizon, 0 < horizon <= 1, '(0, 1]')
-    window = coefficients.samples_in_horizon(horizon * budget, steps_between)
-    made: coefficients.Single = Lawa(window)
-    if name == 'ema':
-      made = Ema(coefficients.decay_of_window(window))
-    yield {'horizon': horizon}, made
+  scheme = averages()[name]
+  allowed = lengths_of(scheme)
+  given = {field: values for field, values in lengths.items() if values}
+  for field in given:
+    if field not in allowed:
+      raise InputError(f'Invalid {field}. It has no effect with scheme={name}.')
+  if not given:
+    defaults = {n: f.default for n, f in allowed.items() if f.default}
+    if not defaults:
+      raise InputError(f'Missing {" or ".join(allowed)} for scheme={name}.')
+    given = {n: (value,) for n, value in defaults.items()}
 
+  def samples_in(fraction: float) -> int:
+    return max(1, round(fraction * budget / steps_between))
 
-def _check(name: str, value: float, valid: bool, interval: str) -> None:
-  if not valid:
-    raise InputError(f'Invalid {name}={value}. Must be in {interval}.')
+  for field, values in given.items():
+    interval = allowed[field].metadata['allowed']
+    for value in values:
+      if not in_interval(value, interval):
+        raise InputError(f'Invalid {field}={value}. Must be in {interval}.')
+      yield {field: value}, scheme(**{field: value}).resolved(samples_in)
 
 
 def output_paths(template: str, knobs: Sequence[dict[str, Any]]) -> list[str]:

@@ -29,12 +29,12 @@ from torch import nn
 
 from lab.core.errors import InputError
 from lab.offline import writers
-from lab.offline.plans import Plan, Weighted
+from lab.offline.plans import Plan, Weighted, described
 from lab.offline.series import Series
 from weightavg import AveragingConfig
-from weightavg.coefficients import Ema, Polynomial, Recursive
 from weightavg.pytorch import Averager
 from weightavg.pytorch.models import clean_name, unwrap
+from weightavg.schemes import Ema, Polynomial, Recursive
 
 # The pair of widths that the paper keeps.
 SIGMAS = (0.05, 0.10)
@@ -82,7 +82,7 @@ class Tracks:
     self._averagers = [
       Averager(
         model,
-        AveragingConfig(
+        AveragingConfig.from_point(
           averaging_scheme='polynomial',
           averaging_power=power,
           averaging_every_steps=every,
@@ -166,9 +166,11 @@ def weights(scheme: Recursive, count: int, begin: int, end: int) -> np.ndarray:
   j = np.arange(begin + 1, end + 1, dtype=np.float64)
   if isinstance(scheme, Ema):
     decay = scheme.decay
+    assert decay is not None
     values = (1 - decay) * decay ** np.maximum(count - j, 0)
     values /= 1 - decay**count
   else:
+    assert isinstance(scheme, Polynomial)
     g = scheme.power
     logs = np.log(g + 1) + _lgamma(count) - _lgamma(g + count + 1)
     values = np.exp(logs + _lgamma(g + j) - _lgamma(j))
@@ -242,9 +244,9 @@ def plan(snapshots: Sequence[Snapshot], wanted: Recursive, at: int) -> Plan:
   ]
   values, error = solve(known, (wanted, used[-1].samples))
   recipe = {
+    **described(wanted),
     'scheme': 'posthoc',
-    'wanted': type(wanted).__name__.lower(),
-    **dataclasses.asdict(wanted),
+    'wanted': wanted.name,
     'step': at,
     'samples': used[-1].samples,
     'relative_error_of_weights': error,

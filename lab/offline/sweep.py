@@ -21,11 +21,11 @@ from lab.core import logs
 from lab.core.errors import InputError
 from lab.offline import batch_norm
 from lab.offline.chunks import Average, averaged_names
-from lab.offline.plans import Plan, Scheme, taken
+from lab.offline.plans import Plan, Scheme, described, taken
 from lab.offline.readers import Checkpoint
 from lab.offline.series import Series
-from weightavg.coefficients import Ema, Lawa
 from weightavg.pytorch.models import clean_name, unwrap
+from weightavg.schemes import Windowed
 
 CACHE = 'cache.jsonl'
 # Of evaluations; AlgoPerf takes no tuples.
@@ -63,17 +63,8 @@ class Variant(NamedTuple):
   @property
   def columns(self) -> dict[str, Any]:
     """What sets its rows apart."""
-    window, decay = None, None
-    if isinstance(self.scheme, Lawa):
-      window = self.scheme.window
-    if isinstance(self.scheme, Ema):
-      decay = self.scheme.decay
-    return {
-      'scheme': type(self.scheme).__name__.lower(),
-      'window': window,
-      'decay': decay,
-      'every': self.every,
-    }
+    columns = {'scheme': None, 'window': None, 'decay': None}
+    return columns | described(self.scheme) | {'every': self.every}
 
 
 def evaluations(run: str) -> list[dict[str, str]]:
@@ -163,9 +154,9 @@ class Sweep:
       for row, position in self.points():
         inputs = taken(position, variant.every)
         scheme = variant.scheme
-        if isinstance(scheme, Lawa):
+        if isinstance(scheme, Windowed):
           # As online: before the window is full, of those that are there.
-          inputs = inputs[-scheme.window :]
+          inputs = inputs[-scheme.size :]
           average = Running(self._series, scheme, self._statistics)
         else:
           # Points whose samples are the same ones go on from each other.

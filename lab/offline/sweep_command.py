@@ -15,7 +15,8 @@ from lab.core.errors import InputError
 from lab.core.progress import Progress
 from lab.offline import plans, series, sweep, workload_loader
 from lab.offline.average_command import numbers
-from weightavg.workloads import get_batch_size
+from weightavg.optimizers import published_batch_size
+from weightavg.workloads import batch_size_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +69,9 @@ def _variants(args: argparse.Namespace) -> list[sweep.Variant]:
       raise InputError(f'Invalid every={every}. Must be in [1, inf).')
     schemes: list[plans.Scheme] = []
     if args.windows:
-      schemes += [s for _, s in plans.schemes('lawa', windows=args.windows)]
+      schemes += [s for _, s in plans.schemes('lawa', {'window': args.windows})]
     if args.decays:
-      schemes += [s for _, s in plans.schemes('ema', decays=args.decays)]
+      schemes += [s for _, s in plans.schemes('ema', {'decay': args.decays})]
     found += [sweep.Variant(scheme, every) for scheme in schemes]
   return list(dict.fromkeys(found))
 
@@ -98,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
     output,
     os.path.expanduser(args.data_dir),
     args.recompute_batch_norm,
-    get_batch_size(args.workload) if args.recompute_batch_norm else 0,
+    batch_size_of(workload, published_batch_size)
+    if args.recompute_batch_norm
+    else 0,
     args.imagenet_v2_data_dir and os.path.expanduser(args.imagenet_v2_data_dir),
     args.batch_norm == 'averaged',
   )

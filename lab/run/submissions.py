@@ -47,12 +47,15 @@ class Submission:
     """Whether `update_params` takes `train_state`."""
     return 'train_state' in inspect.signature(self.update_params).parameters
 
-  def batch_size(self, workload_name: str, known: list[str]) -> int:
-    """Global batch size; a variant falls back to its base workload's.
+  def batch_size(
+    self, workload_name: str, known: list[str], own: int | None = None
+  ) -> int:
+    """Global batch size: the submission's, the workload's own, or its base's.
 
     Args:
       workload_name: Name of the workload.
       known: All names; the base of `a_b` is the longest of them, as `a`.
+      own: The workload's own, for names that the submission does not know.
 
     Raises:
       InputError: the submission knows neither the workload nor its base.
@@ -61,6 +64,8 @@ class Submission:
       return self.get_batch_size(workload_name)
     except ValueError as error:
       message = str(error)
+    if own is not None:
+      return own
     bases = [name for name in known if workload_name.startswith(f'{name}_')]
     if bases:
       try:

@@ -99,7 +99,9 @@ def _batch_sizes(
   submission: submissions.Submission,
 ) -> tuple[int, int]:
   names = list(workloads.WORKLOADS)
-  train = submission.batch_size(settings.workload, names)
+  train = submission.batch_size(
+    settings.workload, names, getattr(workload, 'batch_size', None)
+  )
   custom = getattr(submission.module, 'get_eval_batch_size', None)
   evaluation = custom(settings.workload) if custom else workload.eval_batch_size
   for name, size in (('batch size', train), ('eval batch size', evaluation)):

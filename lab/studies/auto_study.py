@@ -27,10 +27,10 @@ from lab.run.settings import Settings
 from lab.run.trial import Trial, TrialRun
 from lab.studies import auto_report, auto_tables, cached_runs, study
 from lab.workloads import WORKLOADS, build_workload
-from weightavg import candidates, config
 from weightavg.pytorch import choosing_step, selection
-from weightavg.pytorch.averager import RAW
+from weightavg.pytorch.choice import RAW
 from weightavg.pytorch.probes import Batch, leaves, mapped
+from weightavg.schemes import auto
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SUBMISSION = 'submissions/nadamw_auto/submission.py'
@@ -172,13 +172,13 @@ class AutoRun(TrialRun):
   def _evaluate(self, rng: Any) -> None:
     state = self.state
     averager = state.optimizer_state['averager']
-    own = averager.selected
+    own = averager.choice.selected
     averager.swap_out()
     chosen = {'auto': own, **self._other_choices(rng)}
     for name, which in chosen.items():
       self.choices.setdefault(name, []).append([state.global_step, which])
     if state.global_step >= self._first_step:
-      shown = {name: i for i, name in enumerate(averager.candidates)} | chosen
+      shown = {name: i for i, name in enumerate(averager.choice.names)} | chosen
       self._follow(averager, shown, rng)
     averager.select(own)
 
@@ -282,8 +282,8 @@ def jobs(
               'to_the_end': seed == seeds[0],
               'rules': MEMORIES | ONE_BATCH | FOUR_BATCHES | TRAINED_ON,
               'version': VERSION,
-              'candidates': candidates.DEFAULT_CANDIDATES,
-              'memory': config.DEFAULT_PROBE_MEMORY,
+              'candidates': auto.DEFAULT_CANDIDATES,
+              'memory': auto.DEFAULT_PROBE_MEMORY,
             }
           )
   return result

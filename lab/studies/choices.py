@@ -17,7 +17,7 @@ from lab.core import command_line, curves, logs
 from lab.core.choice_columns import CHOICE, LOSS, name_of
 from lab.core.errors import InputError
 from lab.studies import auto_figures
-from weightavg import candidates
+from weightavg.schemes import auto
 
 
 class Choice(NamedTuple):
@@ -36,7 +36,7 @@ def _loss(text: str) -> float:
 def names_in(hparams: Mapping[str, Any] | None) -> tuple[str, ...]:
   """The candidates of a point, in the order of their indices."""
   text = (hparams or {}).get('averaging_candidates')
-  return candidates.names(text or candidates.DEFAULT_CANDIDATES)
+  return auto.names(text or auto.DEFAULT_CANDIDATES)
 
 
 def read(trial_dir: str) -> list[Choice]:

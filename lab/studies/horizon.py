@@ -22,8 +22,8 @@ from absl import app, flags
 from lab.core import curves, logs
 from lab.studies import cached_runs, study
 from lab.workloads import WORKLOADS, build_workload
-from weightavg.config import DEFAULT_HORIZON
 from weightavg.pytorch import models
+from weightavg.schemes.base import DEFAULT_HORIZON
 
 SCHEMES = ('lawa', 'ema')
 # Horizon to cadence, both fractions of T: never more than twenty samples, so

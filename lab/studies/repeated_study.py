@@ -22,8 +22,8 @@ from absl import app, flags
 from lab.core import curves, logs
 from lab.studies import auto_report, auto_study, auto_tables, cached_runs, study
 from lab.workloads import WORKLOADS, build_workload
-from weightavg import candidates, config
 from weightavg.pytorch import probes, selection
+from weightavg.schemes import auto
 
 EPOCHS = 10
 SEEDS = auto_study.SEEDS
@@ -49,7 +49,7 @@ class RepeatedRun(auto_study.AutoRun):
       to_the_end=True,
     )
     self._fresh = auto_study.Chooser(
-      selection.Selector(config.DEFAULT_PROBE_MEMORY)
+      selection.Selector(auto.DEFAULT_PROBE_MEMORY)
     )
     # The same data without end: no example comes twice.
     self._endless = build_workload(trial.settings.workload)._build_input_queue(
@@ -106,8 +106,8 @@ def jobs(
       'schedule': schedule,
       'epochs': EPOCHS,
       'version': VERSION,
-      'candidates': candidates.DEFAULT_CANDIDATES,
-      'memory': config.DEFAULT_PROBE_MEMORY,
+      'candidates': auto.DEFAULT_CANDIDATES,
+      'memory': auto.DEFAULT_PROBE_MEMORY,
     }
     for seed in seeds
     for name in workloads

@@ -27,7 +27,7 @@ from lab.run.settings import Settings
 from lab.run.trial import Trial, TrialRun
 from lab.studies import cached_runs
 from lab.workloads import WORKLOADS, build_workload
-from weightavg.config import AveragingConfig
+from weightavg import AveragingConfig
 from weightavg.pytorch import Averager
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ class _Followed:
     )
     budget = state['run'].config.schedule.budget(workload.step_hint)
     self.averagers = {
-      name: Averager(model_params, AveragingConfig(**knobs), budget)
+      name: Averager(model_params, AveragingConfig.from_point(**knobs), budget)
       for name, knobs in self._candidates.items()
     }
     return state
@@ -152,7 +152,7 @@ def trial_of(
     context=Context(),
     hyperparameters=search_space.as_hyperparameters(point),
     rng_seed=seed,
-    batch_size=submission.get_batch_size(settings.workload),
+    batch_size=workload.batch_size,
     eval_batch_size=workload.eval_batch_size,
     budget=workload.step_hint,
     eval_every=workload.eval_every_steps,

@@ -1,13 +1,12 @@
 """NadamW trains; evaluation sees the best of several averages."""
 
 from weightavg.pytorch import choosing_step
-from weightavg.pytorch.build_nadamw import build_nadamw
+from weightavg.pytorch.build_nadamw import NADAMW
 from weightavg.pytorch.choosing_step import (
   data_selection,
   prepare_for_eval,
   update_params,
 )
-from weightavg.workloads import get_batch_size
 
 __all__ = [
   'data_selection',
@@ -17,16 +16,14 @@ __all__ = [
   'update_params',
 ]
 
+get_batch_size = NADAMW.get_batch_size
+
 
 def init_optimizer_state(
   workload, model_params, model_state, hyperparameters, rng
 ):
-  """NadamW, its schedule, its averagers and the probe."""
+  """NadamW, its schedule, its averages and the probe."""
   del model_state, rng
   return choosing_step.init_optimizer_state(
-    workload,
-    model_params,
-    hyperparameters,
-    optimizer='nadamw',
-    build_optimizer=build_nadamw,
+    workload, model_params, hyperparameters, NADAMW
   )

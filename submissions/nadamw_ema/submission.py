@@ -1,13 +1,13 @@
 """NadamW trains; evaluation sees an exponential average (EMA)."""
 
 from weightavg.pytorch import train_step
-from weightavg.pytorch.build_nadamw import build_nadamw
+from weightavg.pytorch.build_nadamw import NADAMW
 from weightavg.pytorch.train_step import (
   data_selection,
   prepare_for_eval,
   update_params,
 )
-from weightavg.workloads import get_batch_size
+from weightavg.schemes.ema import Ema
 
 __all__ = [
   'data_selection',
@@ -17,6 +17,8 @@ __all__ = [
   'update_params',
 ]
 
+get_batch_size = NADAMW.get_batch_size
+
 
 def init_optimizer_state(
   workload, model_params, model_state, hyperparameters, rng
@@ -24,10 +26,5 @@ def init_optimizer_state(
   """NadamW, its schedule and its averager."""
   del model_state, rng
   return train_step.init_optimizer_state(
-    workload,
-    model_params,
-    hyperparameters,
-    optimizer='nadamw',
-    build_optimizer=build_nadamw,
-    averaging_scheme='ema',
+    workload, model_params, hyperparameters, NADAMW, Ema
   )

@@ -1,13 +1,12 @@
 """Shampoo trains; evaluation sees the best of several averages."""
 
 from weightavg.pytorch import choosing_step
-from weightavg.pytorch.build_shampoo import build_shampoo
+from weightavg.pytorch.build_shampoo import SHAMPOO
 from weightavg.pytorch.choosing_step import (
   data_selection,
   prepare_for_eval,
   update_params,
 )
-from weightavg.workloads import get_shampoo_batch_size as get_batch_size
 
 __all__ = [
   'data_selection',
@@ -17,16 +16,14 @@ __all__ = [
   'update_params',
 ]
 
+get_batch_size = SHAMPOO.get_batch_size
+
 
 def init_optimizer_state(
   workload, model_params, model_state, hyperparameters, rng
 ):
-  """Distributed Shampoo, its schedule, its averagers and the probe."""
+  """Distributed Shampoo, its schedule, its averages and the probe."""
   del model_state, rng
   return choosing_step.init_optimizer_state(
-    workload,
-    model_params,
-    hyperparameters,
-    optimizer='shampoo',
-    build_optimizer=build_shampoo,
+    workload, model_params, hyperparameters, SHAMPOO
   )

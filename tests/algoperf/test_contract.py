@@ -35,7 +35,7 @@ def test_our_types_are_the_benchmarks():
 
 def test_averaging_alone_imports_nothing_of_the_benchmark():
   program = (
-    'import sys, weightavg, weightavg.config, weightavg.pytorch.averager\n'
+    'import sys, weightavg.submission_config, weightavg.pytorch.averager\n'
     "heavy = {'algoperf', 'jax', 'tensorflow'} & set(sys.modules)\n"
     'sys.exit(str(heavy) if heavy else 0)'
   )

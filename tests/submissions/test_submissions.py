@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from weightavg import spec
-from weightavg.workloads import batch_size_of, get_batch_size, workload_name
+from weightavg.optimizers import published_batch_size
+from weightavg.workloads import batch_size_of, workload_name
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = sorted(
@@ -397,13 +398,13 @@ def test_kaddours_preset_counts_epochs_by_the_workloads_batch_size():
 def test_a_variant_has_the_batch_size_of_its_base(monkeypatch):
   workload = types.SimpleNamespace(name='fastmri_tanh')
   with pytest.raises(ValueError, match="Unknown workload 'fastmri_tanh'"):
-    batch_size_of(workload, get_batch_size)
+    batch_size_of(workload, published_batch_size)
   registry = types.ModuleType('algoperf.workloads.workloads')
   registry.get_base_workload_name = lambda name: name.partition('_')[0]
   monkeypatch.setitem(sys.modules, registry.__name__, registry)
-  assert batch_size_of(workload, get_batch_size) == 32
+  assert batch_size_of(workload, published_batch_size) == 32
   workload.name = 'fastmri'
-  assert batch_size_of(workload, get_batch_size) == 32
+  assert batch_size_of(workload, published_batch_size) == 32
 
 
 def test_a_workload_without_a_name_cannot_tell_its_epochs():
@@ -412,5 +413,12 @@ def test_a_workload_without_a_name_cannot_tell_its_epochs():
 
 
 def test_batch_sizes_are_the_baselines():
-  assert get_batch_size('criteo1tb') == 262_144
-  assert get_batch_size('imagenet_resnet_gelu') == 512
+  assert published_batch_size('criteo1tb') == 262_144
+  assert published_batch_size('imagenet_resnet_gelu') == 512
+
+
+def test_a_workload_that_is_not_published_may_have_a_batch_size_of_its_own():
+  workload = types.SimpleNamespace(name='of_ones_own', batch_size=24)
+  assert batch_size_of(workload, published_batch_size) == 24
+  workload.name = 'fastmri'
+  assert batch_size_of(workload, published_batch_size) == 32

@@ -131,9 +131,10 @@ def shown_by(submission, state):
   scheme = averages_by(submission)
   if scheme == 'auto':
     averager = state['averager']
-    if averager.selected < 0:
+    if averager.choice.selected < 0:
       return 'none', None
-    kind, _, argument = averager.candidates[averager.selected].partition(' ')
+    name = averager.choice.names[averager.choice.selected]
+    kind, _, argument = name.partition(' ')
     return ('none', None) if kind == 'raw' else (kind, float(argument))
   # The defaults.
   return scheme, {'lawa': 0.01, 'ema': 0.01, 'polynomial': 4.0}.get(scheme)

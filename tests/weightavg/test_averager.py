@@ -11,6 +11,8 @@ from torch import nn
 
 from weightavg import AveragingConfig
 from weightavg.pytorch import Averager, NadamW, multi_tensor
+from weightavg.pytorch.accumulators import build_accumulators
+from weightavg.schemes import Ema, Lawa, Polynomial
 
 SCHEMES = {
   'lawa': {'averaging_scheme': 'lawa', 'lawa_window': 3},
@@ -22,7 +24,7 @@ SWAPS = ('exchange', 'copy')
 
 
 def config(scheme, every=1, **kwargs):
-  return AveragingConfig(
+  return AveragingConfig.from_point(
     averaging_every_steps=every, **SCHEMES[scheme], **kwargs
   )
 
@@ -109,7 +111,9 @@ def assert_same(a, b):
 def test_literal_three_steps(kwargs, expected):
   p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
   averager = Averager(
-    [('p', p)], AveragingConfig(averaging_every_steps=1, **kwargs), budget=3
+    [('p', p)],
+    AveragingConfig.from_point(averaging_every_steps=1, **kwargs),
+    budget=3,
   )
   for value, average in zip((1.0, 2.0, 4.0), expected, strict=True):
     p.data.fill_(value)
@@ -314,7 +318,6 @@ def test_half_precision_weights_are_averaged_in_float32(scheme, dtype, swap):
     p.data = torch.randn(3).to(dtype)
     samples.append([p.detach().clone()])
     averager.update()
-    assert averager.placement._track.average()[0].dtype == torch.float32
     expected = explicit_average(samples, averager.scheme.weights(step))[0]
     with averager.evaluating():
       assert p.dtype == dtype
@@ -323,6 +326,15 @@ def test_half_precision_weights_are_averaged_in_float32(scheme, dtype, swap):
         p.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6
       )
     assert torch.equal(p.data, samples[-1][0])
+
+
+@pytest.mark.parametrize('scheme', [Lawa(2), Ema(0.5), Polynomial(4.0)])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_the_average_itself_is_in_float32(scheme, dtype):
+  weights = [torch.ones(3, dtype=dtype)]
+  (accumulator,) = build_accumulators(scheme, weights).values()
+  accumulator.add(weights)
+  assert accumulator.average()[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize('swap', SWAPS)
@@ -460,7 +472,7 @@ def test_kinds_of_statistics_matter_only_where_there_are_some(
   scheme, has_statistics
 ):
   model = nn.BatchNorm1d(2) if has_statistics else nn.Linear(2, 1)
-  chosen = AveragingConfig(averaging_scheme=scheme)
+  chosen = AveragingConfig.from_point(averaging_scheme=scheme)
   saved = Averager(model, chosen, budget=1000).state_dict()
   saved['recipe']['averaging_batch_norm'] = 'current'
   averager = Averager(model, chosen, budget=1000)
@@ -568,7 +580,11 @@ def test_resume_is_bit_identical(scheme, dtype, stop, shown, model_first, swap):
   def start():
     if scheme == 'none':
       model, optimizer, _ = build('ema', dtype=dtype)
-      return model, optimizer, Averager(model, AveragingConfig(), budget=100)
+      return (
+        model,
+        optimizer,
+        Averager(model, AveragingConfig(), budget=100),
+      )
     return build(scheme, every=2, dtype=dtype, averaging_swap=swap)
 
   def go_on(model, optimizer, averager, first, last):
@@ -635,7 +651,7 @@ def test_restoring_over_a_swapped_averager():
     (config('ema'), "saved with averaging_scheme='lawa'"),
     (config('lawa', every=2), 'saved with every=1, this averager has every=2'),
     (
-      AveragingConfig(
+      AveragingConfig.from_point(
         averaging_scheme='lawa', lawa_window=4, averaging_every_steps=1
       ),
       'saved with window=3, this averager has window=4',

@@ -1,4 +1,4 @@
-"""Several averages at once: names, tracks, swaps, states, placements."""
+"""Several averages at once: names, swaps, states, placements."""
 
 import io
 
@@ -8,18 +8,18 @@ import torch.distributed as dist
 from gloo import run_on_ranks
 from torch import nn
 
-from weightavg import AveragingConfig, candidates
-from weightavg.coefficients import Candidates, Ema, Lawa, Polynomial
+from weightavg import AveragingConfig
 from weightavg.pytorch import Averager
-from weightavg.pytorch.averager import RAW
+from weightavg.pytorch.choice import RAW
 from weightavg.pytorch.placement import build_placement
+from weightavg.schemes import Candidates, Ema, Lawa, Polynomial, Raw, auto
 
 NAMES = 'raw, ema 0.2, lawa 0.3, polynomial 1.5, ema 0.4'
 PLACEMENTS = ('device', 'cpu', 'sharded')
 
 
 def config(names=NAMES, **knobs):
-  return AveragingConfig(
+  return AveragingConfig.from_point(
     averaging_scheme='auto',
     averaging_candidates=names,
     averaging_every=0.1,
@@ -54,16 +54,18 @@ def assert_same(a, b):
 
 
 def test_the_default_is_that_of_the_design():
-  sampling, scheme = AveragingConfig(averaging_scheme='auto').resolve(10_000)
+  sampling, scheme = AveragingConfig.from_point(
+    averaging_scheme='auto'
+  ).resolve(10_000)
   assert sampling.every == 20
   assert scheme == Candidates(
     ('raw', 'ema 0.01', 'ema 0.1', 'polynomial 4', 'polynomial 1.5'),
-    (None, Ema(0.8), Ema(0.98), Polynomial(4.0), Polynomial(1.5)),
+    (Raw(), Ema(0.8), Ema(0.98), Polynomial(4.0), Polynomial(1.5)),
   )
 
 
 def test_horizons_are_in_samples_of_the_cadence():
-  made = AveragingConfig(
+  made = AveragingConfig.from_point(
     averaging_scheme='auto',
     averaging_candidates='lawa 0.1,  ema  0.05',
     averaging_every_steps=10,
@@ -79,7 +81,7 @@ def test_horizons_are_in_samples_of_the_cadence():
     ('', "Unknown candidate ''. Must be raw, lawa HORIZON,"),
     ('raw', 'Must name at least one average.'),
     ('raw, sma 0.1', "Unknown candidate 'sma 0.1'."),
-    ('raw 0.1, ema 0.1', "Unknown candidate 'raw 0.1'."),
+    ('raw 0.1, ema 0.1', "raw takes no argument: '0.1'."),
     ('ema', "The horizon of ema is ''. Must be in (0, 1]."),
     ('ema 1.5', "The horizon of ema is '1.5'. Must be in (0, 1]."),
     ('ema 0.1 0.2', "The horizon of ema is '0.1 0.2'."),
@@ -90,7 +92,9 @@ def test_horizons_are_in_samples_of_the_cadence():
 )
 def test_bad_candidates_are_named(text, message):
   with pytest.raises(ValueError, match='Invalid') as error:
-    AveragingConfig(averaging_scheme='auto', averaging_candidates=text)
+    AveragingConfig.from_point(
+      averaging_scheme='auto', averaging_candidates=text
+    )
   assert str(error.value).startswith(f'Invalid averaging_candidates={text!r}. ')
   assert message in str(error.value)
 
@@ -112,18 +116,18 @@ def test_bad_candidates_are_named(text, message):
     ),
     (
       {'averaging_scheme': 'auto', 'averaging_probe_every': 0},
-      'Must be in (0, 1] or null.',
+      'Must be in (0, 1].',
     ),
   ],
 )
-def test_knobs_without_effect_or_out_of_range(knobs, message):
+def test_keys_without_effect_or_out_of_range(knobs, message):
   with pytest.raises(ValueError, match='Invalid') as error:
-    AveragingConfig(**knobs)
+    AveragingConfig.from_point(**knobs)
   assert message in str(error.value)
 
 
 def test_names_have_single_spaces():
-  assert candidates.names('raw,  ema   0.1') == ('raw', 'ema 0.1')
+  assert auto.names('raw,  ema   0.1') == ('raw', 'ema 0.1')
 
 
 SINGLE = {
@@ -143,7 +147,9 @@ def test_every_candidate_is_what_it_would_be_alone(placement, dtype, swap):
   several = Averager(named, config(**knobs), budget=10)
   alone = {
     which: Averager(
-      named, AveragingConfig(averaging_every=0.1, **single), budget=10
+      named,
+      AveragingConfig.from_point(averaging_every=0.1, **single),
+      budget=10,
     )
     for which, single in SINGLE.items()
   }
@@ -190,7 +196,7 @@ def test_states_convert_between_placements(source, target, selected):
   other = [(n, nn.Parameter(p.detach().clone())) for n, p in named]
   restored = Averager(other, config(averaging_placement=target), budget=10)
   restored.load_state_dict(saved)
-  assert restored.selected == selected
+  assert restored.choice.selected == selected
   assert restored.swapped == averager.swapped == (selected > 0)
   for step in range(4, 7):
     for weights_, follower in ((named, averager), (other, restored)):
@@ -229,7 +235,7 @@ def test_a_choice_needs_the_raw_weights_in_place_and_a_candidate():
     averager.select(2)
 
 
-def test_bytes_are_those_of_the_tracks():
+def test_bytes_are_those_of_the_accumulators():
   tensors = [p.data for _, p in weights()]
   scheme = config().resolve(10)[1]
   placement = build_placement('device', scheme, tensors)

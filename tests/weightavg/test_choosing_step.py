@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from weightavg import spec
 from weightavg.pytorch import choosing_step
-from weightavg.pytorch.averager import RAW
-from weightavg.pytorch.build_nadamw import build_nadamw
+from weightavg.pytorch.build_nadamw import NADAMW
+from weightavg.pytorch.choice import RAW
 
 ROWS = 8
 
@@ -116,7 +116,7 @@ class Host:
       'averaging_probe_memory': 0.5,
     }
     self.state = choosing_step.init_optimizer_state(
-      self.workload, self.model, point | knobs, 'nadamw', build_nadamw
+      self.workload, self.model, point | knobs, NADAMW
     )
     self.queue = batches() if queue is None else queue
     self.model_state = {'calls': 0}
@@ -227,7 +227,7 @@ def by_hand(host):
   """Losses of the candidates, each copied into a model of its own."""
   probe, averager = host.state['probe'].batch, host.averager
   losses = []
-  for which in range(len(averager.candidates)):
+  for which in range(len(averager.choice.names)):
     averager.select(which)
     with averager.evaluating():
       model = copy.deepcopy(host.model).eval()
@@ -244,14 +244,14 @@ def test_the_loss_on_the_probe_decides():
   chosen = set()
   for step in range(1, 31):
     host.update()
-    previous = host.averager.selected
+    previous = host.averager.choice.selected
     losses = by_hand(host)
     host.averager.select(previous)
     raw = host.weights()
     host.prepare()
-    now = host.averager.selected
+    now = host.averager.choice.selected
     logged_step, row = host.workload.metrics_logger.rows[-1]
-    names = host.averager.candidates
+    names = host.averager.choice.names
     assert logged_step == step
     assert row['averaging_choice'] == now
     for name, loss in zip(names, losses, strict=True):
@@ -269,9 +269,9 @@ def test_what_is_chosen_is_shown():
   for _ in range(3):
     host.update()
   raw = host.weights()
-  assert host.averager.selected == RAW
+  assert host.averager.choice.selected == RAW
   host.prepare()
-  assert host.averager.selected == 0
+  assert host.averager.choice.selected == 0
   shown = host.weights()
   host.averager.swap_out()
   assert_same(host.weights(), raw)
@@ -285,9 +285,9 @@ def test_a_second_call_in_a_row_changes_nothing():
   for _ in range(9):
     host.update()
     host.prepare()
-    first, selected = host.weights(), host.averager.selected
+    first, selected = host.weights(), host.averager.choice.selected
     host.prepare()
-    assert host.averager.selected == selected
+    assert host.averager.choice.selected == selected
     assert_same(host.weights(), first)
 
 
@@ -327,7 +327,7 @@ def test_a_resumed_run_chooses_as_the_undisturbed_one(
     for h in (host, resumed):
       h.update()
       h.prepare()
-    assert resumed.averager.selected == host.averager.selected
+    assert resumed.averager.choice.selected == host.averager.choice.selected
     assert_same(resumed.weights(), host.weights())
   assert (
     resumed.workload.metrics_logger.rows
@@ -362,7 +362,7 @@ def test_a_candidate_with_a_loss_that_is_not_finite_is_out():
   for _ in range(3):
     host.update()
     host.prepare()
-    assert host.averager.selected == 3
+    assert host.averager.choice.selected == 3
 
 
 def test_if_all_are_out_the_raw_weights_are_shown(caplog):
@@ -374,7 +374,7 @@ def test_if_all_are_out_the_raw_weights_are_shown(caplog):
   raw = host.weights()
   with caplog.at_level(std_logging.INFO, logger='absl'):
     host.prepare()
-  assert host.averager.selected == RAW
+  assert host.averager.choice.selected == RAW
   assert_same(host.weights(), raw)
   assert host.workload.metrics_logger.rows[-1][1]['averaging_choice'] == RAW
   assert 'evaluation sees raw (no finite loss)' in caplog.text

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from weightavg.pytorch import train_step
-from weightavg.pytorch.build_nadamw import build_nadamw
+from weightavg.pytorch.build_nadamw import NADAMW
+from weightavg.schemes import SCHEMES
 
 SAMPLED = {'averaging_every_steps': 1, 'averaging_horizon': 0.1}
 KNOBS = {
@@ -45,9 +46,8 @@ def build(scheme):
     Workload(),
     model,
     {'learning_rate': 0.05} | KNOBS[scheme],
-    'nadamw',
-    build_nadamw,
-    scheme,
+    NADAMW,
+    SCHEMES[scheme],
   )
   return model, state
 

@@ -101,7 +101,9 @@ def test_nothing_of_parameter_size_is_allocated_after_warm_up(
   p = torch.nn.Parameter(torch.randn(40, 50).to(dtype))
   optimizer = NadamW([p], lr=0.1)
   averager = Averager(
-    [('p', p)], AveragingConfig(averaging_every_steps=1, **knobs), budget=10
+    [('p', p)],
+    AveragingConfig.from_point(averaging_every_steps=1, **knobs),
+    budget=10,
   )
   p.grad = torch.ones_like(p)
 

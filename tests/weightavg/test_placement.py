@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from weightavg import AveragingConfig
-from weightavg.coefficients import Ema, Lawa
 from weightavg.pytorch import Averager
 from weightavg.pytorch.async_copy import Inline, Worker
 from weightavg.pytorch.offload import HostPlacement
 from weightavg.pytorch.sharding import Layout
+from weightavg.schemes import Ema, Lawa
 
 PLACEMENTS = ('device', 'cpu', 'sharded')
 SCHEMES = {
@@ -43,7 +43,7 @@ def weights(dtype=torch.float32):
 
 
 def build(named, scheme, placement, every=1, **knobs):
-  config = AveragingConfig(
+  config = AveragingConfig.from_point(
     averaging_placement=placement,
     averaging_every_steps=every,
     **SCHEMES[scheme],
@@ -404,7 +404,7 @@ def statistics_ranks(rank, folder):
     ('device', False),
   ):
     model = nn.BatchNorm1d(3).double()
-    config = AveragingConfig(
+    config = AveragingConfig.from_point(
       averaging_scheme='polynomial',
       averaging_power=0.0,
       averaging_every_steps=1,

@@ -1,8 +1,8 @@
-"""What an averager stores: a running average, or a window of samples.
+"""The buffers of one average: a running average, or a window of samples.
 
-A track is fed lists of tensors and gives back their average. It does not know
-names, steps or models. Its buffers have the shapes and strides of the tensors
-it was made for; where they lie is up to `allocate`.
+An accumulator is fed lists of tensors and gives back their average. It does not
+know names, steps or models. Its buffers have the shapes and strides of the
+tensors it was made for; `allocate` says on which device.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from weightavg import coefficients
 from weightavg.pytorch import multi_tensor
+from weightavg.schemes import Recursive, Scheme, Windowed
 
 
 def average_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -25,7 +25,7 @@ Allocate = Callable[[Tensor, torch.dtype], Tensor]
 
 
 def allocate_beside(like: Tensor, dtype: torch.dtype) -> Tensor:
-  """On the device of the tensor itself."""
+  """Allocate on the device of the tensor itself."""
   return torch.empty_like(like, dtype=dtype, requires_grad=False)
 
 
@@ -34,26 +34,22 @@ def nbytes(tensors: Sequence[Tensor]) -> int:
   return sum(t.numel() * t.element_size() for t in tensors)
 
 
-class Track(Protocol):
-  """State of one average over one list of tensors."""
+class Accumulator(Protocol):
+  """The state of one average over one list of tensors."""
 
   count: int
 
   def add(self, tensors: Sequence[Tensor]) -> None:
     """Take the tensors in as the next sample."""
 
-  def average(self, which: int = 0) -> list[Tensor]:
-    """The average of all samples so far; owned by the track.
-
-    Args:
-      which: of several candidates.
-    """
+  def average(self) -> list[Tensor]:
+    """The average of all samples so far; owned by the accumulator."""
 
   def buffers(self) -> list[list[Tensor]]:
-    """What has to be saved: lists of tensors, parallel to the tracked ones."""
+    """The lists of tensors to save, each parallel to the averaged tensors."""
 
   def widened(self) -> list[bool]:
-    """For each of the buffers, whether it is in `average_dtype`."""
+    """For each of the buffers, true if it is in `average_dtype`."""
 
   def restore(
     self,
@@ -67,12 +63,12 @@ class Track(Protocol):
     """Bytes of all buffers."""
 
 
-class RunningTrack:
-  """a <- a + c_k (x_k - a), in float32: EMA and polynomial averages."""
+class RunningAccumulator:
+  """a <- a + c_k (x_k - a), in float32 at least."""
 
   def __init__(
     self,
-    scheme: coefficients.Recursive,
+    scheme: Recursive,
     tensors: Sequence[Tensor],
     allocate: Allocate = allocate_beside,
   ) -> None:
@@ -93,9 +89,8 @@ class RunningTrack:
     self.count += 1
     return self.scheme.coefficient(self.count)
 
-  def average(self, which: int = 0) -> list[Tensor]:
+  def average(self) -> list[Tensor]:
     """The running average itself: no copy."""
-    del which
     return self._averages
 
   def buffers(self) -> list[list[Tensor]]:
@@ -123,8 +118,8 @@ class RunningTrack:
     return nbytes(self._averages)
 
 
-class WindowTrack:
-  """The last `window` samples, in the weights' own dtype, and their mean.
+class WindowAccumulator:
+  """The last samples, in the weights' own dtype, and their mean.
 
   Samples are exact copies; the mean is summed in float32, oldest first, when
   it is asked for. The oldest sample's memory takes the next one.
@@ -132,7 +127,7 @@ class WindowTrack:
 
   def __init__(
     self,
-    scheme: coefficients.Lawa,
+    scheme: Windowed,
     tensors: Sequence[Tensor],
     allocate: Allocate = allocate_beside,
   ) -> None:
@@ -148,7 +143,7 @@ class WindowTrack:
 
   def add(self, tensors: Sequence[Tensor]) -> None:
     """Take the tensors in as the next sample."""
-    if len(self._samples) == self.scheme.window:
+    if len(self._samples) == self.scheme.size:
       slot = self._samples.pop(0)
     else:
       slot = self._new_sample(tensors)
@@ -156,9 +151,8 @@ class WindowTrack:
     self._samples.append(slot)
     self.count += 1
 
-  def average(self, which: int = 0) -> list[Tensor]:
+  def average(self) -> list[Tensor]:
     """The mean of the window; its buffers are made at the first call."""
-    del which
     if self._mean is None:
       self._mean = [
         self._allocate(t, average_dtype(t.dtype)) for t in self._samples[0]
@@ -192,88 +186,45 @@ class WindowTrack:
     return sum(nbytes(tensors) for tensors in lists)
 
 
-class CandidateTracks:
-  """The tracks of several candidates, fed together.
-
-  Where the candidate is the raw weights there is no track, and no average.
-  """
-
-  def __init__(
-    self,
-    scheme: coefficients.Candidates,
-    tensors: Sequence[Tensor],
-    allocate: Allocate = allocate_beside,
-  ) -> None:
-    self.count = 0
-    self._schemes = scheme.schemes
-    self._tracks = {
-      which: build_track(single, tensors, allocate)
-      for which, single in enumerate(scheme.schemes)
-      if single is not None
-    }
-
-  def add(self, tensors: Sequence[Tensor]) -> None:
-    """Take the tensors in; running averages share one read of them."""
-    self.count += 1
-    running = []
-    for track in self._tracks.values():
-      if isinstance(track, RunningTrack) and self.count > 1:
-        running.append(track)
-      else:
-        track.add(tensors)
-    if running:
-      weights = [track.next_weight() for track in running]
-      averages = [track.average() for track in running]
-      multi_tensor.lerp_all_(averages, tensors, weights)
-
-  def average(self, which: int = 0) -> list[Tensor]:
-    """The average of one candidate."""
-    return self._tracks[which].average()
-
-  def buffers(self) -> list[list[Tensor]]:
-    """Those of all candidates, one after the other."""
-    return [b for track in self._tracks.values() for b in track.buffers()]
-
-  def widened(self) -> list[bool]:
-    """Those of all candidates, one after the other."""
-    return [w for track in self._tracks.values() for w in track.widened()]
-
-  def restore(
-    self,
-    count: int,
-    buffers: Sequence[Sequence[Tensor]],
-    tensors: Sequence[Tensor],
-  ) -> None:
-    """Continue from saved buffers."""
-    self.count = count
-    begin = 0
-    for which, track in self._tracks.items():
-      end = begin + stored_buffers(self._schemes[which], count)
-      track.restore(count, buffers[begin:end], tensors)
-      begin = end
-
-  def nbytes(self) -> int:
-    """Bytes of all candidates."""
-    return sum(track.nbytes() for track in self._tracks.values())
-
-
-def stored_buffers(scheme: coefficients.Scheme | None, samples: int) -> int:
-  """Number of buffers of a track after so many samples."""
-  if scheme is None:
-    return 0
-  if isinstance(scheme, coefficients.Candidates):
-    return sum(stored_buffers(single, samples) for single in scheme.schemes)
-  return min(samples, getattr(scheme, 'window', 1))
-
-
-def build_track(
-  scheme: coefficients.Scheme,
+def build_accumulators(
+  scheme: Scheme,
   tensors: Sequence[Tensor],
   allocate: Allocate = allocate_beside,
-) -> Track:
-  """The track of a scheme over tensors."""
-  if isinstance(scheme, coefficients.Candidates):
-    return CandidateTracks(scheme, tensors, allocate)
-  if isinstance(scheme, coefficients.Lawa):
-    return WindowTrack(scheme, tensors, allocate)
-  return RunningTrack(scheme, tensors, allocate)
+) -> dict[int, Accumulator]:
+  """The accumulator of each part of a scheme that stores anything.
+
+  Args:
+    scheme: with its length in samples.
+    tensors: what is averaged.
+    allocate: makes the buffers.
+
+  Returns:
+    Accumulators by their index among `scheme.parts`.
+  """
+  found: dict[int, Accumulator] = {}
+  for which, part in enumerate(scheme.parts):
+    if isinstance(part, Recursive):
+      found[which] = RunningAccumulator(part, tensors, allocate)
+    elif isinstance(part, Windowed):
+      found[which] = WindowAccumulator(part, tensors, allocate)
+  return found
+
+
+def add_to_all(
+  accumulators: Sequence[Accumulator], tensors: Sequence[Tensor]
+) -> None:
+  """Take one sample into all; several running averages share one read of it."""
+  running = [
+    accumulator
+    for accumulator in accumulators
+    if isinstance(accumulator, RunningAccumulator) and accumulator.count
+  ]
+  if len(running) < 2:
+    running = []
+  for accumulator in accumulators:
+    if accumulator not in running:
+      accumulator.add(tensors)
+  if running:
+    weights = [accumulator.next_weight() for accumulator in running]
+    averages = [accumulator.average() for accumulator in running]
+    multi_tensor.lerp_all_(averages, tensors, weights)

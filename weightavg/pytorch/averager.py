@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch.distributed as dist
 from absl import logging
 from torch import Tensor, nn
 
-from weightavg.config import AveragingConfig
+from weightavg.averaging_config import AveragingConfig
 from weightavg.pytorch import averager_state, models, multi_tensor
-from weightavg.pytorch.averager_state import RAW
+from weightavg.pytorch.choice import Choice
+from weightavg.pytorch.device_placement import DevicePlacement
 from weightavg.pytorch.distributed import world_size
-from weightavg.pytorch.placement import Placement, build_placement
+from weightavg.pytorch.placement import build_placement
+from weightavg.schemes import Raw
 
 
 def _outside_autograd(method: Callable[..., None]) -> Callable[..., None]:
@@ -30,15 +33,15 @@ class Averager:
     a_k = sum_j w_j x_j,   sum_j w_j = 1
 
   where the w_j are those of LAWA, EMA or the polynomial average
-  (`weightavg.coefficients`). Trained are the model's own weights, which stay
+  (`weightavg.schemes`). Trained are the model's own weights, which stay
   bit for bit what they were; stored are the averages, in float32 (float64 for
   float64 weights; LAWA's samples in the weights' dtype); evaluated is the
   average, between `swap_in` and `swap_out`. Before the first sample, and with
   the scheme 'none', evaluation sees the raw weights.
 
   With averaging_scheme='auto' several averages are kept over the same samples,
-  `candidates` names them, and evaluation sees the one that `select` was told
-  last; the raw weights before that.
+  `choice.names` names them, and evaluation sees the one that was selected last;
+  the raw weights before that.
 
   A sample that holds a NaN or an infinity never enters: it is counted in
   `skipped` and logged.
@@ -75,7 +78,7 @@ class Averager:
     RuntimeError: from `update` while the average is swapped in.
 
   >>> model = nn.Linear(1, 1, bias=False)
-  >>> config = AveragingConfig(
+  >>> config = AveragingConfig.from_point(
   ...   averaging_scheme='lawa', averaging_every_steps=1, lawa_window=2)
   >>> averager = Averager(model, config, budget=3)
   >>> for value in (1.0, 2.0, 4.0):
@@ -101,7 +104,7 @@ class Averager:
     is_model = isinstance(weights, nn.Module)
     if (
       isinstance(weights, nn.Module)
-      and config.averaging_scheme != 'none'
+      and not isinstance(config.scheme, Raw)
       and config.averaging_batch_norm == 'averaged'
     ):
       self._statistics = list(models.running_statistics(weights))
@@ -113,11 +116,13 @@ class Averager:
     self._exchange = config.averaging_swap == 'exchange' and (
       is_model or all(isinstance(t, nn.Parameter) for t in self._weights)
     )
+    self._config = config
+    self._steps_per_epoch = steps_per_epoch
     self.sampling, self.scheme = config.resolve(budget, steps_per_epoch)
     self._recipe = averager_state.recipe(config, self.sampling, self.scheme)
     self.placement = (
       None
-      if self.scheme is None
+      if isinstance(self.scheme, Raw)
       else build_placement(
         config.averaging_placement,
         self.scheme,
@@ -125,8 +130,7 @@ class Averager:
         config.averaging_checkpoints,
       )
     )
-    self.candidates: tuple[str, ...] = getattr(self.scheme, 'names', ())
-    self.selected = RAW if self.candidates else 0
+    self.choice = Choice(self.scheme)
     self.step = 0
     self.skipped = 0
     # The raw weights while the average is swapped in: their storages under
@@ -143,6 +147,19 @@ class Averager:
   def swapped(self) -> bool:
     """Whether the model holds the average at the moment."""
     return self._raw is not None
+
+  def follow_budget(self, budget: int) -> None:
+    """Sample at the cadence of another budget from the next step on.
+
+    The length of the average stays what it is in samples. So a horizon that is
+    a fraction of T follows T; what has been sampled keeps its weight.
+
+    Args:
+      budget: T, in steps, >= 1.
+    """
+    self.sampling = self._config.sampling(budget, self._steps_per_epoch)
+    if self.placement is not None:
+      self._recipe |= dataclasses.asdict(self.sampling)
 
   def update(self, finite: bool | None = None) -> None:
     """Call after every optimizer step: counts it, and samples if it is due.
@@ -161,7 +178,7 @@ class Averager:
       self._sample(self.placement, finite)
 
   @_outside_autograd
-  def _sample(self, placement: Placement, finite: bool | None) -> None:
+  def _sample(self, placement: DevicePlacement, finite: bool | None) -> None:
     tensors = [weight.data for weight in self._weights] + self._statistics_now()
     if multi_tensor.all_finite(tensors) if finite is None else finite:
       placement.add(tensors)
@@ -178,7 +195,7 @@ class Averager:
     """Choose what evaluation sees from now on, with averaging_scheme='auto'.
 
     Args:
-      which: index into `candidates`; RAW (-1) for the raw weights.
+      which: index into `choice.names`; -1 for the raw weights.
 
     Raises:
       RuntimeError: while an average is swapped in.
@@ -188,17 +205,7 @@ class Averager:
       raise RuntimeError(
         'The model holds the average. Call swap_out() before select().'
       )
-    if not RAW <= which < len(self.candidates):
-      raise ValueError(
-        f'Invalid {which=}. Must be in [-1, {len(self.candidates)}).'
-      )
-    self.selected = which
-
-  @property
-  def _shows_raw(self) -> bool:
-    return bool(self.candidates) and (
-      self.selected == RAW or self.scheme.schemes[self.selected] is None  # type: ignore[union-attr]
-    )
+    self.choice.select(which)
 
   @_outside_autograd
   def swap_in(self) -> None:
@@ -210,10 +217,10 @@ class Averager:
     if self.swapped or self.placement is None or not self.samples:
       return
     self.placement.collect()
-    if self._shows_raw:
+    if self.choice.shows_raw:
       return
     raw = self._data()
-    shown = self.placement.shown(raw, self.selected)
+    shown = self.placement.shown(raw, self.choice.selected)
     if self._exchange:
       self._exchange_in(raw, shown)
     else:
@@ -260,7 +267,7 @@ class Averager:
       'step': self.step,
       'samples': self.samples,
       'skipped': self.skipped,
-      'selected': self.selected,
+      'selected': self.choice.selected,
       'swapped': self.swapped,
       'complete': buffers is not None,
       'buffers': [self._by_name(tensors) for tensors in buffers or []],
@@ -290,7 +297,7 @@ class Averager:
       self.swap_out()
     self.step = state_dict['step']
     self.skipped = state_dict['skipped']
-    self.selected = state_dict['selected']
+    self.choice.selected = state_dict['selected']
     if self.placement is not None:
       saved = [self._in_order(named) for named in state_dict['buffers']]
       self.placement.restore(state_dict['samples'], saved, self._data())

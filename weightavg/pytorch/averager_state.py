@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightavg import coefficients
-from weightavg.config import AveragingConfig
-from weightavg.pytorch.accumulators import stored_buffers
+from weightavg.averaging_config import AveragingConfig
+from weightavg.pytorch.choice import RAW
 from weightavg.pytorch.models import RUNNING_STATISTICS
+from weightavg.sampling import Sampling
+from weightavg.schemes import Raw, Scheme
 
 FORMAT = 2
-# In place of a candidate: the raw weights.
-RAW = -1
 _KINDS: dict[str, type] = {
   'recipe': dict,
   'step': int,
@@ -29,25 +28,29 @@ _KINDS: dict[str, type] = {
 
 
 def recipe(
-  config: AveragingConfig, sampling: Any, scheme: Any
+  config: AveragingConfig, sampling: Sampling, scheme: Scheme
 ) -> dict[str, Any]:
-  """What two averagers must agree in to share a state."""
+  """The settings in which two averagers must agree to share a state."""
   found: dict[str, Any] = {
-    'averaging_scheme': config.averaging_scheme,
+    'averaging_scheme': scheme.name,
     'averaging_batch_norm': config.averaging_batch_norm,
   }
-  if isinstance(scheme, coefficients.Candidates):
-    found['candidates'] = [str(single) for single in scheme.schemes]
-  elif scheme is not None:
-    found |= dataclasses.asdict(scheme)
-  if scheme is not None:
-    found |= dataclasses.asdict(sampling)
-  return found
+  if isinstance(scheme, Raw):
+    return found
+  if scheme.part_names:
+    found['candidates'] = [str(part) for part in scheme.parts]
+  else:
+    found |= {
+      name: value
+      for name, value in dataclasses.asdict(scheme).items()
+      if value is not None
+    }
+  return found | dataclasses.asdict(sampling)
 
 
 def check(
   state_dict: dict[str, Any],
-  scheme: coefficients.Scheme | None,
+  scheme: Scheme,
   own_recipe: Mapping[str, Any],
   shapes: Mapping[str, torch.Size],
 ) -> None:
@@ -59,7 +62,7 @@ def check(
     own_recipe: of that averager.
     shapes: of its weights, by name.
   """
-  candidates = len(getattr(scheme, 'names', ())) or 1
+  candidates = len(scheme.parts)
   if state_dict.get('format') != FORMAT:
     raise ValueError(
       f'Invalid averager state: format {state_dict.get("format")!r}. Must be '
@@ -99,7 +102,7 @@ def check(
       f'below {candidates}.'
     )
   groups = list(state_dict['buffers'])
-  stored = stored_buffers(scheme, state_dict['samples'])
+  stored = scheme.stored(state_dict['samples'])
   if len(groups) != stored:
     raise ValueError(
       f'Invalid averager state: {len(groups)} buffers for '

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from weightavg.optimizer_config import NadamWConfig
+from weightavg.optimizers import Optimizer
+from weightavg.optimizers.nadamw import SELF_TUNING_POINT, NadamWConfig
 from weightavg.pytorch.nadamw import NadamW
 
 
@@ -19,3 +20,11 @@ def build_nadamw(
     weight_decay=config.weight_decay,
     fused=config.fused,
   )
+
+
+NADAMW = Optimizer(
+  name='nadamw',
+  config=NadamWConfig,
+  build=build_nadamw,
+  self_tuning_point=SELF_TUNING_POINT,
+)

@@ -3,7 +3,12 @@
 import torch
 from torch import nn
 
-from weightavg.optimizer_config import ShampooConfig
+from weightavg.optimizers import Optimizer
+from weightavg.optimizers.shampoo import (
+  BATCH_SIZES,
+  SELF_TUNING_POINT,
+  ShampooConfig,
+)
 from weightavg.pytorch import models
 from weightavg.pytorch.shampoo import DistributedShampoo
 
@@ -33,3 +38,12 @@ def build_shampoo(
     spread_roots=config.spread_roots,
     skip_nonfinite_gradients=config.skip_nonfinite_gradients,
   )
+
+
+SHAMPOO = Optimizer(
+  name='shampoo',
+  config=ShampooConfig,
+  build=build_shampoo,
+  self_tuning_point=SELF_TUNING_POINT,
+  batch_sizes=BATCH_SIZES,
+)

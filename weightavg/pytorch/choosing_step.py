@@ -7,7 +7,7 @@ the batch that it returns, and `update_params` puts it aside.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,10 +15,13 @@ from absl import logging
 from torch import Tensor, nn
 
 from weightavg import spec
+from weightavg.optimizers import Optimizer
 from weightavg.pytorch import models, selection, train_step
-from weightavg.pytorch.averager import RAW, Averager
+from weightavg.pytorch.averager import Averager
+from weightavg.pytorch.choice import RAW
 from weightavg.pytorch.probes import Batch, Probe, mapped, num_examples
 from weightavg.pytorch.profiling import section
+from weightavg.schemes import Auto
 
 # Key of the probe in a batch.
 PROBE = 'weightavg_probe'
@@ -28,8 +31,7 @@ def init_optimizer_state(
   workload: spec.Workload,
   model_params: nn.Module,
   hyperparameters: Any,
-  optimizer: str,
-  build_optimizer: Callable[[nn.Module, Any], torch.optim.Optimizer],
+  optimizer: Optimizer,
 ) -> dict[str, Any]:
   """What trains, the averages, and the probe by which one is chosen.
 
@@ -40,18 +42,20 @@ def init_optimizer_state(
     model_params,
     hyperparameters,
     optimizer,
-    build_optimizer,
-    averaging_scheme='auto',
+    Auto,
   )
   config = state['run'].config
-  averaging = config.averaging
-  every = averaging.probe_every_steps(
-    config.schedule.budget(workload.step_hint)
+  auto = config.averaging.scheme
+  every = auto.probe_every_steps(config.schedule.budget(workload.step_hint))
+  probe = Probe(
+    auto.probe_examples, every, config.averaging.averaging_checkpoints
   )
-  state['probe'] = Probe(
-    averaging.averaging_probe_examples, every, averaging.averaging_checkpoints
-  )
-  state['selector'] = selection.Selector(averaging.probe_memory)
+  if 'clock' in state:
+    state['clock'].add_follower(
+      lambda total: probe.renew_every(auto.probe_every_steps(total))
+    )
+  state['probe'] = probe
+  state['selector'] = selection.Selector(auto.probe_memory)
   return state
 
 
@@ -147,7 +151,7 @@ def prepare_for_eval(
       )
       chosen = selector.choose(
         comparison,
-        averager.selected,
+        averager.choice.selected,
         averager.step,
         optimizer_state['probe'].number,
       )
@@ -222,11 +226,11 @@ def compare_candidates(
   rng: Any,
 ) -> selection.Comparison:
   """Every candidate's losses on the same examples; a collective under DDP."""
-  before = averager.selected
+  before = averager.choice.selected
   batch = _beside(model, batch)
   rows = []
   try:
-    for which in range(len(averager.candidates)):
+    for which in range(len(averager.choice.names)):
       averager.select(which)
       with averager.evaluating():
         losses, elements = example_losses(
@@ -289,17 +293,17 @@ def _log(
   global_step: int,
 ) -> None:
   """The choice and the losses, beside the run's other measurements."""
-  losses = dict(zip(averager.candidates, comparison.means, strict=True))
+  losses = dict(zip(averager.choice.names, comparison.means, strict=True))
   metrics: dict[str, float] = {
     f'probe_loss/{name}': loss for name, loss in losses.items()
   }
-  metrics['averaging_choice'] = averager.selected
+  metrics['averaging_choice'] = averager.choice.selected
   if workload.metrics_logger is not None:
     workload.metrics_logger.append_scalar_metrics(metrics, global_step)
   chosen = (
     'raw (no finite loss)'
-    if averager.selected == RAW
-    else averager.candidates[averager.selected]
+    if averager.choice.selected == RAW
+    else averager.choice.names[averager.choice.selected]
   )
   logging.info(
     '%d) evaluation sees %s; losses on the probe: %s',

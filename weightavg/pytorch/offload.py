@@ -11,25 +11,26 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from weightavg import coefficients
 from weightavg.pytorch import accumulators, async_copy
+from weightavg.pytorch.device_placement import DevicePlacement
+from weightavg.schemes import Scheme
 
 
-class HostPlacement:
-  """Keeps a track in host memory; samples arrive behind training's back.
+class HostPlacement(DevicePlacement):
+  """Keeps averages in host memory; samples are copied while training continues.
 
   For weights on the CPU the same path runs synchronously.
 
   Args:
-    scheme: of the average.
+    scheme: with its length in samples.
     tensors: the weights, on one device.
     transfers: how copies are made; by default as the device asks for.
-    worker: who takes samples in; by default a thread beside a device.
+    worker: takes samples in; by default a thread beside a device.
   """
 
   def __init__(
     self,
-    scheme: coefficients.Scheme,
+    scheme: Scheme,
     tensors: Sequence[Tensor],
     transfers: async_copy.Transfers | None = None,
     worker: async_copy.Worker | async_copy.Inline | None = None,
@@ -43,15 +44,12 @@ class HostPlacement:
       )
     if worker is None:
       worker = async_copy.Inline() if cuda is None else async_copy.Worker()
-    self.count = 0
     self._transfers = transfers
     self._worker = worker
     self._pinned = cuda is not None
     self._staging = [self._allocate(t, t.dtype) for t in tensors]
-    self._track = accumulators.build_track(
-      scheme, self._staging, self._allocate
-    )
     self._under_way: Future | None = None
+    super().__init__(scheme, self._staging, self._allocate)
 
   def _allocate(self, like: Tensor, dtype: torch.dtype) -> Tensor:
     host = torch.empty_like(
@@ -61,7 +59,7 @@ class HostPlacement:
     return host.pin_memory() if self._pinned else host
 
   def _settle(self) -> None:
-    """Wait until the staging buffer is free and the track complete."""
+    """Wait until the staging buffer is free and the averages complete."""
     if self._under_way is not None:
       self._under_way.result()
       self._under_way = None
@@ -75,23 +73,21 @@ class HostPlacement:
 
   def _take_in(self) -> None:
     self._transfers.wait()
-    self._track.add(self._staging)
+    self._accumulate(self._staging)
 
   def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
-    """The average, copied to the weights' device."""
+    """An average, copied to the weights' device."""
     self._settle()
+    averages = self._accumulators[which].average()
     return [
       average.to(device=t.device, dtype=t.dtype, non_blocking=True)
-      for average, t in zip(self._track.average(which), tensors, strict=True)
+      for average, t in zip(averages, tensors, strict=True)
     ]
 
-  def collect(self) -> None:
-    """Nothing to do: every rank has everything."""
-
   def buffers(self) -> list[list[Tensor]]:
-    """The track's buffers themselves."""
+    """The buffers themselves."""
     self._settle()
-    return self._track.buffers()
+    return self._own_buffers()
 
   def restore(
     self,
@@ -102,10 +98,9 @@ class HostPlacement:
     """Continue from whole buffers, which are copied."""
     del tensors
     self._settle()
-    self.count = count
-    self._track.restore(count, buffers, self._staging)
+    super().restore(count, buffers, self._staging)
 
   def nbytes(self) -> int:
     """Bytes in host memory, the staging buffer included."""
     self._settle()
-    return self._track.nbytes() + accumulators.nbytes(self._staging)
+    return super().nbytes() + accumulators.nbytes(self._staging)

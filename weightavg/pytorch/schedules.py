@@ -18,6 +18,8 @@ import math
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from weightavg.clock_plan import ClockPlan
+
 # The baselines' start of the warm-up: not zero, so that no step is lost.
 WARMUP_START = 1e-10
 
@@ -34,6 +36,27 @@ def factor(
   if step < warmup_steps:
     return WARMUP_START + (1.0 - WARMUP_START) * step / warmup_steps
   progress = min(1.0, (step - warmup_steps) / max(steps - warmup_steps, 1))
+  return _after_warmup(progress, schedule)
+
+
+def factor_at(
+  position: float, warmup_factor: float, schedule: str = 'cosine'
+) -> float:
+  """Learning rate at a position in [0, 1] of the schedule, as a multiple.
+
+  The same curve as `factor`, with x = (position - w) / (1 - w) after a warm-up
+  of w = warmup_factor. Continuous, but for a step up by 1e-10 at the start.
+
+  >>> [round(factor_at(p / 8, 0.25), 3) for p in (0, 1, 2, 5, 8, 9)]
+  [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
+  """
+  if position < warmup_factor:
+    return WARMUP_START + (1.0 - WARMUP_START) * position / warmup_factor
+  progress = min(1.0, (position - warmup_factor) / (1.0 - warmup_factor))
+  return _after_warmup(progress, schedule)
+
+
+def _after_warmup(progress: float, schedule: str) -> float:
   cosine = math.cos(math.pi * progress)
   factors = {
     'cosine': 0.5 * (1.0 + cosine),
@@ -59,3 +82,19 @@ def build_scheduler(
   return LambdaLR(
     optimizer, lambda step: factor(step, steps, warmup_factor, schedule)
   )
+
+
+def build_planned_scheduler(
+  optimizer: torch.optim.Optimizer,
+  plan: ClockPlan,
+  warmup_factor: float = 0.0,
+  schedule: str = 'cosine',
+  schedule_factor: float = 1.0,
+) -> LambdaLR:
+  """Schedule for `optimizer` along the positions of a plan that may change."""
+
+  def at(step: int) -> float:
+    position = plan.position(step) / schedule_factor
+    return factor_at(position, warmup_factor, schedule)
+
+  return LambdaLR(optimizer, at)

@@ -14,9 +14,10 @@ import torch.distributed as dist
 from absl import logging
 from torch import Tensor
 
-from weightavg import coefficients
-from weightavg.pytorch import accumulators, async_copy, multi_tensor
+from weightavg.pytorch import async_copy, multi_tensor
+from weightavg.pytorch.device_placement import DevicePlacement
 from weightavg.pytorch.distributed import rank_and_world
+from weightavg.schemes import Scheme
 
 # Every tensor and every share begins at a multiple of this many bytes, so that
 # a share ends between two elements of any dtype and loads are aligned.
@@ -103,11 +104,11 @@ def _laid_out_like(saved: Tensor, template: Tensor) -> Tensor:
   )
 
 
-class ShardedPlacement:
-  """Keeps this rank's share of a track.
+class ShardedPlacement(DevicePlacement):
+  """Keeps this rank's share of the averages.
 
   Args:
-    scheme: of the average.
+    scheme: with its length in samples.
     tensors: the weights, equal on all ranks.
     checkpoints: whether `collect` brings all shares to rank 0, over a gloo
       group of its own, so that the collectives of an evaluation that goes on
@@ -116,7 +117,7 @@ class ShardedPlacement:
 
   def __init__(
     self,
-    scheme: coefficients.Scheme,
+    scheme: Scheme,
     tensors: Sequence[Tensor],
     checkpoints: bool = True,
   ) -> None:
@@ -127,7 +128,7 @@ class ShardedPlacement:
       )
     self._layout = Layout(tensors, self._world_size)
     self._segments = self._layout.segments(self._rank)
-    self._track = accumulators.build_track(scheme, self._share_of(tensors))
+    super().__init__(scheme, self._share_of(tensors))
     self._templates = [
       torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device='meta')
       for t in tensors
@@ -139,11 +140,6 @@ class ShardedPlacement:
       self._worker = async_copy.Worker()
     self._collected: Future | None = None
 
-  @property
-  def count(self) -> int:
-    """Samples so far."""
-    return self._track.count
-
   def _share_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [
       in_memory_order(tensors[s.index])[s.begin : s.end] for s in self._segments
@@ -152,16 +148,15 @@ class ShardedPlacement:
   def add(self, tensors: Sequence[Tensor]) -> None:
     """Take this rank's share of the tensors in as the next sample."""
     self._collected = None
-    self._track.add(self._share_of(tensors))
+    super().add(self._share_of(tensors))
 
   def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
     """The whole average: one all-gather in the weights' dtypes."""
     device = tensors[0].device
     size = self._layout.share_bytes
     share = torch.empty(size, dtype=torch.uint8, device=device)
-    for segment, average in zip(
-      self._segments, self._track.average(which), strict=True
-    ):
+    averages = self._accumulators[which].average()
+    for segment, average in zip(self._segments, averages, strict=True):
       dtype = tensors[segment.index].dtype
       part = share[segment.offset :]
       part = part[: average.numel() * dtype.itemsize]
@@ -194,11 +189,9 @@ class ShardedPlacement:
       torch.cat([b.cpu().view(torch.uint8) for b in buffer])
       if buffer
       else torch.empty(0, dtype=torch.uint8)
-      for buffer in self._track.buffers()
+      for buffer in self._own_buffers()
     ]
-    own = [t.dtype for t in self._templates]
-    wide = [accumulators.average_dtype(dtype) for dtype in own]
-    dtypes = [wide if is_wide else own for is_wide in self._track.widened()]
+    dtypes = self._dtypes(self._templates)
     self._collected = self._worker.submit(lambda: self._gather(shares, dtypes))
 
   def _gather(
@@ -249,10 +242,10 @@ class ShardedPlacement:
 
   def buffers(self) -> list[list[Tensor]] | None:
     """Whole buffers, on rank 0 and after `collect`; None else."""
-    if self._track.count == 0:
+    if self.count == 0:
       return []
     if self._world_size == 1:
-      return [self._alone(buffer) for buffer in self._track.buffers()]
+      return [self._alone(buffer) for buffer in self._own_buffers()]
     if self._rank != 0 or self._collected is None:
       return None
     try:
@@ -290,13 +283,9 @@ class ShardedPlacement:
       for buffer in buffers
     ]
     shares = [self._share_of(buffer) for buffer in whole]
-    self._track.restore(count, shares, self._share_of(tensors))
+    super().restore(count, shares, self._share_of(tensors))
     if self._group is not None:
       self._collected = Future()
       # Only rank 0 saves, from host memory.
       kept = whole if self._rank == 0 else []
       self._collected.set_result([[t.cpu() for t in b] for b in kept])
-
-  def nbytes(self) -> int:
-    """Bytes of this rank's share."""
-    return self._track.nbytes()

@@ -14,16 +14,19 @@ from absl import logging
 from torch import Tensor, nn
 
 from weightavg import spec
-from weightavg.config import SubmissionConfig
+from weightavg.clock_plan import ClockPlan
+from weightavg.optimizers import Optimizer
 from weightavg.pytorch.averager import Averager
+from weightavg.pytorch.clock import Clock, time_limit
 from weightavg.pytorch.distributed import world_size
 from weightavg.pytorch.profiling import section
-from weightavg.pytorch.schedules import build_scheduler
-from weightavg.workloads import (
-  batch_size_of,
-  get_batch_size,
-  get_shampoo_batch_size,
+from weightavg.pytorch.schedules import (
+  build_planned_scheduler,
+  build_scheduler,
 )
+from weightavg.schemes import Scheme
+from weightavg.submission_config import SubmissionConfig
+from weightavg.workloads import batch_size_of
 
 # The benchmark's baselines log every step up to the first of these, then at
 # multiples of the second; each row costs two synchronisations.
@@ -65,9 +68,8 @@ def init_optimizer_state(
   workload: spec.Workload,
   model_params: nn.Module,
   hyperparameters: Any,
-  optimizer: str,
-  build_optimizer: Callable[[nn.Module, Any], torch.optim.Optimizer],
-  averaging_scheme: str,
+  optimizer: Optimizer,
+  scheme: type[Scheme],
 ) -> dict[str, Any]:
   """Build everything that trains; every key that will ever exist exists now.
 
@@ -75,47 +77,68 @@ def init_optimizer_state(
     workload: gives the step hint and, for epochs, the number of examples.
     model_params: the model, wrapped or not.
     hyperparameters: a point of the search space; None under self-tuning.
-    optimizer: 'nadamw' or 'shampoo'.
-    build_optimizer: makes it from the model and its configuration; handed over
-      so that a submission carries no other optimizer than its own.
-    averaging_scheme: 'none', 'lawa', 'ema', 'polynomial' or 'auto'.
+    optimizer: handed over so that a submission carries no other than its own.
+    scheme: class of the average that evaluation sees.
 
   Raises:
     ValueError: for a point that is not allowed.
   """
-  config = SubmissionConfig.from_point(
-    hyperparameters, optimizer, averaging_scheme
-  )
+  config = SubmissionConfig.from_point(hyperparameters, optimizer, scheme)
   budget = config.schedule.budget(workload.step_hint)
-  trainer = build_optimizer(model_params, config.optimizer)
+  clock = _build_clock(
+    workload, model_params, config, is_self_tuning=hyperparameters is None
+  )
+  trainer = optimizer.build(model_params, config.optimizer)
+  curve = (
+    config.schedule.warmup_factor,
+    config.schedule.schedule,
+    config.schedule.schedule_factor,
+  )
+  averager = Averager(
+    model_params,
+    config.averaging,
+    budget,
+    _steps_per_epoch(workload, config, optimizer.get_batch_size),
+    collective=True,
+  )
+  timing: dict[str, Any] = {}
+  if clock is None:
+    scheduler = build_scheduler(trainer, budget, *curve)
+  else:
+    scheduler = build_planned_scheduler(trainer, clock.plan, *curve)
+    clock.add_follower(averager.follow_budget)
+    # Restored in this order: the averager's state is that of the planned T.
+    timing['clock'] = clock
   return {
     'optimizer': trainer,
-    'scheduler': build_scheduler(
-      trainer,
-      budget,
-      config.schedule.warmup_factor,
-      config.schedule.schedule,
-      config.schedule.schedule_factor,
-    ),
-    'averager': Averager(
-      model_params,
-      config.averaging,
-      budget,
-      _steps_per_epoch(workload, config, optimizer),
-      collective=True,
-    ),
-    'run': Run(model_params, config, optimizer, budget),
+    'scheduler': scheduler,
+    **timing,
+    'averager': averager,
+    'run': Run(model_params, config, optimizer.name, budget),
   }
 
 
-def _steps_per_epoch(
-  workload: spec.Workload, config: SubmissionConfig, optimizer: str
-) -> int | None:
-  """One epoch in steps, for the preset that samples once per epoch."""
-  if config.averaging.averaging_preset is None:
+def _build_clock(
+  workload: spec.Workload,
+  model: nn.Module,
+  config: SubmissionConfig,
+  is_self_tuning: bool,
+) -> Clock | None:
+  if config.schedule.planned_by != 'clock':
     return None
-  is_shampoo = optimizer == 'shampoo'
-  size_of = get_shampoo_batch_size if is_shampoo else get_batch_size
+  longest = config.schedule.budget(workload.step_hint)
+  plan = ClockPlan(longest, time_limit(workload, is_self_tuning))
+  return Clock(plan, next(model.parameters()).device)
+
+
+def _steps_per_epoch(
+  workload: spec.Workload,
+  config: SubmissionConfig,
+  size_of: Callable[[str], int],
+) -> int | None:
+  """One epoch in steps, for a scheme that samples once per epoch."""
+  if config.averaging.scheme.cadence_key is None:
+    return None
   batch_size = batch_size_of(workload, size_of)
   return max(1, workload.num_train_examples // batch_size)
 
@@ -137,6 +160,8 @@ def update_params(
   """One training step on the raw weights, seen by the averager afterwards."""
   del current_param_container, current_params_types, hyperparameters
   del loss_type, eval_results, train_state
+  if 'clock' in optimizer_state:
+    _plan(workload, optimizer_state['clock'], global_step)
   run, averager = optimizer_state['run'], optimizer_state['averager']
   optimizer, regularization = (
     optimizer_state['optimizer'],
@@ -176,6 +201,14 @@ def update_params(
   if global_step <= _LOG_FIRST_STEPS or global_step % _LOG_EVERY_STEPS == 0:
     _log(workload, run.model, losses['summed'].detach() / total, global_step)
   return optimizer_state, run.model, new_model_state
+
+
+def _plan(workload: spec.Workload, clock: Clock, global_step: int) -> None:
+  is_new = clock.begin_step()
+  if is_new and workload.metrics_logger is not None:
+    workload.metrics_logger.append_scalar_metrics(
+      {'planned_steps': clock.plan.total}, global_step
+    )
 
 
 def _share_of_mean(losses: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -232,10 +265,14 @@ def prepare_for_eval(
   """Show the average to the evaluation and the checkpoint that follow."""
   del workload, current_param_container, current_params_types, hyperparameters
   del loss_type, eval_results, global_step, rng
+  optimizer = optimizer_state['optimizer']
   with section('Swap'):
     optimizer_state['averager'].swap_in()
-    if hasattr(optimizer_state['optimizer'], 'gather_state_for_checkpoint'):
-      optimizer_state['optimizer'].gather_state_for_checkpoint()
+  if hasattr(optimizer, 'gather_state_for_checkpoint'):
+    with section('Gather optimizer state'):
+      optimizer.gather_state_for_checkpoint()
+  if 'clock' in optimizer_state:
+    optimizer_state['clock'].pause()
   return optimizer_state, optimizer_state['run'].model, model_state
 
 

@@ -9,8 +9,10 @@ import pytest
 
 from lab.core import search_space
 from lab.launch import sweeps
-from weightavg.coefficients import Ema, Lawa
-from weightavg.config import SubmissionConfig
+from weightavg.pytorch.build_nadamw import NADAMW
+from weightavg.pytorch.build_shampoo import SHAMPOO
+from weightavg.schemes import SCHEMES, Ema, Lawa
+from weightavg.submission_config import SubmissionConfig
 
 FILES = sorted(path.name for path in sweeps.STUDY.glob('*'))
 
@@ -19,9 +21,11 @@ def configs(name):
   """The configurations of a file's points, and the submission's scheme."""
   submission, _, _ = name.partition('-')
   scheme = sweeps.SUBMISSIONS[submission]
-  optimizer = submission.partition('_')[0]
+  optimizer = NADAMW if submission.startswith('nadamw') else SHAMPOO
   points = json.loads((sweeps.STUDY / name).read_text())
-  return [SubmissionConfig.from_point(p, optimizer, scheme) for p in points]
+  return [
+    SubmissionConfig.from_point(p, optimizer, SCHEMES[scheme]) for p in points
+  ]
 
 
 def test_committed_files_are_the_generated_ones(tmp_path):

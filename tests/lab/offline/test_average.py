@@ -17,8 +17,8 @@ from lab.offline import averaging, chunks, plans, series, writers
 from lab.offline.__main__ import main
 from lab.run import light_checkpoints
 from weightavg import AveragingConfig
-from weightavg.coefficients import Ema, Lawa, Polynomial
 from weightavg.pytorch import Averager
+from weightavg.schemes import Ema, Lawa, Polynomial
 
 
 def states(count, dtype=torch.float32):
@@ -95,7 +95,7 @@ def test_offline_equals_online_bit_for_bit(name, dtype, tmp_path):
     'ema': {'ema_decay': 0.7},
     'polynomial': {'averaging_power': 2.5},
   }[name]
-  config = AveragingConfig(
+  config = AveragingConfig.from_point(
     averaging_scheme=name, averaging_every_steps=2, **knobs
   )
   averager = Averager(model, config, budget=12)

@@ -11,7 +11,7 @@ from lab.core.errors import InputError
 from lab.offline import averaging, posthoc
 from lab.offline.__main__ import main
 from lab.offline.readers import Checkpoint
-from weightavg.coefficients import Ema, Polynomial
+from weightavg.schemes import Ema, Polynomial
 
 SAMPLES = 2000
 POWERS = tuple(map(posthoc.power_of_sigma, posthoc.SIGMAS))

@@ -159,7 +159,7 @@ def test_names_of_tied_tensors_are_found_in_both_formats(tmp_path):
 def test_our_checkpoints_give_raw_weights_unless_asked(evaluated, tmp_path):
   # A checkpoint is written while the model holds the average.
   model = nn.Linear(2, 2)
-  config = AveragingConfig(
+  config = AveragingConfig.from_point(
     averaging_scheme='lawa', averaging_every_steps=1, lawa_window=2
   )
   averager = Averager(model, config, budget=2)

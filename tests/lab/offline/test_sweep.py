@@ -18,7 +18,7 @@ from lab.run.distributed import Context
 from lab.run.settings import Settings
 from lab.run.trial import TrialRun
 from lab.workloads import build_workload, click_dlrm, glyph_resnet
-from weightavg.coefficients import Lawa
+from weightavg.schemes import Lawa
 
 
 @pytest.fixture

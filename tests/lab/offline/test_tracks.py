@@ -19,7 +19,7 @@ from lab.offline.readers import Checkpoint
 from lab.run import light_checkpoints, runner
 from lab.run.distributed import Context
 from lab.run.trial import TrialRun
-from weightavg.coefficients import Polynomial
+from weightavg.schemes import Polynomial
 
 ROOT = pathlib.Path(__file__).parents[3]
 STEPS = 20

@@ -21,8 +21,11 @@ from lab.workloads import (
   targets,
 )
 from weightavg import spec
-from weightavg.config import SubmissionConfig
-from weightavg.workloads import get_batch_size
+from weightavg.optimizers import published_batch_size
+from weightavg.pytorch.build_nadamw import NADAMW
+from weightavg.schemes import Raw
+from weightavg.submission_config import SubmissionConfig
+from weightavg.workloads import batch_size_of
 
 NAMES = sorted(workloads.WORKLOADS)
 RNG = np.array([11, 12])
@@ -73,7 +76,7 @@ def test_workload_has_the_contracts_members(name):
   assert workload.name == name
   assert isinstance(workload.loss_type, spec.LossType)
   assert workload.eval_every_steps == round(workload.step_hint / 50)
-  assert workload.batch_size == get_batch_size(name)
+  assert batch_size_of(workload, published_batch_size) == workload.batch_size
   for member in (
     'step_hint',
     'num_train_examples',
@@ -438,7 +441,7 @@ def test_two_ranks_give_the_metrics_and_gradients_of_one(tmp_path):
 def test_tuned_point_belongs_to_the_baseline(name):
   root = pathlib.Path(workloads.__file__).parents[2]
   (point,) = json.loads((root / built(name).tuned_search_space).read_text())
-  SubmissionConfig.from_point(point, 'nadamw', 'none')
+  SubmissionConfig.from_point(point, NADAMW, Raw)
   published = json.loads(
     (root / 'tuning_search_spaces' / 'nadamw.json').read_text()
   )

@@ -9,9 +9,12 @@ import re
 
 import pytest
 
-from weightavg import config as config_lib
-from weightavg.coefficients import Ema, Lawa, Polynomial, Sampling
-from weightavg.config import AveragingConfig, SubmissionConfig
+from weightavg.averaging_config import AveragingConfig, point_fields
+from weightavg.pytorch.build_nadamw import NADAMW
+from weightavg.pytorch.build_shampoo import SHAMPOO
+from weightavg.sampling import Sampling
+from weightavg.schemes import SCHEMES, Ema, Lawa, Polynomial, Raw
+from weightavg.submission_config import SubmissionConfig, keys_by_part
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCHEME_OF = {
@@ -29,32 +32,34 @@ SCHEME_OF = {
 
 def parse(point, scheme='ema'):
   return SubmissionConfig.from_point(
-    {'learning_rate': 1e-3} | point, 'nadamw', scheme
+    {'learning_rate': 1e-3} | point, NADAMW, SCHEMES[scheme]
   )
 
 
 @pytest.mark.parametrize(
   ('scheme', 'expected'),
   [
-    ('none', None),
+    ('none', Raw()),
     ('lawa', Lawa(5)),
     ('ema', Ema(0.8)),
     ('polynomial', Polynomial(4.0)),
   ],
 )
 def test_defaults_resolve_to_the_papers_setting(scheme, expected):
-  sampling, resolved = AveragingConfig(averaging_scheme=scheme).resolve(10_000)
+  sampling, resolved = AveragingConfig.from_point(
+    averaging_scheme=scheme
+  ).resolve(10_000)
   assert sampling == Sampling(every=20, start=0)
   assert resolved == expected
 
 
 def test_short_budgets_sample_every_step():
-  sampling, _ = AveragingConfig(averaging_scheme='ema').resolve(100)
+  sampling, _ = AveragingConfig.from_point(averaging_scheme='ema').resolve(100)
   assert sampling.every == 1
 
 
 def test_cadence_in_steps_keeps_the_horizon():
-  config = AveragingConfig(
+  config = AveragingConfig.from_point(
     averaging_scheme='lawa', averaging_every_steps=10, averaging_horizon=0.05
   )
   # 5 % of 1000 steps is 50 steps: five samples, ten steps apart.
@@ -62,12 +67,14 @@ def test_cadence_in_steps_keeps_the_horizon():
 
 
 def test_start_is_a_fraction_of_the_budget():
-  config = AveragingConfig(averaging_scheme='ema', averaging_start=0.25)
+  config = AveragingConfig.from_point(
+    averaging_scheme='ema', averaging_start=0.25
+  )
   assert config.resolve(1000)[0].start == 250
 
 
 def test_kaddours_preset_samples_once_per_epoch():
-  config = AveragingConfig(
+  config = AveragingConfig.from_point(
     averaging_scheme='lawa', averaging_preset='kaddour2022'
   )
   assert config.resolve(10_000, steps_per_epoch=391) == (
@@ -94,7 +101,7 @@ def test_kaddours_preset_samples_once_per_epoch():
   ],
 )
 def test_a_run_without_a_sample_is_refused(kwargs, epoch):
-  config = AveragingConfig(**kwargs)
+  config = AveragingConfig.from_point(**kwargs)
   with pytest.raises(ValueError, match='is none in a budget of 100'):
     config.resolve(100, epoch)
   assert config.resolve(1000, epoch)
@@ -115,7 +122,7 @@ def test_a_horizon_of_one_sample_is_said(kwargs, warns, caplog):
   if kwargs['averaging_scheme'] == 'none':
     cadence = {}
   with caplog.at_level(logging.WARNING, logger='absl'):
-    AveragingConfig(**kwargs, **cadence).resolve(1000)
+    AveragingConfig.from_point(**kwargs, **cadence).resolve(1000)
   assert ('holds one sample' in caplog.text) == warns
 
 
@@ -155,8 +162,8 @@ def test_a_horizon_of_one_sample_is_said(kwargs, warns, caplog):
       'Contradicting averaging_every and averaging_every_steps.',
     ),
     (
-      {'averaging_horizon': 0.01, 'ema_decay': 0.9},
-      'The horizon implies ema_decay=0.8.',
+      {'averaging_horizon': 0.01, 'ema_decay': 0.8},
+      'Contradicting averaging_horizon and ema_decay. Give one of them.',
     ),
     ({'grad_clip': 0.0}, 'Invalid grad_clip=0.0. Must be in (0, inf) or null.'),
     ({'dropout_rate': 1}, 'Invalid dropout_rate=1. Must be in [0, 1).'),
@@ -170,17 +177,12 @@ def test_bad_points_are_refused_in_one_line(point, message):
 
 def test_missing_learning_rate_is_named():
   with pytest.raises(ValueError, match='Missing hyperparameter learning_rate'):
-    SubmissionConfig.from_point({}, 'nadamw', 'none')
+    SubmissionConfig.from_point({}, NADAMW, Raw)
 
 
 def test_averaging_knobs_without_averaging_are_refused():
   with pytest.raises(ValueError, match="averaging_scheme='none'"):
     parse({'averaging_horizon': 0.1}, 'none')
-
-
-def test_agreeing_horizon_and_decay_are_accepted():
-  config = parse({'averaging_horizon': 0.01, 'ema_decay': 0.8})
-  assert config.averaging.resolve(1000)[1] == Ema(0.8)
 
 
 def test_preset_excludes_other_horizons():
@@ -192,12 +194,12 @@ def test_preset_excludes_other_horizons():
 def test_namedtuples_and_mappings_are_read_alike():
   point = collections.namedtuple('Hyperparameters', ['learning_rate'])(0.1)
   assert parse({'learning_rate': 0.1}) == SubmissionConfig.from_point(
-    point, 'nadamw', 'ema'
+    point, NADAMW, Ema
   )
 
 
 def test_self_tuning_has_a_point_of_its_own_and_the_longer_budget():
-  config = SubmissionConfig.from_point(None, 'nadamw', 'ema')
+  config = SubmissionConfig.from_point(None, NADAMW, Ema)
   assert config.schedule.budget(1000) == 1500
 
 
@@ -230,16 +232,16 @@ RATES = {
 
 @pytest.mark.parametrize('name', sorted(SCHEME_OF))
 def test_search_spaces_hold_the_five_published_points(name):
-  optimizer = name.split('_')[0]
+  optimizer = NADAMW if name.startswith('nadamw') else SHAMPOO
   scheme = SCHEME_OF[name]
   path = ROOT / 'tuning_search_spaces' / f'{name}.json'
   points = json.loads(path.read_text())
-  assert [p['learning_rate'] for p in points] == RATES[optimizer]
+  assert [p['learning_rate'] for p in points] == RATES[optimizer.name]
   for point in points:
     # The benchmark makes one namedtuple class of the first point.
     assert point.keys() == points[0].keys()
-    config = SubmissionConfig.from_point(point, optimizer, scheme)
-    assert config.averaging.resolve(10_000) == AveragingConfig(
+    config = SubmissionConfig.from_point(point, optimizer, SCHEMES[scheme])
+    assert config.averaging.resolve(10_000) == AveragingConfig.from_point(
       averaging_scheme=scheme
     ).resolve(10_000)
 
@@ -249,13 +251,37 @@ def test_every_submission_has_its_search_space_tested():
   assert spaces == set(SCHEME_OF)
 
 
-def test_every_knob_explains_itself():
-  parts = (
-    AveragingConfig,
-    config_lib.ScheduleConfig,
-    config_lib.RegularizationConfig,
-    *config_lib.OPTIMIZER_CONFIGS.values(),
-  )
-  for part in parts:
-    for field in dataclasses.fields(part):
+@pytest.mark.parametrize('optimizer', [NADAMW, SHAMPOO])
+def test_every_key_explains_itself(optimizer):
+  parts = keys_by_part(optimizer)
+  for keys in parts.values():
+    for field in keys.values():
       assert field.metadata['help']
+  # A point is flat: no key may belong to two parts.
+  assert sum(map(len, parts.values())) == len(set().union(*parts.values()))
+
+
+def test_keys_of_all_schemes_are_known():
+  assert {'lawa_window', 'ema_decay', 'averaging_power'} < set(point_fields())
+
+
+def test_an_explicit_decay_is_per_step_unless_a_cadence_is_given():
+  decay = {'averaging_scheme': 'ema', 'ema_decay': 0.999}
+  sampling, scheme = AveragingConfig.from_point(**decay).resolve(100_000)
+  assert (sampling, scheme) == (Sampling(1), Ema(0.999))
+  sampling, _ = AveragingConfig.from_point(
+    **decay, averaging_every=0.002
+  ).resolve(100_000)
+  assert sampling == Sampling(200)
+
+
+@pytest.mark.parametrize(
+  ('budget', 'every', 'window'), [(100, 1, 10), (749, 1, 75), (751, 2, 38)]
+)
+def test_the_horizon_is_the_one_asked_for_where_the_run_is_short(
+  budget, every, window
+):
+  config = AveragingConfig.from_point(
+    averaging_scheme='lawa', averaging_horizon=0.1
+  )
+  assert config.resolve(budget) == (Sampling(every), Lawa(window))

@@ -1,0 +1,221 @@
+"""The averaging part of a point of a search space, checked once.
+
+Fractions are of the training budget T, in steps.
+
+>>> config = AveragingConfig.from_point(averaging_scheme='ema')
+>>> config.resolve(budget=10_000)
+(Sampling(every=20, start=0), Ema(decay=0.8))
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from weightavg.config_fields import (
+  check_fields,
+  config_field,
+  fields_by_key,
+)
+from weightavg.sampling import Sampling
+from weightavg.schemes import SCHEMES, Auto, Raw, Scheme
+from weightavg.schemes.base import DEFAULT_EVERY
+
+SCHEME_KEY = 'averaging_scheme'
+
+# The one key that is read before a scheme is known.
+_SCHEME_FIELD = config_field(
+  Raw.name, str, tuple(SCHEMES), 'which average evaluation sees'
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AveragingConfig:
+  """Which average of the weights is kept, how often sampled, and where."""
+
+  scheme: Scheme = dataclasses.field(default_factory=Raw)
+  averaging_every: float | None = config_field(
+    None, float, '(0, 1]', 'between two samples, fraction of T', DEFAULT_EVERY
+  )
+  averaging_every_steps: int | None = config_field(
+    None, int, '[1, inf)', 'between two samples, in steps'
+  )
+  averaging_start: float = config_field(
+    0.0, float, '[0, 1)', 'fraction of T before which nothing is sampled'
+  )
+  averaging_batch_norm: str = config_field(
+    'averaged',
+    str,
+    ('averaged', 'current'),
+    "BatchNorm's running statistics in evaluation: averaged like the weights, "
+    "or the live model's",
+  )
+  averaging_placement: str = config_field(
+    'device',
+    str,
+    ('device', 'cpu', 'sharded'),
+    'where the average is kept: beside the weights, in host memory, or divided '
+    'over the ranks',
+  )
+  averaging_checkpoints: bool = config_field(
+    True,
+    bool,
+    (True, False),
+    'whether sharded averages, and the examples of auto, can be saved',
+  )
+  averaging_swap: str = config_field(
+    'exchange', str, ('exchange', 'copy'), 'how evaluation gets the average'
+  )
+
+  def __post_init__(self) -> None:
+    check_fields(self)
+    self._check_effect()
+    self._check_cadence()
+
+  @classmethod
+  def from_point(
+    cls, averaging_scheme: str = 'none', **point: Any
+  ) -> 'AveragingConfig':
+    """Build the configuration from keys of a search space.
+
+    Args:
+      averaging_scheme: name of a scheme.
+      **point: fields of this class, and the keys of the scheme.
+
+    Raises:
+      ValueError: naming a key that is unknown, ill-typed, out of range, without
+        effect or in contradiction with another.
+    """
+    if averaging_scheme not in SCHEMES:
+      raise ValueError(
+        f'Invalid {SCHEME_KEY}={averaging_scheme!r}. Must be one of '
+        f'{", ".join(SCHEMES)}.'
+      )
+    scheme = SCHEMES[averaging_scheme]
+    common, own = fields_by_key(cls), fields_by_key(scheme)
+    for key, value in point.items():
+      if key in common or key in own:
+        continue
+      names = _schemes_with(key)
+      if not names:
+        raise ValueError(
+          f'Invalid hyperparameter {key}={value!r}. Must be one of '
+          f'{", ".join(sorted(point_fields()))}.'
+        )
+      if value is not None:
+        raise _without_effect(key, value, averaging_scheme, names)
+    return cls(
+      scheme=scheme.from_point({k: v for k, v in point.items() if k in own}),
+      **{key: value for key, value in point.items() if key in common},
+    )
+
+  def _check_effect(self) -> None:
+    for key, field in fields_by_key(self).items():
+      value = getattr(self, field.name)
+      if value != field.default and isinstance(self.scheme, Raw):
+        names = [name for name in SCHEMES if name != Raw.name]
+        raise _without_effect(key, value, Raw.name, names)
+    if (
+      not self.averaging_checkpoints
+      and self.averaging_placement != 'sharded'
+      and not isinstance(self.scheme, Auto)
+    ):
+      raise ValueError(
+        'Invalid averaging_checkpoints=False. It has no effect with '
+        f'averaging_placement={self.averaging_placement!r}, only with sharded, '
+        "and with averaging_scheme='auto'."
+      )
+
+  def _check_cadence(self) -> None:
+    cadences = {
+      'averaging_every': self.averaging_every,
+      'averaging_every_steps': self.averaging_every_steps,
+      self.scheme.cadence_key: self.scheme.cadence_key,
+    }
+    given = [str(key) for key, value in cadences.items() if value is not None]
+    if len(given) > 1:
+      raise ValueError(
+        f'Contradicting {" and ".join(given)}. Give one of them.'
+      )
+
+  def resolve(
+    self, budget: int, steps_per_epoch: int | None = None
+  ) -> tuple[Sampling, Scheme]:
+    """Turn fractions of the budget into steps, and a horizon into samples.
+
+    Args:
+      budget: T, in steps.
+      steps_per_epoch: needed by the preset 'kaddour2022' only.
+
+    Returns:
+      When to sample, and the scheme with its length in samples.
+    """
+    sampling = self.sampling(budget, steps_per_epoch)
+    every = sampling.every
+    scheme = self.scheme.resolved(
+      lambda fraction: samples_in(fraction, budget, every)
+    )
+    if not isinstance(scheme, Raw) and not sampling.steps(budget):
+      raise ValueError(
+        f'Invalid cadence: a sample every {every} steps from step '
+        f'{sampling.start} on is none in a budget of {budget}.'
+      )
+    return sampling, scheme
+
+  def sampling(
+    self, budget: int, steps_per_epoch: int | None = None
+  ) -> Sampling:
+    """When to sample in a budget of T steps."""
+    _check_steps('budget', budget)
+    if steps_per_epoch is not None:
+      _check_steps('steps_per_epoch', steps_per_epoch)
+    if self.averaging_every_steps is not None:
+      every = self.averaging_every_steps
+    elif self.averaging_every is not None:
+      every = max(1, round(self.averaging_every * budget))
+    else:
+      every = self.scheme.default_every(budget, steps_per_epoch)
+    return Sampling(every, round(self.averaging_start * budget))
+
+
+def samples_in(fraction: float, budget: int, every: int) -> int:
+  """Samples in a fraction of the budget: max(1, round(fraction T / every))."""
+  samples = max(1, round(fraction * budget / every))
+  if samples == 1:
+    logging.warning(
+      'A horizon of %g holds one sample: that average is the last sample.',
+      fraction,
+    )
+  return samples
+
+
+def point_fields() -> dict[str, dataclasses.Field]:
+  """Every key of a point that is about averaging, with its field."""
+  keys = {SCHEME_KEY: _SCHEME_FIELD, **fields_by_key(AveragingConfig)}
+  for scheme in SCHEMES.values():
+    keys |= fields_by_key(scheme)
+  return keys
+
+
+def _schemes_with(key: str) -> list[str]:
+  return [
+    name for name, scheme in SCHEMES.items() if key in fields_by_key(scheme)
+  ]
+
+
+def _without_effect(
+  key: str, value: Any, scheme: str, names: Sequence[str]
+) -> ValueError:
+  # A search over a field without effect costs as much as one over a real one.
+  return ValueError(
+    f'Invalid {key}={value!r}. It has no effect with '
+    f'averaging_scheme={scheme!r}, only with {" or ".join(names)}.'
+  )
+
+
+def _check_steps(name: str, value: Any) -> None:
+  if not isinstance(value, int) or value < 1:
+    raise ValueError(
+      f'Invalid {name}={value!r}. Must be an integer in [1, inf).'
+    )

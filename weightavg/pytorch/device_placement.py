@@ -1,0 +1,103 @@
+"""Averages beside the weights, on their devices.
+
+An averager feeds a placement the weights and asks it for their average; where
+buffers are, how they get there and how a checkpoint gets at them is the
+placement's affair. The other placements differ from this one in single methods.
+All placements give the same bits (for weights on the CPU).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weightavg.pytorch import accumulators
+from weightavg.schemes import Scheme
+
+
+class DevicePlacement:
+  """Keeps averages beside the weights and shows them without a copy.
+
+  `tensors` is the same list of weights in every call.
+
+  Args:
+    scheme: with its length in samples.
+    tensors: the weights.
+    allocate: makes the buffers.
+  """
+
+  def __init__(
+    self,
+    scheme: Scheme,
+    tensors: Sequence[Tensor],
+    allocate: accumulators.Allocate = accumulators.allocate_beside,
+  ) -> None:
+    # Samples so far.
+    self.count = 0
+    self._parts = scheme.parts
+    self._accumulators = accumulators.build_accumulators(
+      scheme, tensors, allocate
+    )
+
+  def add(self, tensors: Sequence[Tensor]) -> None:
+    """Take the tensors in as the next sample."""
+    self.count += 1
+    self._accumulate(tensors)
+
+  def _accumulate(self, tensors: Sequence[Tensor]) -> None:
+    accumulators.add_to_all([*self._accumulators.values()], tensors)
+
+  def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
+    """An average in the dtypes and on the devices of the weights.
+
+    Valid until the next sample. A collective if the average is sharded. Here it
+    is the accumulator's own where dtypes agree, a cast of it elsewhere.
+
+    Args:
+      tensors: the weights.
+      which: index among the scheme's parts.
+    """
+    averages = self._accumulators[which].average()
+    return [
+      a if a.dtype == t.dtype else a.to(t.dtype)
+      for a, t in zip(averages, tensors, strict=True)
+    ]
+
+  def collect(self) -> None:
+    """Start to bring together what `buffers` needs; called on all ranks."""
+
+  def buffers(self) -> list[list[Tensor]] | None:
+    """Whole buffers, parallel to the tensors; None if not collected."""
+    return self._own_buffers()
+
+  def _own_buffers(self) -> list[list[Tensor]]:
+    """The buffers of all accumulators, one after the other."""
+    return [b for a in self._accumulators.values() for b in a.buffers()]
+
+  def _dtypes(self, tensors: Sequence[Tensor]) -> list[list[torch.dtype]]:
+    """The dtypes of each of the buffers of all accumulators."""
+    own = [t.dtype for t in tensors]
+    wide = [accumulators.average_dtype(dtype) for dtype in own]
+    return [
+      wide if is_wide else own
+      for a in self._accumulators.values()
+      for is_wide in a.widened()
+    ]
+
+  def restore(
+    self,
+    count: int,
+    buffers: Sequence[Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+  ) -> None:
+    """Continue from whole buffers, which are copied."""
+    self.count = count
+    begin = 0
+    for which, accumulator in self._accumulators.items():
+      end = begin + self._parts[which].stored(count)
+      accumulator.restore(count, buffers[begin:end], tensors)
+      begin = end
+
+  def nbytes(self) -> int:
+    """Bytes that this rank keeps of the averages."""
+    return sum(a.nbytes() for a in self._accumulators.values())
