@@ -5,8 +5,7 @@ import dataclasses
 from weightavg.config_fields import REQUIRED, check_fields, config_field
 
 # Point 1 of the winning Shampoo submission, tuned as NadamW's.
-# The schedule is as long as the time limit allows, up to the length it was tuned
-# for.
+# The schedule has the length that it was tuned with, or what the time allows.
 SELF_TUNING_POINT = {
   'learning_rate': 0.0017486387539278373,
   'one_minus_beta1': 0.06733926164,

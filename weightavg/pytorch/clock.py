@@ -59,7 +59,7 @@ class Clock:
   ) -> None:
     self.plan = plan
     self._device = device
-    self._now = now
+    self.now = now
     self._followers: list[Callable[[int], None]] = []
     self._mark: float | None = None
     self._is_regular = False
@@ -73,7 +73,7 @@ class Clock:
 
     A collective of all ranks in the steps in which a plan is due.
     """
-    now = self._now()
+    now = self.now()
     was_paused = self._mark is None
     is_new = self._count(now)
     self._mark = now
@@ -87,7 +87,7 @@ class Clock:
     A collective of all ranks, like `begin_step`. Save the state after it.
     """
     self._is_regular = False
-    self._count(self._now())
+    self._count(self.now())
     self._mark = None
 
   def _count(self, now: float) -> bool:
