@@ -1,1 +1,1 @@
-"""Averages of checkpoints on disk: `python -m lab.offline average|sweep`."""
+"""Average saved checkpoints: `python -m lab.offline average|sweep`."""

@@ -1,11 +1,11 @@
-"""Averages of a series of checkpoints, streamed: any number in one pass.
+"""Average a series of checkpoints in one pass over the files.
 
-The model is cut into groups of pieces. For each group every checkpoint is
-opened in turn, its pieces enter the sums of all outputs that use it, and it is
-closed; then the group is written. The sums of a group, of all outputs together,
-take at most the model's bytes. Safetensors are read piece by piece, other files
-mapped, one at a time: two models at most, however many checkpoints and outputs
-there are, and no value is read twice.
+The model is cut into groups of chunks. For each group the checkpoints are
+opened one after another, their chunks are added to the sums of all outputs that
+use them, and the group is written. The sums of a group take at most the bytes
+of one model, for all outputs together. Safetensors are read chunk by chunk,
+other files are mapped one at a time: the process needs at most two models of
+memory for any number of checkpoints and outputs, and reads no value twice.
 """
 
 import collections
@@ -32,14 +32,14 @@ from lab.offline.writers import Output
 from weightavg import __version__
 from weightavg.pytorch import multi_tensor
 
-# As long as a digest, to keep its place in a file's header.
+# Placeholder in a file's header, as long as a digest.
 _UNKNOWN = '0' * 64
 # Bytes of an element of the widest dtype.
 _WIDEST = 8
 
 
-class _Job:
-  """One plan on its way to one file."""
+class _Writing:
+  """An average and the file that it is written to."""
 
   def __init__(self, plan: Plan, path: str) -> None:
     self.plan, self.path = plan, path
@@ -48,7 +48,7 @@ class _Job:
     self._output: Output | None = None
 
   def attempt(self, action: Callable[..., object], *args: Any) -> None:
-    """Do something, and give this output up if it cannot be done."""
+    """Call `action`; an InputError fails this output."""
     try:
       action(*args)
     except InputError as error:
@@ -92,27 +92,27 @@ def write_averages(
   hashes: bool = True,
   progress: Callable[[], None] = lambda: None,
 ) -> list[tuple[str, InputError | None]]:
-  """Write each plan's average to its path, all in one pass over the files.
+  """Write each planned average to its path.
 
-  Averaged are floating-point tensors, summed in `sum_dtype` or in their own
-  dtype where it is wider; all others come from the last input. Tied tensors
-  stay tied. An input that cannot be used fails the outputs that need it, and
-  no other one; of a failed output nothing is left.
+  Floating-point tensors are averaged, summed in `sum_dtype` or in their own
+  dtype if that is wider; all other tensors are copied from the last input. Tied
+  tensors stay tied. An input that cannot be used fails only the outputs that
+  need it. A failed output leaves no file.
 
   Args:
     series: the checkpoints.
-    plans: what to average, and the path of the result.
-    dtype: of the averaged tensors in the output; None: as in the inputs.
+    plans: pairs of a planned average and the path of its file.
+    dtype: dtype of averaged tensors in the output; None keeps the inputs'.
     sum_dtype: float32 or float64.
-    statistics: whether BatchNorm's running statistics are averaged, or those
-      of the last input.
-    hashes: whether the recipe holds a digest of each input.
-    progress: called whenever a checkpoint has been gone through.
+    statistics: True averages the running statistics of BatchNorm, False copies
+      them from the last input.
+    hashes: True adds a digest of each input to the recipe.
+    progress: called after each pass over a checkpoint.
 
   Returns:
-    Each path, with the error that kept it from being written, if any.
+    A list of (path, error); the error is None if the file was written.
   """
-  jobs = [_Job(plan, path) for plan, path in plans]
+  jobs = [_Writing(plan, path) for plan, path in plans]
   layout, ties = _check_inputs(series, jobs)
   averaged = averaged_names(layout, statistics)
   written = {
@@ -122,7 +122,7 @@ def write_averages(
   digests = Digests(hashes)
   scratch = torch.empty(PIECE * _WIDEST, dtype=torch.uint8)
   unknown = _UNKNOWN if hashes else None
-  # Pieces are too small to be shared among threads.
+  # Chunks are too small to be divided among threads.
   threads = torch.get_num_threads()
   torch.set_num_threads(1)
   try:
@@ -158,24 +158,26 @@ def _sum(
   return Average(plan, torch.promote_types(layout[piece.name].dtype, dtype))
 
 
-def _alive(jobs: Iterable[_Job]) -> list[_Job]:
+def _alive(jobs: Iterable[_Writing]) -> list[_Writing]:
   return [job for job in jobs if job.error is None]
 
 
-def _inputs(jobs: Iterable[_Job]) -> list[int]:
+def _inputs(jobs: Iterable[_Writing]) -> list[int]:
   return sorted(set().union(*(job.inputs for job in _alive(jobs))))
 
 
-def _fail_users(jobs: Iterable[_Job], index: int, error: InputError) -> None:
+def _fail_users(
+  jobs: Iterable[_Writing], index: int, error: InputError
+) -> None:
   for job in _alive(jobs):
     if index in job.inputs:
       job.fail(error)
 
 
 def _check_inputs(
-  series: Series, jobs: Sequence[_Job]
+  series: Series, jobs: Sequence[_Writing]
 ) -> tuple[dict[str, Spec], dict[str, str]]:
-  """Open every input; names, shapes, dtypes and ties of most of them."""
+  """Open every input; return the layout and ties that most inputs share."""
   seen: dict[tuple, list[int]] = collections.defaultdict(list)
   for index in _inputs(jobs):
     try:
@@ -201,11 +203,11 @@ def _pass_over(
   series: Series,
   index: int,
   group: Sequence[Piece],
-  sums: Mapping[_Job, Sequence[Sum]],
+  sums: Mapping[_Writing, Sequence[Sum]],
   digests: Digests,
   scratch: torch.Tensor,
 ) -> None:
-  """Let a group of one checkpoint enter the sums that use it."""
+  """Add a group of one checkpoint to the sums that use it."""
   users = [job for job in _alive(sums) if index in job.inputs]
   if not users:
     return
@@ -223,7 +225,7 @@ def _pass_over(
     _fail_users(sums, index, error)
 
 
-def _culprit(series: Series, job: _Job, piece: Piece) -> InputError:
+def _culprit(series: Series, job: _Writing, piece: Piece) -> InputError:
   for index in job.plan.inputs:
     with series.open(index) as checkpoint:
       if not multi_tensor.all_finite([checkpoint.tensor(piece.name)]):

@@ -1,4 +1,4 @@
-"""Running statistics of averaged weights, from training batches."""
+"""Recompute the running statistics of averaged weights on training batches."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from weightavg import spec
 
-# While it evaluates, AlgoPerf keeps a layer's momentum under the second name,
-# and puts it back for the next training batch.
+# AlgoPerf stores a layer's momentum under the second name during evaluation and
+# restores it for the next training batch.
 _MOMENTA = ('momentum', 'momentum_backup')
 
 
 def norms(model: nn.Module) -> list[Any]:
-  """Layers with running statistics; AlgoPerf's speech models have their own."""
+  """Return the layers with running statistics, AlgoPerf's own included."""
   return [
     layer
     for layer in model.modules()
@@ -34,12 +34,12 @@ def recompute(
   """Set running statistics to their means over batches of equal weight.
 
   Args:
-    workload: whose `model_fn` is called.
-    model: its layers' momenta are what they were, afterwards.
-    model_state: of the workload.
+    workload: provides `model_fn`.
+    model: its layers get new statistics and keep their momenta.
+    model_state: the state that `model_fn` expects.
     queue: training batches.
-    batches: how many to take.
-    rng: handed on.
+    batches: number of batches to read.
+    rng: passed to `model_fn`.
   """
   layers = norms(model)
   before = [

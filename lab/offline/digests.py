@@ -1,7 +1,7 @@
-"""What a checkpoint holds, as one number.
+"""Hash the content of checkpoints.
 
-SHA-256 over names, dtypes, shapes and bytes of the tensors, sorted by name: the
-same weights have the same digest in any container.
+A digest is the SHA-256 of names, dtypes, shapes and bytes of the tensors,
+sorted by name. Equal weights have equal digests in any file format.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.offline.readers import Checkpoint, Spec
+from lab.offline.readers import Spec
 
 
 def _begin(hashed: Any, name: str, spec: Spec) -> None:
@@ -21,20 +21,11 @@ def _add(hashed: Any, values: Tensor) -> None:
   hashed.update(values.contiguous().view(torch.uint8).numpy())
 
 
-def digest(checkpoint: Checkpoint) -> str:
-  """The digest of a checkpoint."""
-  hashed = hashlib.sha256()
-  for name, spec in checkpoint.layout.items():
-    _begin(hashed, name, spec)
-    _add(hashed, checkpoint.tensor(name).reshape(-1))
-  return hashed.hexdigest()
-
-
 class Digests:
-  """Digests of many checkpoints at once, from values as they pass by.
+  """Compute the digests of several checkpoints from values as they are read.
 
   Args:
-    wanted: whether to compute any.
+    wanted: False computes nothing.
   """
 
   def __init__(self, wanted: bool) -> None:
@@ -44,7 +35,7 @@ class Digests:
   def add(
     self, index: int, name: str, spec: Spec, begin: int, values: Tensor
   ) -> None:
-    """Take in the next flat values of a tensor of the index-th checkpoint."""
+    """Add the next flat values of a tensor of the index-th checkpoint."""
     if not self._wanted:
       return
     hashed = self._hashes.setdefault(index, hashlib.sha256())
@@ -53,5 +44,5 @@ class Digests:
     _add(hashed, values)
 
   def of(self, index: int) -> str | None:
-    """The digest of the index-th checkpoint, None if none was wanted."""
+    """Return the digest of the index-th checkpoint; None if not wanted."""
     return self._hashes[index].hexdigest() if self._wanted else None

@@ -1,10 +1,9 @@
-"""EMA of any length afterwards, from snapshots of two averages.
+"""Reconstruct an EMA of any length from snapshots of two averages.
 
-Karras et al. 2024 (arXiv 2312.02696), section 3. During training two
-polynomial averages of different powers are kept and written down every now and
-then. Each snapshot is a known weighting of the samples so far. The weighting
-that is wanted is approximated by a combination of those, found by least
-squares; the same combination of the snapshots is the average.
+Karras et al. 2024 (arXiv 2312.02696), section 3. Training keeps two polynomial
+averages of different powers and saves snapshots of them. Each snapshot is a
+known weighting of the samples so far. A combination of the snapshots, found by
+least squares, approximates the weighting of any other average.
 
 A polynomial average with power g gives sample j of k the weight
 
@@ -36,17 +35,17 @@ from weightavg.pytorch import Averager
 from weightavg.pytorch.models import clean_name, unwrap
 from weightavg.schemes import Ema, Polynomial, Recursive
 
-# The pair of widths that the paper keeps.
+# Relative widths of the two averages, those of the paper.
 SIGMAS = (0.05, 0.10)
 # Samples whose weights are held at once.
 _BLOCK = 1 << 14
-# Relative size of directions that are left out of the solution: they would
-# multiply the rounding errors of the snapshots.
+# Relative size of the directions that the solution leaves out, since they would
+# amplify the rounding errors of the snapshots.
 _RCOND = 1e-7
 
 
 def power_of_sigma(sigma_rel: float) -> float:
-  """Power of the polynomial average of a relative width.
+  """Return the power of the polynomial average of a relative width.
 
   >>> round(power_of_sigma(0.05), 2), round(power_of_sigma(0.1), 2)
   (16.97, 6.94)
@@ -59,18 +58,18 @@ def power_of_sigma(sigma_rel: float) -> float:
   return float(roots.real[np.abs(roots.imag) < 1e-9].max())
 
 
-class Tracks:
+class Accumulators:
   """Two polynomial averages of a model, and snapshots of them.
 
   Args:
-    model: wrapped or not.
-    powers: of the two; by default those of the paper's widths.
+    model: the trained model, wrapped or not.
+    powers: the two powers; by default those of the paper's widths.
     every: steps between two samples.
 
   >>> model = nn.Linear(1, 1)
-  >>> tracks = Tracks(model)
-  >>> tracks.update()  # after each optimizer step
-  >>> tracks.save('.')[0]  # every now and then
+  >>> accumulators = Accumulators(model)
+  >>> accumulators.update()  # after each optimizer step
+  >>> accumulators.save('.')[0]  # at regular intervals
   './posthoc_0_step_1.safetensors'
   """
 
@@ -98,11 +97,11 @@ class Tracks:
     skipped = first.skipped
     first.update()
     for averager in others:
-      # Looking at all weights once is enough.
+      # The first averager has checked all weights for finite values.
       averager.update(finite=first.skipped == skipped)
 
   def save(self, directory: str) -> list[str]:
-    """Write a file for each average; nothing before the first sample."""
+    """Write a snapshot of each average; none before the first sample."""
     paths = []
     for i, averager in enumerate(self._averagers):
       if not averager.samples:
@@ -124,11 +123,11 @@ class Tracks:
     return paths
 
   def state_dict(self) -> dict[str, Any]:
-    """Everything needed to continue."""
+    """Return everything that is needed to continue."""
     return {'averagers': [a.state_dict() for a in self._averagers]}
 
   def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-    """Continue from a saved state."""
+    """Load a saved state."""
     saved = state_dict['averagers']
     for averager, state in zip(self._averagers, saved, strict=True):
       averager.load_state_dict(state)
@@ -136,7 +135,7 @@ class Tracks:
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Snapshot:
-  """A file that holds a polynomial average of samples 1..samples."""
+  """A file with the polynomial average of the samples 1..samples."""
 
   step: int
   samples: int
@@ -145,10 +144,10 @@ class Snapshot:
 
 
 def snapshot(path: str) -> Snapshot:
-  """What a snapshot's metadata say.
+  """Read the metadata of a snapshot.
 
   Raises:
-    InputError: the file is no snapshot.
+    InputError: the file is not a snapshot.
   """
   try:
     with safe_open(path, 'pt') as file:
@@ -156,13 +155,13 @@ def snapshot(path: str) -> Snapshot:
     return Snapshot(recipe['step'], recipe['samples'], recipe['power'], path)
   except Exception as error:
     raise InputError(
-      f'Cannot use {path}: it is no snapshot of a post-hoc average '
+      f'Cannot use {path}: not a snapshot of a post-hoc average '
       f'({type(error).__name__}).'
     ) from error
 
 
 def weights(scheme: Recursive, count: int, begin: int, end: int) -> np.ndarray:
-  """Weights of samples begin+1..end of an average of samples 1..count."""
+  """Return the weights of samples begin+1..end in an average of 1..count."""
   j = np.arange(begin + 1, end + 1, dtype=np.float64)
   if isinstance(scheme, Ema):
     decay = scheme.decay
@@ -184,17 +183,17 @@ def _lgamma(x: Any) -> np.ndarray:
 def solve(
   known: Sequence[tuple[Recursive, int]], wanted: tuple[Recursive, int]
 ) -> tuple[list[float], float]:
-  """Combine known weightings into a wanted one, by least squares.
+  """Approximate a weighting by a combination of known ones (least squares).
 
-  The coefficients sum to one, as the weights of each average do.
+  The coefficients sum to one, like the weights of each average.
 
   Args:
     known: scheme and number of samples of each snapshot.
-    wanted: of the average that is to be approximated.
+    wanted: scheme and number of samples of the average to approximate.
 
   Returns:
-    A coefficient for each snapshot, and the error that remains: the norm of
-    the difference of the weightings over that of the wanted one.
+    A coefficient for each snapshot, and the relative error: the norm of the
+    difference of the weightings divided by the norm of the wanted one.
   """
   samples = max(count for _, count in [*known, wanted])
   columns = len(known)
@@ -206,15 +205,15 @@ def solve(
       [weights(s, k, begin, end) for s, k in [*known, wanted]], axis=1
     )
     norm += float((rows[:, -1] ** 2).sum())
-    # With c_n = 1 - sum of the others the constraint is gone: the unknowns
-    # multiply differences to the last snapshot.
+    # Substituting c_n = 1 - sum of the others removes the constraint: the
+    # unknowns multiply differences to the last snapshot.
     last = rows[:, columns - 1]
     system = np.delete(rows, columns - 1, axis=1) - last[:, None]
-    # Only the triangle of the QR decomposition is kept, block after block.
+    # The triangle of the QR decomposition accumulates over the blocks.
     stacked = np.concatenate([triangle, system])
     triangle = np.asarray(np.linalg.qr(stacked, mode='r'))
   matrix, target = triangle[:, :-1], triangle[:, -1]
-  # Columns of very different norms would fall below the threshold.
+  # Without scaling, columns of small norm would fall below the threshold.
   scale = np.linalg.norm(matrix, axis=0)
   scale[scale == 0] = 1.0
   solution = np.linalg.lstsq(matrix / scale, target, rcond=_RCOND)[0] / scale
@@ -223,15 +222,15 @@ def solve(
 
 
 def plan(snapshots: Sequence[Snapshot], wanted: Recursive, at: int) -> Plan:
-  """The combination of snapshots up to a step that comes nearest.
+  """Plan the combination of snapshots that approximates an average best.
 
   Args:
-    snapshots: sorted.
-    wanted: scheme over the samples up to that step.
-    at: step of the last snapshot to be used.
+    snapshots: all snapshots, sorted.
+    wanted: scheme of the average, over the samples up to the step `at`.
+    at: step of the last snapshot to use.
 
   Raises:
-    InputError: there is no snapshot of that step.
+    InputError: the step has no snapshot.
   """
   used = [s for s in snapshots if s.step <= at]
   if not used or used[-1].step != at:
@@ -255,10 +254,10 @@ def plan(snapshots: Sequence[Snapshot], wanted: Recursive, at: int) -> Plan:
 
 
 def find(paths: Sequence[str]) -> tuple[Series, list[Snapshot]]:
-  """Snapshots in order, as a series to average.
+  """Sort snapshots and return them also as a series of checkpoints.
 
   Raises:
-    InputError: a file is no snapshot, or two are of the same average and step.
+    InputError: a file is not a snapshot, or two have the same power and step.
   """
   snapshots = sorted(map(snapshot, paths))
   for a, b in itertools.pairwise(snapshots):

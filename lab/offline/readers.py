@@ -1,9 +1,9 @@
-"""Checkpoints on disk as named tensors, whoever wrote them.
+"""Read checkpoints as named tensors.
 
-AlgoPerf's and this laboratory's checkpoints, PyTorch files (the state dict
-itself or nested under a key), safetensors (one file, or shards with an index,
-or a directory of either, as Hugging Face writes them). What is not asked for is
-never read. Torch loads weights only.
+Formats: checkpoints of AlgoPerf and of this laboratory, PyTorch files (a state
+dict, or one nested under a key), and safetensors (one file, shards with an
+index, or a directory of either, as Hugging Face writes them). Tensors are read
+on request. `torch.load` loads weights only.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from torch import Tensor
 from lab.core.errors import InputError
 from weightavg.pytorch.models import clean_name
 
-# Where a state dict is found in a PyTorch file, in this order.
+# Keys of a state dict in a PyTorch file, in the order of the search.
 KEYS = ('model_params', 'state_dict', 'model_state_dict', 'model', 'module')
-# What a directory is searched for, in this order.
+# Files in a directory, in the order of the search.
 _IN_DIRECTORY = (
   'model.safetensors.index.json',
   'model.safetensors',
@@ -33,14 +33,14 @@ _IN_DIRECTORY = (
 
 
 class Spec(NamedTuple):
-  """What a tensor is like."""
+  """Shape and dtype of a tensor."""
 
   shape: tuple[int, ...]
   dtype: torch.dtype
 
 
 class _Stored(NamedTuple):
-  """Where a tensor lies in an open file."""
+  """Position of a tensor in an open file."""
 
   file: int
   offset: int
@@ -54,17 +54,19 @@ def _spec(found: Any) -> Spec:
 
 
 class Checkpoint:
-  """Named tensors of one checkpoint, open until `close`.
+  """The named tensors of one checkpoint, open until `close`.
 
   Args:
     path: a file or a directory.
-    key: dotted path of the state dict inside PyTorch files; None looks for it.
-    evaluated: whether checkpoints of this package's submissions stand for the
-      average that was evaluated; by default for the raw weights beside it.
+    key: dotted path of the state dict inside PyTorch files; None searches the
+      usual keys.
+    evaluated: checkpoints of this package's submissions contain the evaluated
+      average and the raw weights. True reads the average, False the raw
+      weights.
 
   Attributes:
     layout: name to shape and dtype, sorted by name; tied tensors once.
-    ties: further names of tensors, to the name in `layout`.
+    ties: further name of a tied tensor to its name in `layout`.
 
   Raises:
     InputError: the file cannot be read or holds no tensors.
@@ -84,26 +86,26 @@ class Checkpoint:
       self.close()
       raise
     except Exception as error:
-      # A corrupt file makes the zip reader, the unpickler or the JSON parser
-      # raise whatever they please.
+      # The zip reader, the unpickler and the JSON parser raise different errors
+      # for corrupt files.
       self.close()
       raise InputError(f'Cannot read {path}: {_reason(error)}') from error
 
   def tensor(self, name: str) -> Tensor:
-    """A tensor by its name in `layout`."""
+    """Return a tensor by its name in `layout`."""
     spec = self.layout[name]
     count = torch.Size(spec.shape).numel()
     scratch = torch.empty(count * spec.dtype.itemsize, dtype=torch.uint8)
     return self.values(name, 0, count, scratch).reshape(spec.shape)
 
   def values(self, name: str, begin: int, end: int, scratch: Tensor) -> Tensor:
-    """Elements of a flattened tensor.
+    """Return the elements begin..end of a flattened tensor.
 
     Args:
-      name: in `layout`.
-      begin: first element.
-      end: after the last element.
-      scratch: bytes that the result may lie in, enough for it.
+      name: name in `layout`.
+      begin: index of the first element.
+      end: index after the last element.
+      scratch: byte buffer that may hold the result; at least as large.
     """
     found = self._tensors[name]
     if isinstance(found, Tensor):
@@ -124,7 +126,7 @@ class Checkpoint:
     return part.view(found.spec.dtype)
 
   def close(self) -> None:
-    """Give the mappings back."""
+    """Close the files and release their mappings."""
     self._tensors = {}
     self._files.close()
 
@@ -195,7 +197,7 @@ class Checkpoint:
         self._tensors[str(name)] = value.detach()
 
   def _clean_names(self) -> None:
-    """Drop what DistributedDataParallel and torch.compile put into names."""
+    """Remove the prefixes of DistributedDataParallel and torch.compile."""
     names = [*self._tensors, *self.ties]
     clean = {name: clean_name(name) for name in names}
     while all(name.startswith('module.') for name in clean.values()) and clean:
@@ -250,7 +252,7 @@ def _file_of(path: str) -> str:
 
 
 def _load(path: str) -> Any:
-  # Metrics in checkpoints are often NumPy's numbers: data, no code.
+  # Metrics in checkpoints are often NumPy scalars: data without code.
   with torch.serialization.safe_globals(_numpy_scalars()):
     return _load_weights(path)
 
@@ -267,7 +269,7 @@ def _load_weights(path: str) -> Any:
   except RuntimeError as error:
     if 'mmap can only be used' not in str(error):
       raise
-    # Files older than torch 1.6 are no zip archives and cannot be mapped.
+    # Files of torch < 1.6 are not zip archives and cannot be mapped.
     return torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:
     if 'weights_only' in str(error).lower() or 'Weights only' in str(error):
@@ -306,7 +308,7 @@ def _state_dict(content: Any, path: str, key: str | None) -> Mapping:
 
 
 def _raw_weights(content: Any, state: Mapping) -> dict[str, Tensor]:
-  """The raw weights of a run whose model held the average when it was saved."""
+  """Return the raw weights of a run that was saved with its average shown."""
   with contextlib.suppress(KeyError, TypeError, AttributeError):
     averager = content['optimizer_state']['averager']
     if averager['swapped']:

@@ -1,9 +1,10 @@
-"""Post-hoc tracks along a run of `lab.run`.
+"""Keep post-hoc accumulators along a run of `lab.run`.
 
-A trial's folder `posthoc` holds the snapshots that `average --scheme posthoc`
-reads, posthoc_<track>_step_<n>.safetensors, and beside each checkpoint of the
-trial the tracks' own state, state_<n>.pt: a snapshot is rounded to the weights'
-dtype and taken at other steps, so that tracks could not go on from it.
+A trial's folder `posthoc` contains the snapshots that `average --scheme
+posthoc` reads, posthoc_<accumulator>_step_<n>.safetensors, and for each
+checkpoint of the trial the state of the accumulators, state_<n>.pt. A run
+cannot resume from a snapshot, which is rounded to the weights' dtype and taken
+at other steps.
 """
 
 import os
@@ -23,69 +24,69 @@ _STATE = re.compile(r'state_(\d+)\.pt')
 
 
 def folder_of(directory: str) -> str:
-  """Where a trial's snapshots are."""
+  """Return the folder of a trial's snapshots."""
   return os.path.join(directory, FOLDER)
 
 
 def snapshot_steps(directory: str) -> list[int]:
-  """Steps of the snapshots of a trial, in order."""
+  """Return the steps of a trial's snapshots, in ascending order."""
   return sorted(set(_found(directory, _SNAPSHOT).values()))
 
 
 def state_path(directory: str, step: int) -> str:
-  """Path of the tracks' state at the checkpoint of a step."""
+  """Return the path of the accumulators' state at a checkpoint's step."""
   return os.path.join(folder_of(directory), f'state_{step}.pt')
 
 
-class RunTracks:
-  """The tracks of one trial; to be kept on rank 0 only.
+class RunAccumulators:
+  """The post-hoc accumulators of one trial; rank 0 alone keeps them.
 
-  Sampled are the raw weights after every step. Two averages take twice the
-  memory of the weights in float32, beside the weights.
+  They sample the raw weights after every step. Two averages take twice the
+  memory of the weights in float32.
 
   Args:
-    model: what is trained, wrapped or not.
-    directory: the trial's.
+    model: the trained model, wrapped or not.
+    directory: directory of the trial.
     every: steps between two snapshots.
-    keep: how many of the latest steps' snapshots stay; None: all.
+    keep: number of steps whose snapshots stay, the latest ones; None keeps all.
   """
 
   def __init__(
     self, model: nn.Module, directory: str, every: int, keep: int | None = None
   ) -> None:
-    self._tracks = posthoc.Tracks(model)
+    self._accumulators = posthoc.Accumulators(model)
     self._directory, self._every, self._keep = directory, every, keep
 
   def update(self, step: int) -> None:
-    """Count an optimizer step, while the model holds its raw weights.
+    """Count an optimizer step; the model must hold its raw weights.
 
     Args:
-      step: updates made so far.
+      step: number of optimizer steps so far.
 
     Raises:
       InputError: a snapshot cannot be written; nothing is left of it.
     """
-    self._tracks.update()
+    self._accumulators.update()
     if step % self._every:
       return
     os.makedirs(folder_of(self._directory), exist_ok=True)
-    self._tracks.save(folder_of(self._directory))
+    self._accumulators.save(folder_of(self._directory))
     if self._keep is not None:
-      # A resumed run may find snapshots of steps that it has yet to make again.
+      # A resumed run may find snapshots of later steps, which it will repeat.
       steps = [s for s in snapshot_steps(self._directory) if s <= step]
       self._remove(_SNAPSHOT, set(steps[: -self._keep]))
 
   def save_state(self, step: int) -> None:
-    """Write what `restore` needs; call it before the checkpoint is written.
+    """Write the state for `restore`; call it before writing the checkpoint.
 
-    States whose checkpoints are gone go too.
+    States without a checkpoint are removed.
 
     Raises:
-      InputError: it cannot be written; nothing is left of it.
+      InputError: the state cannot be written; nothing is left of it.
     """
     path = state_path(self._directory, step)
     temporary = os.path.join(folder_of(self._directory), '.temporary_state')
-    content = {'step': step, **self._tracks.state_dict()}
+    content = {'step': step, **self._accumulators.state_dict()}
     try:
       os.makedirs(folder_of(self._directory), exist_ok=True)
       with open(temporary, 'wb') as file:
@@ -103,24 +104,24 @@ class RunTracks:
     self._remove(_STATE, states - kept)
 
   def restore(self, step: int) -> None:
-    """Go on from the state beside the checkpoint of a step.
+    """Load the state of a checkpoint's step.
 
     Raises:
-      InputError: there is none, or it cannot be used.
+      InputError: the state is missing or cannot be used.
     """
     path = state_path(self._directory, step)
     if not os.path.exists(path):
       raise InputError(
-        f'Cannot resume with --posthoc_every: no state of the tracks, {path}. '
-        'The run must have had the flag from its start.'
+        f'Cannot resume with --posthoc_every: {path} is missing. The run must '
+        'have had the flag from its start.'
       )
     try:
       content: Any = torch.load(path, map_location='cpu', weights_only=True)
       if content['step'] != step:
         raise ValueError(f'of step {content["step"]}')
-      self._tracks.load_state_dict(content)
+      self._accumulators.load_state_dict(content)
     except Exception as error:
-      # Torch raises whatever its zip reader and unpickler do.
+      # The zip reader and the unpickler raise different errors.
       text = ' '.join(f'{type(error).__name__}: {error}'.split())[:160]
       raise InputError(
         f'Cannot resume from {path}: truncated, or of another run ({text}).'
@@ -133,7 +134,7 @@ class RunTracks:
 
 
 def _found(directory: str, pattern: re.Pattern) -> dict[str, int]:
-  """Names of files in the folder that match, and their steps."""
+  """Return name and step of the files in the folder that match."""
   folder = folder_of(directory)
   if not os.path.isdir(folder):
     return {}

@@ -1,4 +1,4 @@
-"""Which checkpoints there are, in the order of their steps, all alike."""
+"""Find the checkpoints of a run and sort them by step."""
 
 import dataclasses
 import glob
@@ -18,9 +18,9 @@ class Series:
 
   Args:
     paths: files or directories, sorted by step.
-    steps: of each of them, strictly increasing.
-    key: where the state dict is in PyTorch files.
-    evaluated: whether averaged weights are taken where a file has both.
+    steps: step of each path, strictly increasing.
+    key: dotted path of the state dict in PyTorch files.
+    evaluated: True reads the averaged weights of files that contain both.
   """
 
   paths: tuple[str, ...]
@@ -33,7 +33,7 @@ class Series:
     return Checkpoint(self.paths[index], self.key, self.evaluated)
 
   def position(self, step: int) -> int:
-    """Index of the checkpoint of a step."""
+    """Return the index of the checkpoint of a step."""
     if step not in self.steps:
       nearest = sorted(self.steps, key=lambda s: abs(s - step))[:2]
       raise InputError(
@@ -59,10 +59,12 @@ class Series:
 
 
 def step_of(path: str, pattern: str | None = None) -> int:
-  """Step in a checkpoint's name: its last number, else its directory's.
+  """Return the step in a checkpoint's name, or in its directory's.
+
+  Without a pattern the step is the last number.
 
   Args:
-    path: of the checkpoint.
+    path: path of the checkpoint.
     pattern: regular expression whose only group is the step.
 
   >>> step_of('run/checkpoint_300'), step_of('step-20/model.safetensors')
@@ -92,7 +94,7 @@ def step_of(path: str, pattern: str | None = None) -> int:
 
 
 def matching(patterns: Sequence[str]) -> list[str]:
-  """Paths that match any of the patterns; InputError if none does."""
+  """Return the paths that match any pattern; InputError without a match."""
   paths = sorted({p for pattern in patterns for p in glob.glob(pattern)})
   if not paths:
     raise InputError(f'No checkpoint matches {" ".join(patterns)}.')
@@ -105,10 +107,10 @@ def find(
   evaluated: bool = False,
   step_pattern: str | None = None,
 ) -> Series:
-  """The checkpoints that match any of the patterns, sorted by step.
+  """Return the checkpoints that match any pattern, sorted by step.
 
   Raises:
-    InputError: none matches, or two have the same step.
+    InputError: no path matches, or two have the same step.
   """
   by_step: dict[int, str] = {}
   for path in matching(patterns):

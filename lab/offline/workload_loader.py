@@ -1,4 +1,4 @@
-"""The workload that a sweep evaluates on: a local one, or AlgoPerf's."""
+"""Build the workload of a sweep: a local one, or one of AlgoPerf."""
 
 import os
 from typing import Any
@@ -10,14 +10,14 @@ from lab.core.errors import InputError
 
 
 def find_workload(name: str, tokenizer_vocab_path: str = '') -> Any:
-  """A workload by its name.
+  """Build a workload by its name.
 
   Args:
-    name: of a local workload, or of AlgoPerf's where it is installed.
-    tokenizer_vocab_path: of the librispeech workloads.
+    name: a local workload, or one of AlgoPerf if that is installed.
+    tokenizer_vocab_path: vocabulary of the librispeech workloads.
 
   Raises:
-    InputError: there is no such workload.
+    InputError: the name is unknown.
   """
   if name in workloads.WORKLOADS:
     return workloads.build_workload(name)
@@ -29,7 +29,10 @@ def find_workload(name: str, tokenizer_vocab_path: str = '') -> Any:
       f"{', '.join(sorted(workloads.WORKLOADS))}; AlgoPerf's need algoperf."
     ) from error
   if name not in registry.WORKLOADS:
-    raise InputError(f'Invalid workload={name!r}. AlgoPerf has no such one.')
+    raise InputError(
+      f'Invalid workload={name!r}. Must be one of '
+      f'{", ".join(sorted([*workloads.WORKLOADS, *registry.WORKLOADS]))}.'
+    )
   _prepare_process()
   entry = registry.WORKLOADS[name]
   path = f'{registry.BASE_WORKLOADS_DIR}{entry["workload_path"]}_pytorch'
@@ -48,14 +51,14 @@ def find_workload(name: str, tokenizer_vocab_path: str = '') -> Any:
 
 
 def _prepare_process() -> None:
-  """What AlgoPerf's own runner sees to before it makes a workload."""
+  """Configure the process as AlgoPerf's runner does before a workload."""
   import jax
   import tensorflow as tf
 
-  # They prepare data only; left alone they take all of a device's memory.
+  # They only prepare data and would otherwise reserve the device's memory.
   tf.config.set_visible_devices([], 'GPU')
   jax.config.update('jax_platforms', 'cpu')
-  # Its random numbers ask the command line which framework is meant.
+  # AlgoPerf's random numbers read the framework from the command line.
   if 'framework' not in flags.FLAGS:
     flags.DEFINE_string('framework', 'pytorch', 'Framework of the submission.')
   if not flags.FLAGS.is_parsed():

@@ -1,8 +1,8 @@
-"""Files of tensors, written piece by piece under a temporary name.
+"""Write files of tensors chunk by chunk under a temporary name.
 
-The safetensors format is 8 bytes with the length of a JSON header, the header,
-and the tensors one after the other: whoever knows all shapes can write it as
-the values come, whatever fits into memory.
+A safetensors file is 8 bytes with the length of a JSON header, the header, and
+the tensors one after the other. If all shapes are known, the values can be
+written as they are computed.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Output:
-  """A safetensors or PyTorch file that is there whole or not at all.
+  """A safetensors or PyTorch file that appears complete or not at all.
 
   Args:
-    path: ending in .safetensors, or in .pt, .pth or .bin for a PyTorch file
+    path: ends in .safetensors, or in .pt, .pth or .bin for a PyTorch file
       {'state_dict': ..., 'recipe': ...}.
-    layout: name to shape and dtype, in the order in which values will come.
-    ties: further names of tensors, to names in the layout.
-    recipe: what the metadata say. It may be replaced at the end by one of the
-      same length as JSON, for values that are known only then.
+    layout: name to shape and dtype, in the order of the values.
+    ties: further name of a tied tensor to its name in the layout.
+    recipe: metadata. `finish` may replace it by one with equally long JSON, for
+      values that are known only then.
 
   Raises:
-    InputError: it cannot be written; nothing is left behind.
+    InputError: the file cannot be written; nothing is left of it.
   """
 
   def __init__(
@@ -63,12 +63,12 @@ class Output:
       self._file.write(self._header(recipe))
 
   def write(self, piece: Tensor) -> None:
-    """Append the next values, in the layout's order and dtype."""
+    """Append the next values in the layout's order and dtype."""
     with self._errors():
       self._file.write(_bytes(piece))
 
   def finish(self, recipe: Mapping[str, Any]) -> None:
-    """Make the file appear under its name."""
+    """Move the complete file to its path."""
     header = self._header(recipe)
     assert len(header) == self._header_bytes
     with self._errors():
@@ -82,7 +82,7 @@ class Output:
       os.replace(self._temporary, self.path)
 
   def discard(self) -> None:
-    """Remove what has been written so far; nothing once it is finished."""
+    """Remove the unfinished file; a finished one stays."""
     with contextlib.suppress(OSError):
       self._file.close()
     for path in (self._temporary, f'{self._temporary}.pt'):
@@ -142,7 +142,7 @@ def save(
   named: Iterable[tuple[str, Tensor]],
   recipe: Mapping[str, Any],
 ) -> None:
-  """Write tensors to a file at once; those that share memory once.
+  """Write tensors to a file; tensors that share memory are written once.
 
   Raises:
     InputError: the file cannot be written.

@@ -175,7 +175,7 @@ def build(
   trial_rows = time_to_target.of_trials(trials, goals)
   if options.gpus is not None:
     trial_rows['gpus'] = options.gpus
-  studies = time_to_target.of_studies(trial_rows)
+  studies = time_to_target.of_studies(trial_rows, goals)
   medians = time_to_target.of_submissions(studies, goals)
   for column in ('seconds', 'steps'):
     interval = intervals.of_medians(studies, column)

@@ -76,10 +76,14 @@ def of_trials(
   )
 
 
-def of_studies(trials: pd.DataFrame) -> pd.DataFrame:
-  """Fastest trial of each study; the first trial where all miss."""
-  fastest = trials.sort_values(['seconds', 'trial'], kind='stable')
-  fastest = fastest.groupby(STUDY, sort=True).head(1)
+def of_studies(trials: pd.DataFrame, goals: Mapping[str, Goal]) -> pd.DataFrame:
+  """Fastest trial of each study; the one with the best value where all miss."""
+  sign = trials['workload'].map(
+    lambda name: -1.0 if goals[name].higher_is_better else 1.0
+  )
+  ranked = trials.assign(_rank=sign * trials['best'].astype(float))
+  ranked = ranked.sort_values(['seconds', '_rank', 'trial'], kind='stable')
+  fastest = ranked.groupby(STUDY).head(1).drop(columns='_rank')
   counts = trials.groupby(STUDY).size().rename('trials').reset_index()
   return (
     fastest.merge(counts, on=STUDY)

@@ -1,4 +1,4 @@
-"""What a run keeps for `lab.offline`: light checkpoints and post-hoc tracks.
+"""Keep light checkpoints and post-hoc accumulators of a run for lab.offline.
 
 A trial's folder `weights` holds step_<n>.safetensors with the model's state
 under clean names: raw weights, whatever average evaluation sees. Its folder
@@ -78,7 +78,7 @@ class Keeper:
     resumed_at: step of the checkpoint that the run goes on from, if it does.
 
   Raises:
-    InputError: the tracks cannot go on from that checkpoint.
+    InputError: the accumulators cannot continue from that checkpoint.
   """
 
   def __init__(
@@ -89,15 +89,15 @@ class Keeper:
     resumed_at: int | None,
   ) -> None:
     self._settings, self._directory = settings, directory
-    self._tracks: Any = None
+    self._accumulators: Any = None
     if settings.posthoc_every is not None:
-      from lab.offline.run_accumulators import RunTracks
+      from lab.offline.run_accumulators import RunAccumulators
 
-      self._tracks = RunTracks(
+      self._accumulators = RunAccumulators(
         model, directory, settings.posthoc_every, settings.keep
       )
       if resumed_at is not None:
-        self._tracks.restore(resumed_at)
+        self._accumulators.restore(resumed_at)
 
   def after_step(self, model: nn.Module, step: int) -> None:
     """Call it before any evaluation puts an average in the weights' place."""
@@ -105,11 +105,11 @@ class Keeper:
     if every is not None and step % every == 0:
       with section('Light checkpoint'):
         save(model, self._directory, step, self._settings.keep)
-    if self._tracks is not None:
-      with section('Post-hoc tracks'):
-        self._tracks.update(step)
+    if self._accumulators is not None:
+      with section('Post-hoc accumulators'):
+        self._accumulators.update(step)
 
   def before_checkpoint(self, step: int) -> None:
     """Call it before a checkpoint: none must ever be without what it needs."""
-    if self._tracks is not None:
-      self._tracks.save_state(step)
+    if self._accumulators is not None:
+      self._accumulators.save_state(step)

@@ -59,7 +59,7 @@ def _make_directories(settings: Settings, trials: list[Trial]) -> None:
 
 
 def _check_kept(trials: list[Trial]) -> None:
-  """Check what is to be kept for lab.offline, and tracks to be resumed."""
+  """Check the folders of lab.offline, and the accumulators to be resumed."""
   for trial in trials:
     settings = trial.settings
     light_checkpoints.check(settings, trial.budget)

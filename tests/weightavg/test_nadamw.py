@@ -2,14 +2,22 @@
 
 import copy
 import io
+import pickle
 import shutil
 
 import pytest
 import torch
 from references import ReferenceNadamW
+from torch.distributed.checkpoint.state_dict import (
+  get_optimizer_state_dict,
+  set_optimizer_state_dict,
+)
 
-from weightavg.pytorch import NadamW, multi_tensor, nadamw
+from weightavg.pytorch import NadamW
+from weightavg.pytorch.schedules import build_scheduler
 
+# torch's compiler warns of torch's own deprecated functions when imported.
+imports_compiler = pytest.mark.filterwarnings('ignore::DeprecationWarning')
 SETTINGS = {'lr': 0.01, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 0.1}
 
 
@@ -76,22 +84,46 @@ def test_equals_the_slow_reference_at_every_step(dtype, tolerance):
           )
 
 
-def test_large_tensors_cut_into_pieces_equal_whole_ones(monkeypatch):
-  def run():
-    params = parameters(torch.float64, ((40, 50), (7,), (3, 2, 8, 8)))
-    params[2].data = params[2].data.to(memory_format=torch.channels_last)
-    optimizer = NadamW(params, **SETTINGS)
-    for step in range(3):
-      for p, g in zip(params, gradients(params, step), strict=True):
-        p.grad = g
-      optimizer.step()
-    return params
+def _channels_last(p):
+  return p.to(memory_format=torch.channels_last)
 
-  whole = run()
-  monkeypatch.setattr(multi_tensor, 'PIECE', 64)
-  for a, b in zip(whole, run(), strict=True):
-    # Whole, the channels-last tensor takes another kernel than its pieces.
+
+def _every_other_row(p):
+  return torch.stack([p, p], dim=1).flatten(0, 1)[::2]
+
+
+@pytest.mark.parametrize('lay_out', [_channels_last, _every_other_row])
+@pytest.mark.parametrize('is_grad_alike', [True, False])
+def test_strides_change_nothing(lay_out, is_grad_alike):
+  params = parameters(torch.float64, ((8, 2, 4, 4), (7,)))
+  others = parameters(torch.float64, ((8, 2, 4, 4), (7,)))
+  others[0].data = lay_out(others[0].data)
+  pair = NadamW(params, **SETTINGS), NadamW(others, **SETTINGS)
+  for step in range(3):
+    for group, optimizer in zip((params, others), pair, strict=True):
+      for p, g in zip(group, gradients(params, step), strict=True):
+        alike = torch.empty_like(p).copy_(g)
+        p.grad = alike if is_grad_alike else g
+      optimizer.step()
+  assert not others[0].is_contiguous()
+  # Where strides differ, the same operations run in another order.
+  for a, b in zip(params, others, strict=True):
     torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+
+
+def test_a_tensor_larger_than_a_piece_equals_its_rows():
+  """600,000 elements are cut into five pieces, each row fits in one."""
+  whole = parameters(torch.float32, ((6, 100_000),))
+  rows = [torch.nn.Parameter(row.clone()) for row in whole[0].detach()]
+  pair = NadamW(whole, **SETTINGS), NadamW(rows, **SETTINGS)
+  for step in range(2):
+    (grad,) = gradients(whole, step)
+    whole[0].grad = grad
+    for row, g in zip(rows, grad, strict=True):
+      row.grad = g.clone()
+    for optimizer in pair:
+      optimizer.step()
+  assert torch.equal(whole[0].detach(), torch.stack(rows).detach())
 
 
 def test_half_precision_keeps_float32_moments_and_rounds_once():
@@ -121,7 +153,7 @@ def test_a_restored_optimizer_continues_bit_for_bit(dtype):
   torch.save(optimizer.state_dict(), file)
   file.seek(0)
   others = [torch.nn.Parameter(p.detach().clone()) for p in params]
-  restored = NadamW(others, lr=1.0)
+  restored = NadamW(others, lr=SETTINGS['lr'])
   restored.load_state_dict(torch.load(file, weights_only=True))
   for group, opt in ((params, optimizer), (others, restored)):
     for p, g in zip(group, gradients(group, 3), strict=True):
@@ -213,59 +245,270 @@ def test_complex_and_sparse_are_refused():
     NadamW([p]).step()
 
 
-def test_without_a_compiler_it_warns_once_and_makes_the_same_step(monkeypatch):
-  def no_compiler(*args):
-    raise RuntimeError('no C++ compiler')
-
-  monkeypatch.setattr(nadamw, '_compiled_update', lambda: no_compiler)
-  params, others = parameters(torch.float32), parameters(torch.float32)
-  compiled = NadamW(params, **SETTINGS, fused='compile')
-  plain = NadamW(others, **SETTINGS)
-  for step in range(2):
-    for group, optimizer in ((params, compiled), (others, plain)):
-      for p, g in zip(group, gradients(group, step), strict=True):
+def step_both(compiled, plain, first, last):
+  """Steps first..last of both optimizers with the same gradients."""
+  for step in range(first, last + 1):
+    for optimizer in (compiled, plain):
+      params = optimizer.param_groups[0]['params']
+      for p, g in zip(params, gradients(params, step), strict=True):
         p.grad = g
-      if optimizer is compiled and step == 0:
-        with pytest.warns(UserWarning, match='runs uncompiled: RuntimeError'):
-          optimizer.step()
-      else:
-        optimizer.step()
+      optimizer.step()
+
+
+@imports_compiler
+def test_without_a_compiler_it_warns_once_and_makes_the_same_step():
+  params, others = parameters(torch.float32), parameters(torch.float32)
+  pair = NadamW(params, **SETTINGS, fused='compile'), NadamW(others, **SETTINGS)
+  with (
+    torch.compiler.set_stance('fail_on_recompile'),
+    pytest.warns(UserWarning, match='runs uncompiled: RuntimeError'),
+  ):
+    step_both(*pair, 0, 0)
+  step_both(*pair, 1, 1)
   for p, q in zip(params, others, strict=True):
     assert torch.equal(p, q)
 
 
+@imports_compiler
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
-def test_what_is_compiled_is_the_same_arithmetic(dtype, monkeypatch):
-  monkeypatch.setattr(
-    nadamw, '_compiled_update', lambda: torch.no_grad()(nadamw._plain_update)
-  )
+def test_what_is_compiled_is_the_same_arithmetic(dtype):
   params, others = parameters(dtype), parameters(dtype)
-  compiled = NadamW(params, **SETTINGS, fused='compile')
-  plain = NadamW(others, **SETTINGS)
-  for step in range(5):
-    for group, optimizer in ((params, compiled), (others, plain)):
-      for p, g in zip(group, gradients(group, step), strict=True):
-        p.grad = g
-      optimizer.step()
+  pair = NadamW(params, **SETTINGS, fused='compile'), NadamW(others, **SETTINGS)
+  with torch.compiler.set_stance('force_eager'):
+    step_both(*pair, 0, 4)
   # Another order of the same operations; bfloat16 may round the other way.
   tolerance = 1e-13 if dtype == torch.float64 else 2**-7
   for p, q in zip(params, others, strict=True):
     torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
 
 
+@imports_compiler
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda o: pickled(o)])
+def test_copies_and_pickles_stay_compiled(copied):
+  optimizer = copied(NadamW(parameters(torch.float32), fused='compile'))
+  (group,) = optimizer.param_groups
+  for p, g in zip(group['params'], gradients(group['params'], 0), strict=True):
+    p.grad = g
+  # The stance lets only an optimizer that wants to compile fail.
+  with (
+    torch.compiler.set_stance('fail_on_recompile'),
+    pytest.warns(UserWarning, match='runs uncompiled'),
+  ):
+    optimizer.step()
+
+
+def pickled(optimizer):
+  return pickle.loads(pickle.dumps(optimizer))
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@imports_compiler
 def test_the_compiled_kernel_makes_the_same_steps():
   if shutil.which('g++') is None:
     pytest.skip('no C++ compiler')
   params, others = parameters(torch.float32), parameters(torch.float32)
-  compiled = NadamW(params, **SETTINGS, fused='compile')
-  plain = NadamW(others, **SETTINGS)
-  for step in range(3):
-    for group, optimizer in ((params, compiled), (others, plain)):
-      for p, g in zip(group, gradients(group, step), strict=True):
-        p.grad = g
-      optimizer.step()
-  assert compiled._compiled
+  pair = NadamW(params, **SETTINGS, fused='compile'), NadamW(others, **SETTINGS)
+  # A step that cannot compile would warn, which is an error here.
+  step_both(*pair, 0, 2)
   for p, q in zip(params, others, strict=True):
     torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_bias_correction_ignores_the_default_dtype(dtype):
+  """Issue 15, fault 7: t = 2049 is neither a bfloat16 nor a float16."""
+  results = []
+  for default in (torch.float32, dtype):
+    (p,) = params = parameters(torch.float32, ((3, 4),))
+    optimizer = NadamW(params, **SETTINGS | {'betas': (0.9, 0.9999)})
+    p.grad = gradients(params, 0)[0]
+    optimizer.step()
+    optimizer.state[p]['step'] = 2048
+    torch.set_default_dtype(default)
+    try:
+      optimizer.step()
+    finally:
+      torch.set_default_dtype(torch.float32)
+    results.append(p.detach())
+  assert torch.equal(*results)
+
+
+@imports_compiler
+@pytest.mark.parametrize('fused', [None, 'compile'])
+def test_steps_ignore_the_default_device(fused):
+  """Issue 15, fault 7: under torch.device('meta') a step changed nothing."""
+  params, others = parameters(torch.float32), parameters(torch.float32)
+  optimizer, twin = (
+    NadamW(p, **SETTINGS, fused=fused) for p in (params, others)
+  )
+  for p, q, g in zip(params, others, gradients(params, 0), strict=True):
+    p.grad, q.grad = g, g.clone()
+  with torch.compiler.set_stance('force_eager'):
+    twin.step()
+    with torch.device('meta'):
+      optimizer.step()
+  for p, q in zip(params, others, strict=True):
+    assert torch.equal(p, q)
+
+
+def test_a_hook_that_reorders_the_state_by_name_is_kept():
+  """Issue 15, fault 3: moments were read by position after torch's hooks."""
+
+  def build(names):
+    named = [(name, torch.nn.Parameter(torch.zeros(1))) for name in names]
+    return dict(named), NadamW(named, **SETTINGS)
+
+  def by_name(optimizer, state_dict):
+    (saved,) = state_dict['param_groups']
+    numbers = dict(zip(saved['param_names'], saved['params'], strict=True))
+    names = optimizer.param_groups[0]['param_names']
+    group = saved | {
+      'params': [numbers[n] for n in names],
+      'param_names': names,
+    }
+    return {'state': state_dict['state'], 'param_groups': [group]}
+
+  first, optimizer = build(['a', 'b'])
+  first['a'].grad, first['b'].grad = torch.tensor([1.0]), torch.tensor([-1.0])
+  optimizer.step()
+  second, other = build(['b', 'a'])
+  other.register_load_state_dict_pre_hook(by_name)
+  other.load_state_dict(optimizer.state_dict())
+  for name in ('a', 'b'):
+    assert torch.equal(
+      other.state[second[name]]['exp_avg'],
+      optimizer.state[first[name]]['exp_avg'],
+    )
+
+
+def test_a_hook_after_loading_sees_and_may_change_the_moments():
+  params = parameters(torch.bfloat16)
+  optimizer = NadamW(params, **SETTINGS)
+  for p, g in zip(params, gradients(params, 0), strict=True):
+    p.grad = g
+  optimizer.step()
+  other = NadamW(params, **SETTINGS)
+
+  def forget(optimizer):
+    for state in optimizer.state.values():
+      assert state['exp_avg'].dtype == torch.float32
+      state['exp_avg'].zero_()
+
+  other.register_load_state_dict_post_hook(forget)
+  other.load_state_dict(optimizer.state_dict())
+  assert all(s['exp_avg'].eq(0).all() for s in other.state.values())
+
+
+def test_a_state_loads_through_distributed_checkpoint():
+  """Issue 15, fault 3: this raised TypeError."""
+  optimizers, models = [], []
+  for _ in range(2):
+    torch.manual_seed(0)
+    models.append(torch.nn.Linear(3, 2))
+    optimizers.append(NadamW(models[-1].parameters(), **SETTINGS))
+  models[0](torch.ones(1, 3)).sum().backward()
+  optimizers[0].step()
+  state = get_optimizer_state_dict(models[0], optimizers[0])
+  set_optimizer_state_dict(models[1], optimizers[1], state)
+  for p, q in zip(*(m.parameters() for m in models), strict=True):
+    first, second = optimizers[0].state[p], optimizers[1].state[q]
+    assert first['step'] == second['step'] == 1
+    assert torch.equal(first['exp_avg'], second['exp_avg'])
+    assert torch.equal(first['exp_avg_sq'], second['exp_avg_sq'])
+
+
+def test_another_peak_learning_rate_is_loaded_with_a_warning():
+  params = parameters(torch.float32)
+  saved = NadamW(params, lr=0.1).state_dict()
+  optimizer = NadamW(params, lr=0.5)
+  message = r"saved learning rate 0\.1, not the constructor's 0\.5"
+  with pytest.warns(UserWarning, match=message):
+    optimizer.load_state_dict(saved)
+  assert optimizer.param_groups[0]['lr'] == 0.1
+
+
+def test_a_learning_rate_that_a_scheduler_set_loads_without_a_warning():
+  optimizer = NadamW(parameters(torch.float32), lr=0.1)
+  build_scheduler(optimizer, 10, warmup_factor=0.5)
+  restored = NadamW(parameters(torch.float32), lr=0.1)
+  restored.load_state_dict(optimizer.state_dict())
+  assert restored.param_groups[0]['lr'] == pytest.approx(1e-11)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'lr': -1}, 'Invalid lr=-1'),
+    ({'betas': (0.9, 1.0)}, r'Invalid betas\[1\]=1.0'),
+  ],
+)
+def test_hyperparameters_of_a_group_are_checked(options, message):
+  p, q = parameters(torch.float32, ((2,), (2,)))
+  with pytest.raises(ValueError, match=message):
+    NadamW([{'params': [p]} | options])
+  optimizer = NadamW([p])
+  with pytest.raises(ValueError, match=message):
+    optimizer.add_param_group({'params': [q]} | options)
+  assert len(optimizer.param_groups) == 1
+
+
+def test_gradient_scaling_by_powers_of_two_changes_nothing():
+  params, others = parameters(torch.float32), parameters(torch.float32)
+  optimizer, scaled = (NadamW(p, **SETTINGS) for p in (params, others))
+  scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10, growth_interval=1)
+  for step in range(4):
+    grads = gradients(params, step)
+    for group, opt in ((params, optimizer), (others, scaled)):
+      opt.zero_grad()
+      loss = sum((p * g).sum() for p, g in zip(group, grads, strict=True))
+      if opt is scaled:
+        scaler.scale(loss).backward()
+        scaler.step(opt)
+        scaler.update()
+      else:
+        loss.backward()
+        opt.step()
+  assert scaler.get_scale() == 2.0**14
+  for p, q in zip(params, others, strict=True):
+    assert torch.equal(p, q)
+
+
+def test_gradient_scaling_skips_a_step_that_overflows():
+  params = parameters(torch.float32)
+  before = [p.detach().clone() for p in params]
+  optimizer = NadamW(params, **SETTINGS)
+  scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
+  loss = sum(p.sum() for p in params) * float('inf')
+  scaler.scale(loss).backward()
+  scaler.step(optimizer)
+  scaler.update()
+  assert scaler.get_scale() == 2.0**9
+  assert not optimizer.state
+  for p, q in zip(params, before, strict=True):
+    assert torch.equal(p, q)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_steps_on_a_gpu_equal_the_slow_reference(dtype):
+  if not torch.cuda.is_available():
+    pytest.skip('no CUDA device')
+  params = [
+    torch.nn.Parameter(p.detach().cuda())
+    for p in parameters(dtype, ((3, 4), (5,), (), (2, 3, 4, 4)))
+  ]
+  params[3].data = params[3].data.to(memory_format=torch.channels_last)
+  reference = ReferenceNadamW([p.cpu() for p in params], **SETTINGS)
+  optimizer = NadamW(params, **SETTINGS)
+  for step in range(5):
+    grads = gradients(params, step)
+    for p, g in zip(params, grads, strict=True):
+      p.grad = torch.empty_like(p).copy_(g)
+    optimizer.step()
+    reference.step(grads)
+  # Five steps with about ten roundings each; bfloat16 rounds once per step.
+  tolerance = 2e-5 if dtype == torch.float32 else 5 * 2**-8
+  for p, expected in zip(params, reference.p, strict=True):
+    torch.testing.assert_close(
+      p.detach().cpu().double(), expected, rtol=tolerance, atol=tolerance
+    )

@@ -83,6 +83,28 @@ def test_a_restored_scheduler_continues():
   )
 
 
+@pytest.mark.parametrize(
+  'other', [{'budget': 20}, {'warmup_factor': 0.5}, {'schedule': 'constant'}]
+)
+def test_a_restored_scheduler_warns_of_another_curve(other):
+  """Issue 15: a resumed run took another learning rate without a word."""
+
+  def build(**kwargs):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    kwargs = {'budget': 10, 'warmup_factor': 0.2} | kwargs
+    return schedules.build_scheduler(optimizer, **kwargs)
+
+  saved = build().state_dict()
+  scheduler = build(**other)
+  with pytest.warns(UserWarning, match='The saved run followed'):
+    scheduler.load_state_dict(saved)
+  # The curve is the constructor's, the saved one is not adopted.
+  assert scheduler.curve == build(**other).curve
+  # A state without a curve, of an earlier version, loads silently.
+  del saved['curve']
+  build(**other).load_state_dict(saved)
+
+
 def test_an_unknown_schedule_is_refused():
   with pytest.raises(ValueError, match=r"schedule='linear'\. Must be"):
     schedules.factor(0, 10, 0.0, 'linear')

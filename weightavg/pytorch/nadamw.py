@@ -1,9 +1,10 @@
-"""NadamW: Adam with decoupled decay and a Nesterov look-ahead."""
+"""NadamW: Adam with decoupled weight decay and a Nesterov look-ahead."""
 
 import functools
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,22 +12,25 @@ from torch import Tensor
 
 from weightavg.pytorch import multi_tensor
 
+_MOMENTS = ('exp_avg', 'exp_avg_sq')
+
 
 class NadamW(torch.optim.Optimizer):
-  """AlgoPerf's NAdamW (Choi et al. 2019, 1910.05446, table 1), in one sweep.
+  """AlgoPerf's NAdamW (Choi et al. 2019, arXiv 1910.05446, table 1).
 
-  With g the gradient at step t = 1, 2, ... of a parameter:
+  With g the gradient of a parameter p at its step t = 1, 2, ...:
 
     m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
     n = b1 m + (1 - b1) g                           (the Nesterov look-ahead)
     p <- p (1 - lr wd)
     p <- p - lr / (1 - b1^t) * n / (sqrt(v) / sqrt(1 - b2^t) + eps)
 
-  `torch.optim.NAdam` is another algorithm: its momentum follows a schedule.
-  Moments are float32 for parameters of half precision, of the parameter's
-  dtype otherwise; parameters of half precision are updated in float32 and
-  rounded once. A parameter without gradient is left alone, decay included, and
-  its own t stands still.
+  `torch.optim.NAdam` is another algorithm, whose momentum follows a schedule.
+
+  Moments have the parameter's dtype, and float32 for 16-bit parameters, which
+  are updated in float32 and rounded once. A parameter without a gradient keeps
+  its value, decay included, and its own t. DTensor parameters (FSDP2, tensor
+  parallelism) are updated shard by shard without communication.
 
   Args:
     params: parameters or parameter groups.
@@ -34,10 +38,9 @@ class NadamW(torch.optim.Optimizer):
     betas: (b1, b2), each in [0, 1).
     eps: added to the denominator, in [0, inf).
     weight_decay: decoupled decay, in [0, inf).
-    fused: None runs a few operations over pieces that fit the cache (on a GPU,
-      multi-tensor operations); 'compile' has torch.compile make one kernel of
-      them, which takes a compiler: without one, the first step warns and goes
-      on as with None.
+    fused: None uses torch's fused kernels, on a CPU in pieces that fit the
+      cache. 'compile' has torch.compile generate one kernel, which needs a
+      compiler; without one the first step warns, and all steps run as for None.
 
   Raises:
     ValueError: for an argument out of range or a complex parameter.
@@ -60,18 +63,6 @@ class NadamW(torch.optim.Optimizer):
     weight_decay: float = 0.0,
     fused: str | None = None,
   ) -> None:
-    for name, value in (
-      ('lr', lr),
-      ('eps', eps),
-      ('weight_decay', weight_decay),
-    ):
-      if not 0.0 <= value < math.inf:
-        raise ValueError(f'Invalid {name}={value}. Must be in [0, inf).')
-    if len(betas) != 2:
-      raise ValueError(f'Invalid betas={betas}. Must be two numbers.')
-    for index, beta in enumerate(betas):
-      if not 0.0 <= beta < 1.0:
-        raise ValueError(f'Invalid betas[{index}]={beta}. Must be in [0, 1).')
     if fused not in (None, 'compile'):
       raise ValueError(f'Invalid fused={fused!r}. Must be None or compile.')
     defaults = {
@@ -80,16 +71,29 @@ class NadamW(torch.optim.Optimizer):
       'eps': eps,
       'weight_decay': weight_decay,
     }
-    super().__init__(params, defaults)
+    _check_hyperparameters(defaults)
     self._compiled = fused == 'compile'
+    # Reused by every step: fresh memory costs a page fault per 4 KiB.
     self._scratch: dict[torch.dtype, Tensor] = {}
-    for group in self.param_groups:
-      for p in group['params']:
-        if p.is_complex():
-          raise ValueError('Invalid params. NadamW takes no complex tensors.')
+    super().__init__(params, defaults)
+
+  def add_param_group(self, param_group: dict[str, Any]) -> None:
+    """Add parameters with hyperparameters of their own.
+
+    Raises:
+      ValueError: for a hyperparameter out of range or a complex parameter.
+    """
+    _check_hyperparameters(self.defaults | param_group)
+    super().add_param_group(param_group)
+    if any(p.is_complex() for p in self.param_groups[-1]['params']):
+      self.param_groups.pop()
+      raise ValueError('Invalid params. NadamW takes no complex tensors.')
+
+  def __getstate__(self) -> dict[str, Any]:
+    # torch copies and pickles only defaults, state and groups.
+    return super().__getstate__() | {'_compiled': self._compiled}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    # torch's copies and pickles of an optimizer keep state and groups only.
     super().__setstate__(state)
     self.__dict__.setdefault('_compiled', False)
     self.__dict__.setdefault('_scratch', {})
@@ -98,53 +102,62 @@ class NadamW(torch.optim.Optimizer):
   def step(  # type: ignore[override]
     self, closure: Callable[[], Tensor] | None = None
   ) -> Tensor | None:
-    """Make one step; `closure`, if given, recomputes the loss first."""
+    """Update the parameters that have a gradient.
+
+    Args:
+      closure: computes the loss again and returns it.
+    """
     loss = None
     if closure is not None:
       with torch.enable_grad():
         loss = closure()
     for group in self.param_groups:
-      # Parameters that missed a gradient lag behind: one sweep for each t.
+      # A parameter that missed a gradient has a smaller t than the others.
       by_step: dict[int, list[Tensor]] = {}
       for p in group['params']:
         if p.grad is not None:
-          by_step.setdefault(self._advance(p), []).append(p)
+          by_step.setdefault(self._count_step(p), []).append(p)
       for t, params in by_step.items():
-        self._sweep(params, t, group)
+        self._update(params, t, group)
     return loss
 
-  def _advance(self, p: Tensor) -> int:
+  def _count_step(self, p: Tensor) -> int:
     if p.grad.is_sparse:  # type: ignore[union-attr]
       raise RuntimeError('Invalid gradient. NadamW takes no sparse tensors.')
     state = self.state[p]
     if not state:
       dtype = torch.promote_types(p.dtype, torch.float32)
       state['step'] = 0
-      state['exp_avg'] = torch.zeros_like(p, dtype=dtype)
-      state['exp_avg_sq'] = torch.zeros_like(p, dtype=dtype)
+      for name in _MOMENTS:
+        state[name] = torch.zeros_like(p, dtype=dtype)
     state['step'] += 1
     return state['step']
 
-  def _sweep(self, params: list[Tensor], t: int, group: dict) -> None:
-    lists = (
-      params,
-      [p.grad for p in params],
-      [self.state[p]['exp_avg'] for p in params],
-      [self.state[p]['exp_avg_sq'] for p in params],
-    )
-    for tensors in multi_tensor.by_device_and_dtype(*lists):  # type: ignore[arg-type]
-      if self._compiled and self._update_compiled(tensors, t, group):
+  def _update(
+    self, params: list[Tensor], t: int, group: dict[str, Any]
+  ) -> None:
+    dense: list[list[Tensor]] = [[], [], [], []]
+    for p in params:
+      tensors = _local_tensors(p, *(self.state[p][name] for name in _MOMENTS))
+      ordered = _in_memory_order(tensors)
+      if ordered is None:
+        _update_each([[x] for x in tensors], _scalars(t, group))
         continue
-      for piece in multi_tensor.pieces(*tensors):
-        _update(piece, t, group, self._scratch)
+      for column, tensor in zip(dense, ordered, strict=True):
+        column.append(tensor)
+    for columns in multi_tensor.by_device_and_dtype(*dense):
+      if self._compiled and self._update_compiled(columns, t, group):
+        continue
+      for piece in multi_tensor.pieces(*columns):
+        _update_by_adamw(piece, t, group, self._scratch)
 
   def _update_compiled(
-    self, tensors: list[list[Tensor]], t: int, group: dict[str, Any]
+    self, columns: list[list[Tensor]], t: int, group: dict[str, Any]
   ) -> bool:
-    """Whether the compiled kernel made the step; False: nothing has changed."""
+    """Try the compiled kernel; False if it failed, with nothing changed."""
     try:
-      _compiled_update()(*tensors, *_scalars(t, group))
-    # Whatever goes wrong in a compiler goes wrong before the kernel runs.
+      _compiled_update()(columns, _scalars(t, group))
+    # A compiler raises many kinds of errors, all before the kernel runs.
     except Exception as error:
       self._compiled = False
       warnings.warn(
@@ -154,78 +167,132 @@ class NadamW(torch.optim.Optimizer):
       return False
     return True
 
-  def load_state_dict(self, state_dict: dict) -> None:
-    """Restore; moments keep their saved dtype, which torch would cast."""
-    super().load_state_dict(state_dict)
-    params = [p for group in self.param_groups for p in group['params']]
-    for index, saved in state_dict['state'].items():
-      p = params[index]
-      for name in ('exp_avg', 'exp_avg_sq'):
-        self.state[p][name] = saved[name].to(p.device, copy=True)
+  def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    """Restore a state as torch's optimizers do, with moments as they were.
+
+    The saved hyperparameters replace the constructor's, the learning rate
+    included. A warning names a peak learning rate that changes.
+
+    torch would cast the moments to the parameters' dtype. They are restored
+    from the state that torch's load hooks return, before later hooks run, so
+    hooks that rename or reorder the state work as with `torch.optim.AdamW`.
+    """
+    peaks = [_peak(group) for group in self.param_groups]
+    loaded: dict[str, Any] = {}
+
+    def keep(_: Any, state_dict: dict[str, Any]) -> None:
+      loaded.update(state_dict)
+
+    def restore(_: Any) -> None:
+      saved_params, params = (
+        itertools.chain.from_iterable(group['params'] for group in groups)
+        for groups in (loaded['param_groups'], self.param_groups)
+      )
+      for key, p in zip(saved_params, params, strict=True):
+        for name in _MOMENTS:
+          if name in loaded['state'].get(key, {}):
+            moment = loaded['state'][key][name]
+            self.state[p][name] = moment.to(p.device, copy=True)
+
+    # The last pre-hook sees what the user's hooks return; the first post-hook
+    # comes before theirs.
+    handles = (
+      self.register_load_state_dict_pre_hook(keep),
+      self.register_load_state_dict_post_hook(restore, prepend=True),
+    )
+    try:
+      super().load_state_dict(state_dict)
+    finally:
+      for handle in handles:
+        handle.remove()
+    for peak, group in zip(peaks, self.param_groups, strict=True):
+      if _peak(group) != peak:
+        warnings.warn(
+          f'NadamW continues with the saved learning rate {_peak(group)}, not '
+          f'the constructor\'s {peak}. Set group["lr"] after loading to '
+          'change it.',
+          stacklevel=2,
+        )
 
 
-def _update(
+def _peak(group: Mapping[str, Any]) -> float:
+  """Return the learning rate that a scheduler multiplies, if there is one."""
+  return float(group.get('initial_lr', group['lr']))
+
+
+def _check_hyperparameters(group: Mapping[str, Any]) -> None:
+  """Raise ValueError for the first hyperparameter out of range."""
+  for name in ('lr', 'eps', 'weight_decay'):
+    value = group[name]
+    if not 0.0 <= value < math.inf:
+      raise ValueError(f'Invalid {name}={value}. Must be in [0, inf).')
+  betas = group['betas']
+  if len(betas) != 2:
+    raise ValueError(f'Invalid betas={betas}. Must be two numbers.')
+  for index, beta in enumerate(betas):
+    if not 0.0 <= beta < 1.0:
+      raise ValueError(f'Invalid betas[{index}]={beta}. Must be in [0, 1).')
+
+
+def _local_tensors(p: Any, *moments: Any) -> list[Tensor]:
+  """Return [p, gradient, *moments], of DTensors this rank's shards."""
+  grad = p.grad
+  if not hasattr(p, 'to_local'):
+    return [p, grad, *moments]
+  if grad.placements != p.placements:
+    grad = grad.redistribute(placements=p.placements)
+  return [t.to_local() for t in (p, grad, *moments)]
+
+
+def _in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+  """Return tensors whose memory is dense and ordered alike, None if it is not.
+
+  The fused kernel walks through memory without regard to strides.
+  """
+  if all(t.is_contiguous() for t in tensors):
+    return list(tensors)
+  if len({t.stride() for t in tensors}) > 1:
+    return None
+  flat = [multi_tensor.flat(t) for t in tensors]
+  return None if any(t is None for t in flat) else flat  # type: ignore[return-value]
+
+
+def _update_by_adamw(
   piece: list[list[Tensor]],
   t: int,
-  group: dict[str, Any],
+  group: Mapping[str, Any],
   scratch: dict[torch.dtype, Tensor],
 ) -> None:
-  """One step over tensors that stay in the cache from line to line."""
+  """Make one step with torch's fused AdamW kernel.
+
+  AdamW turns a buffer x into b1 x + (1 - b1) g and steps along it. For x = m,
+  updated already, that is the look-ahead n. The kernel writes to the buffer, so
+  it gets a copy of m, on a CPU one that is still in the cache.
+  """
   params, grads, exp_avgs, exp_avg_sqs = piece
-  wide = exp_avgs[0].dtype
+  wide, device = exp_avgs[0].dtype, exp_avgs[0].device
   weights = params
   if params[0].dtype != wide:
     weights = [p.to(wide) for p in params]
   if grads[0].dtype != wide:
     grads = [g.to(wide) for g in grads]
   torch._foreach_lerp_(exp_avgs, grads, 1.0 - group['betas'][0])
-  lists = (weights, grads, exp_avgs, exp_avg_sqs)
-  plain = all(x.is_contiguous() for tensors in lists for x in tensors)
-  if plain and weights[0].device.type == 'cpu':
-    copies = _borrow(scratch, exp_avgs)
-    torch._foreach_copy_(copies, exp_avgs)
-    _finish_by_adamw(weights, grads, copies, exp_avg_sqs, t, group)
-  else:
-    _finish_by_foreach(weights, grads, exp_avgs, exp_avg_sqs, t, group)
-  if weights is not params:
-    torch._foreach_copy_(params, weights)
-
-
-def _borrow(
-  scratch: dict[torch.dtype, Tensor], tensors: list[Tensor]
-) -> list[Tensor]:
-  """Memory like the tensors' from a buffer that is kept: new memory would cost
-  a page fault every few kilobytes.
-  """
-  dtype, sizes = tensors[0].dtype, [t.numel() for t in tensors]
-  if dtype not in scratch or scratch[dtype].numel() < sum(sizes):
-    scratch[dtype] = torch.empty(sum(sizes), dtype=dtype)
-  parts = scratch[dtype][: sum(sizes)].split(sizes)
-  return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
-
-
-def _finish_by_adamw(
-  weights: list[Tensor],
-  grads: list[Tensor],
-  copies: list[Tensor],
-  exp_avg_sqs: list[Tensor],
-  t: int,
-  group: dict[str, Any],
-) -> None:
-  """The step after m's update, by torch's fused AdamW kernel.
-
-  AdamW turns a buffer x into b1 x + (1 - b1) g and steps along it. For x = m,
-  updated already, that is the look-ahead n. The kernel writes to its buffer:
-  it gets a copy, of one piece, in the cache.
-  """
+  copies = (
+    _borrow(scratch, exp_avgs)
+    if device.type == 'cpu'
+    else [torch.empty_like(m) for m in exp_avgs]
+  )
+  torch._foreach_copy_(copies, exp_avgs)
+  # Dtype and device are given: torch's defaults may be bfloat16 or meta.
+  step = torch.full((), float(t), dtype=torch.float32, device=device)
   torch._fused_adamw_(
     weights,
     grads,
     copies,
     exp_avg_sqs,
     [],
-    [torch.tensor(float(t))] * len(weights),
-    lr=group['lr'],
+    [step] * len(weights),
+    lr=float(group['lr']),
     beta1=group['betas'][0],
     beta2=group['betas'][1],
     weight_decay=group['weight_decay'],
@@ -233,63 +300,44 @@ def _finish_by_adamw(
     amsgrad=False,
     maximize=False,
   )
+  if weights is not params:
+    torch._foreach_copy_(params, weights)
 
 
-def _finish_by_foreach(
-  weights: list[Tensor],
-  grads: list[Tensor],
-  exp_avgs: list[Tensor],
-  exp_avg_sqs: list[Tensor],
-  t: int,
-  group: dict[str, Any],
-) -> None:
-  """The step after m's update, operation by operation: any device, any strides.
+def _borrow(
+  scratch: dict[torch.dtype, Tensor], tensors: list[Tensor]
+) -> list[Tensor]:
+  """Cut tensors of the given shapes from a CPU buffer that is kept."""
+  dtype, sizes = tensors[0].dtype, [t.numel() for t in tensors]
+  if dtype not in scratch or scratch[dtype].numel() < sum(sizes):
+    scratch[dtype] = torch.empty(sum(sizes), dtype=dtype, device='cpu')
+  parts = scratch[dtype][: sum(sizes)].split(sizes)
+  return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
-  With c = sqrt(1 - b2^t), n / (sqrt(v) / c + eps) = c n / (sqrt(v) + c eps).
-  """
+
+def _scalars(t: int, group: Mapping[str, Any]) -> list[Tensor]:
+  """Return the numbers of step t as tensors: numbers would recompile."""
   beta1, beta2 = group['betas']
-  lr, weight_decay = group['lr'], group['weight_decay']
-  correction = math.sqrt(1.0 - beta2**t)
-  torch._foreach_mul_(exp_avg_sqs, beta2)
-  torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1.0 - beta2)
-  denominators = torch._foreach_sqrt(exp_avg_sqs)
-  torch._foreach_add_(denominators, correction * group['eps'])
-  if weight_decay:
-    torch._foreach_mul_(weights, 1.0 - lr * weight_decay)
-  # n = g + b1 (m - g)
-  directions = torch._foreach_lerp(grads, exp_avgs, beta1)
-  step_size = lr * correction / (1.0 - beta1**t)
-  torch._foreach_addcdiv_(weights, directions, denominators, -step_size)
-
-
-def _scalars(t: int, group: dict[str, Any]) -> list[Tensor]:
-  """What changes from step to step, as tensors: numbers would recompile."""
-  beta1, beta2 = group['betas']
+  lr = float(group['lr'])
   values = (
-    group['lr'] / (1.0 - beta1**t),
-    1.0 - group['lr'] * group['weight_decay'],
+    lr / (1.0 - beta1**t),
+    1.0 - lr * group['weight_decay'],
     math.sqrt(1.0 - beta2**t),
     group['eps'],
     beta1,
     beta2,
   )
-  return [torch.tensor(value, dtype=torch.float64) for value in values]
+  return [
+    torch.tensor(value, dtype=torch.float64, device='cpu') for value in values
+  ]
 
 
-def _plain_update(
-  params: list[Tensor],
-  grads: list[Tensor],
-  exp_avgs: list[Tensor],
-  exp_avg_sqs: list[Tensor],
-  step_size: Tensor,
-  decay: Tensor,
-  correction: Tensor,
-  eps: Tensor,
-  beta1: Tensor,
-  beta2: Tensor,
+def _update_each(
+  columns: Sequence[Sequence[Tensor]], scalars: Sequence[Tensor]
 ) -> None:
-  """One step, written for a compiler: one expression for each tensor."""
-  for p, grad, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+  """Make one step tensor by tensor: for a compiler, and for any strides."""
+  step_size, decay, correction, eps, beta1, beta2 = scalars
+  for p, grad, m, v in zip(*columns, strict=True):
     g = grad.to(m.dtype)
     new_m = g + beta1 * (m - g)
     new_v = beta2 * v + (1.0 - beta2) * (g * g)
@@ -302,4 +350,4 @@ def _plain_update(
 
 @functools.cache
 def _compiled_update() -> Callable[..., None]:
-  return torch.compile(_plain_update, dynamic=False)
+  return torch.compile(_update_each, dynamic=False)

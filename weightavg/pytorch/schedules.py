@@ -1,7 +1,7 @@
-"""Learning-rate schedules as multiples of the peak, by step.
+"""Learning-rate schedules: multiples of the peak learning rate by step.
 
-For S schedule steps of which W = int(warmup_factor S) warm up, the factor
-before step s (0, 1, ...) is
+With S the length of the schedule in steps and W = int(warmup_factor S) the
+length of its warm-up, the factor before step s (0, 1, ...) is
 
   s < W:  1e-10 + (1 - 1e-10) s / W
   s >= W: with x = min(1, (s - W) / max(S - W, 1)),
@@ -9,25 +9,27 @@ before step s (0, 1, ...) is
     cosine_to_half  (3 + cos(pi x)) / 4
     constant        1
 
-AlgoPerf's baselines compose the same curve from torch's LinearLR and
-CosineAnnealingLR; theirs rises again after S steps, ours stays at its end.
+AlgoPerf's baselines compose the same cosine from torch's LinearLR and
+CosineAnnealingLR, which rises again after S steps. Here the last value holds.
 """
 
 import math
+import warnings
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from weightavg.clock_plan import ClockPlan
 
-# The baselines' start of the warm-up: not zero, so that no step is lost.
+# As in AlgoPerf's baselines; at zero the first step would change nothing.
 WARMUP_START = 1e-10
 
 
 def factor(
   step: int, steps: int, warmup_factor: float, schedule: str = 'cosine'
 ) -> float:
-  """Learning rate before `step`, as a multiple of the peak.
+  """Return the learning rate before `step` as a multiple of the peak.
 
   >>> [round(factor(s, 8, 0.25), 3) for s in (0, 1, 2, 5, 8, 9)]
   [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
@@ -42,10 +44,10 @@ def factor(
 def factor_at(
   position: float, warmup_factor: float, schedule: str = 'cosine'
 ) -> float:
-  """Learning rate at a position in [0, 1] of the schedule, as a multiple.
+  """Return the learning rate at a position in [0, 1] of the schedule.
 
-  The same curve as `factor`, with x = (position - w) / (1 - w) after a warm-up
-  of w = warmup_factor. Continuous, but for a step up by 1e-10 at the start.
+  A multiple of the peak, on the same curve as `factor`, with
+  x = (position - w) / (1 - w) after a warm-up of w = warmup_factor.
 
   >>> [round(factor_at(p / 8, 0.25), 3) for p in (0, 1, 2, 5, 8, 9)]
   [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
@@ -70,18 +72,56 @@ def _after_warmup(progress: float, schedule: str) -> float:
   return factors[schedule]
 
 
+class Schedule(LambdaLR):
+  """Multiply each group's learning rate by `factor` at the current step.
+
+  A restored state brings the step and the peak learning rates, as in torch.
+  The curve is the constructor's; `load_state_dict` warns if another was saved.
+
+  Args:
+    optimizer: its groups' learning rates are the peaks.
+    steps: S, length of the schedule.
+    warmup_factor: warm-up as a fraction of S, in [0, 1).
+    schedule: 'cosine', 'cosine_to_half' or 'constant'.
+  """
+
+  def __init__(
+    self,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    warmup_factor: float = 0.0,
+    schedule: str = 'cosine',
+  ) -> None:
+    self.curve = {
+      'steps': steps,
+      'warmup_factor': warmup_factor,
+      'schedule': schedule,
+    }
+    super().__init__(optimizer, lambda step: factor(step, **self.curve))  # type: ignore[arg-type]
+
+  def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    """Restore; warn if the saved run followed another curve."""
+    curve = self.curve
+    super().load_state_dict(state_dict)
+    saved, self.curve = self.curve, curve
+    if saved != curve:
+      warnings.warn(
+        f'The learning rate continues on the schedule {curve}. The saved run '
+        f'followed {saved}.',
+        stacklevel=2,
+      )
+
+
 def build_scheduler(
   optimizer: torch.optim.Optimizer,
   budget: int,
   warmup_factor: float = 0.0,
   schedule: str = 'cosine',
   schedule_factor: float = 1.0,
-) -> LambdaLR:
-  """Schedule for `optimizer` over schedule_factor * budget steps."""
+) -> Schedule:
+  """Build the schedule of a run: S = schedule_factor x budget steps."""
   steps = max(1, round(schedule_factor * budget))
-  return LambdaLR(
-    optimizer, lambda step: factor(step, steps, warmup_factor, schedule)
-  )
+  return Schedule(optimizer, steps, warmup_factor, schedule)
 
 
 def build_planned_scheduler(
@@ -91,7 +131,7 @@ def build_planned_scheduler(
   schedule: str = 'cosine',
   schedule_factor: float = 1.0,
 ) -> LambdaLR:
-  """Schedule for `optimizer` along the positions of a plan that may change."""
+  """Build a schedule along the positions of a plan, which may be revised."""
 
   def at(step: int) -> float:
     position = plan.position(step) / schedule_factor

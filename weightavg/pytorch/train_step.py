@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from absl import logging
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from weightavg import spec
 from weightavg.clock_plan import ClockPlan
@@ -103,7 +104,7 @@ def init_optimizer_state(
   )
   timing: dict[str, Any] = {}
   if clock is None:
-    scheduler = build_scheduler(trainer, budget, *curve)
+    scheduler: LRScheduler = build_scheduler(trainer, budget, *curve)
   else:
     scheduler = build_planned_scheduler(trainer, clock.plan, *curve)
     clock.add_follower(averager.follow_budget)

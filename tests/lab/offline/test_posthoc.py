@@ -88,17 +88,17 @@ def test_reconstruction_errors_are_small_and_shrink_with_more_snapshots(sigma):
 def walk(folder, steps=400, every=20):
   """A model on a random walk with drift, its samples and snapshots."""
   model = nn.Linear(3, 2).double()
-  tracks = posthoc.Tracks(model)
+  accumulators = posthoc.Accumulators(model)
   samples = []
   for step in range(1, steps + 1):
     with torch.no_grad():
       for p in model.parameters():
         p.add_(0.05 * torch.randn_like(p) + 0.01)
-    tracks.update()
+    accumulators.update()
     samples.append(model.weight.detach().clone())
     if step % every == 0:
-      tracks.save(str(folder))
-  return model, tracks, samples
+      accumulators.save(str(folder))
+  return model, accumulators, samples
 
 
 def test_average_command_comes_near_the_exact_averages(tmp_path, capsys):
@@ -140,14 +140,14 @@ def test_a_tracked_width_comes_out_of_the_command_exactly(tmp_path):
     torch.testing.assert_close(found.tensor('weight'), exact, rtol=0, atol=1e-6)
 
 
-def test_tracks_continue_from_their_state(tmp_path):
-  model, tracks, _ = walk(tmp_path, steps=20)
-  again = posthoc.Tracks(model)
-  again.load_state_dict(tracks.state_dict())
-  for other in (tracks, again):
+def test_accumulators_continue_from_their_state(tmp_path):
+  model, accumulators, _ = walk(tmp_path, steps=20)
+  again = posthoc.Accumulators(model)
+  again.load_state_dict(accumulators.state_dict())
+  for other in (accumulators, again):
     other.update()
   (tmp_path / 'x').mkdir()
-  paths = [tracks.save(str(tmp_path)), again.save(str(tmp_path / 'x'))]
+  paths = [accumulators.save(str(tmp_path)), again.save(str(tmp_path / 'x'))]
   for a, b in zip(*paths, strict=True):
     with Checkpoint(a) as one, Checkpoint(b) as two:
       assert torch.equal(one.tensor('weight'), two.tensor('weight'))
@@ -163,14 +163,14 @@ def test_other_files_and_steps_without_snapshot_are_refused(tmp_path, capsys):
   )
   (tmp_path / 'posthoc_x.safetensors').write_bytes(b'')
   assert main([*arguments, str(tmp_path / 'posthoc_*')])
-  assert 'is no snapshot' in capsys.readouterr().err
+  assert 'not a snapshot' in capsys.readouterr().err
 
 
-def test_tracks_may_sample_every_so_many_steps(tmp_path):
-  tracks = posthoc.Tracks(nn.Linear(1, 1), every=2)
+def test_accumulators_may_sample_every_so_many_steps(tmp_path):
+  accumulators = posthoc.Accumulators(nn.Linear(1, 1), every=2)
   for _ in range(4):
-    tracks.update()
-  assert [p.rpartition('_')[2] for p in tracks.save(str(tmp_path))] == [
+    accumulators.update()
+  assert [p.rpartition('_')[2] for p in accumulators.save(str(tmp_path))] == [
     '4.safetensors'
   ] * len(posthoc.SIGMAS)
 

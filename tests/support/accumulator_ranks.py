@@ -1,4 +1,4 @@
-"""Two ranks that keep post-hoc tracks: undisturbed, and killed and resumed."""
+"""Two ranks with post-hoc accumulators: undisturbed, killed and resumed."""
 
 import os
 import sys
@@ -17,8 +17,8 @@ def whole_and_cut(rank, folder, path, every):
   sys.path.insert(0, str(folder))
   fakes.register()
   if rank:
-    # Whoever makes tracks here, or writes, is found out.
-    del run_accumulators.RunTracks
+    # Whoever makes accumulators here, or writes, is found out.
+    del run_accumulators.RunAccumulators
 
   def run(name, **changes):
     given = fakes.settings(

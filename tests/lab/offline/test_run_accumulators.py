@@ -1,4 +1,4 @@
-"""Post-hoc tracks that the runner keeps, and averages made from them."""
+"""Post-hoc accumulators that the runner keeps, and averages made from them."""
 
 import json
 import os
@@ -6,11 +6,11 @@ import pathlib
 import subprocess
 import sys
 
+import accumulator_ranks
 import fakes
 import gloo
 import pytest
 import torch
-import track_ranks
 
 from lab.core import light_files
 from lab.core.errors import InputError
@@ -128,7 +128,7 @@ def test_snapshots_are_of_raw_weights_whatever_is_evaluated(averaging, folder):
         )
 
 
-def test_tracks_change_nothing_else_in_a_run(averaging, folder):
+def test_accumulators_change_nothing_else_in_a_run(averaging, folder):
   plain = fakes.run(folder, experiment_name='plain', **averaging)
   tracked = fakes.run(
     folder, experiment_name='tracked', posthoc_every=1, **averaging
@@ -220,7 +220,7 @@ def of_another_model(path, other):
 @pytest.mark.parametrize(
   ('spoil', 'message'),
   [
-    (gone, 'no state of the tracks'),
+    (gone, 'is missing'),
     (truncated, 'truncated, or of another run'),
     (of_another_step, 'of step 15'),
     (of_another_model, 'has shape'),
@@ -244,18 +244,18 @@ def test_a_full_disk_leaves_no_state(folder, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   model = torch.nn.Linear(2, 2)
-  tracks = run_accumulators.RunTracks(model, str(folder), every=1)
-  tracks.update(1)
+  accumulators = run_accumulators.RunAccumulators(model, str(folder), every=1)
+  accumulators.update(1)
   before = fakes.tree(folder)
   monkeypatch.setattr(run_accumulators.torch, 'save', full)
   with pytest.raises(InputError, match=r'state_1\.pt: No space left'):
-    tracks.save_state(1)
+    accumulators.save_state(1)
   assert fakes.tree(folder) == before
 
 
-def test_rank_0_alone_keeps_tracks_of_two_ranks(folder):
+def test_rank_0_alone_keeps_accumulators_of_two_ranks(folder):
   path = fakes.write_submission(folder)
-  gloo.run_on_ranks(2, track_ranks.whole_and_cut, folder, path, EVERY)
+  gloo.run_on_ranks(2, accumulator_ranks.whole_and_cut, folder, path, EVERY)
   whole, cut = snapshots(trial('whole')), snapshots(trial('cut'))
   assert len(whole) == 2 * (STEPS // EVERY)
   assert cut == whole

@@ -1,0 +1,213 @@
+"""The command: files, exit status, bad input, hostile names."""
+
+import json
+import re
+import struct
+
+import log_folders
+import pytest
+
+from lab.core.errors import InputError
+from lab.report import __main__ as command
+
+FIGURES = (
+  'metric_by_steps',
+  'metric_by_time',
+  'profiles',
+  'steps_to_target',
+  'time_to_target',
+)
+
+
+@pytest.fixture
+def logs(tmp_path):
+  folder = tmp_path / 'logs'
+  log_folders.small_group(folder)
+  return folder
+
+
+def _run(*arguments):
+  return command.main([*map(str, arguments)])
+
+
+def _json(output):
+  return json.loads((output / 'report.json').read_text())
+
+
+def test_writes_numbers_text_page_and_figures(logs, tmp_path, capsys):
+  output = tmp_path / 'deep' / 'out'
+  status = _run(
+    logs, '--output', output, '--baseline=slow', '--what_if=slow:x0.5'
+  )
+  assert status == 0
+  assert capsys.readouterr().err == ''
+  content = _json(output)
+  # criteo1tb: 2 x, wmt: 3 x the fastest; seven workloads have no logs. Each
+  # profile is a trapezoid over 99 intervals of tau.
+  assert content['scores'] == pytest.approx(
+    {'fast': 2 / 9, 'slow': (66.5 + 33.5) / 99 / 9}, abs=1e-12
+  )
+  rows = content['time_to_target']
+  assert len(rows) == 2 * 9
+  assert all(
+    set(row)
+    == {'submission', 'workload', 'seconds', 'steps', 'fraction_of_budget'}
+    for row in rows
+  )
+  reached = {
+    (row['submission'], row['workload']): row
+    for row in rows
+    if row['seconds'] is not None
+  }
+  assert set(reached) == {
+    (s, w) for s in ('fast', 'slow') for w in ('criteo1tb', 'wmt')
+  }
+  assert reached['slow', 'criteo1tb']['seconds'] == 220.0
+  assert reached['slow', 'wmt'] == {
+    'submission': 'slow',
+    'workload': 'wmt',
+    'seconds': 600.0,
+    'steps': 12000,
+    'fraction_of_budget': 0.1,
+  }
+  (savings,) = [r for r in content['savings'] if r['submission'] == 'fast']
+  # 4 GPUs; 110 and 200 s against 220 and 600 s.
+  assert savings['gpu_hours'] == pytest.approx(4 * 310 / 3600)
+  assert savings['saving'] == pytest.approx(1 - 310 / 820)
+  (what_if,) = content['what_if']
+  assert what_if['score_after'] > what_if['score_before']
+  assert content['notes'][0] == (
+    'fast: no logs of fastmri, finewebedu_lm, imagenet_resnet, imagenet_vit, '
+    'librispeech_conformer, librispeech_deepspeech, ogbg.'
+  )
+  for name in FIGURES:
+    picture = (output / 'figures' / f'{name}.png').read_bytes()
+    width, height = struct.unpack('>II', picture[16:24])
+    assert width > 400
+    assert height > 200
+    assert (output / 'figures' / f'{name}.pdf').read_bytes()[:5] == b'%PDF-'
+    assert f'![figures/{name}.png]' in (output / 'report.md').read_text()
+  assert [p.name for p in output.parent.iterdir()] == ['out']
+
+
+def test_same_logs_give_the_same_files(logs, tmp_path):
+  files = []
+  for name in ('one', 'two'):
+    _run(logs, '--output', tmp_path / name)
+    folder = tmp_path / name
+    files.append(
+      {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file()
+      }
+    )
+  assert files[0].keys() == files[1].keys()
+  differ = [str(k) for k, v in files[0].items() if files[1][k] != v]
+  assert differ == []
+
+
+def test_targets_file_in_the_logs_is_used(logs, tmp_path):
+  log_folders.write_targets(
+    logs / 'workload_targets.json',
+    {'criteo1tb': ('loss', 0.2, 1000), 'wmt': ('bleu', 40.0, 24000)},
+  )
+  status = _run(logs, '--output', tmp_path / 'out')
+  # The version is unknown, which is said.
+  assert status == command.PROBLEMS_FOUND
+  content = _json(tmp_path / 'out')
+  seconds = [row['seconds'] for row in content['time_to_target']]
+  assert seconds == [10.0, None, 10.0, None]
+  assert content['scores'] == {'fast': 0.5, 'slow': 0.5}
+
+
+def test_faults_are_listed_once_at_the_end_and_the_rest_reported(
+  logs, tmp_path, capsys
+):
+  log_folders.write_trial(logs, 'fast', 'chess', [(1, 1.0, 1.0)])
+  path = log_folders.write_trial(logs, 'third', 'wmt', [], metric='bleu')
+  path.write_text('')
+  output = tmp_path / 'out'
+  assert _run(logs, '--output', output) == command.PROBLEMS_FOUND
+  errors = capsys.readouterr().err.splitlines()
+  assert errors == [
+    'problem: chess: unknown workload, left out. Give its target by --targets.',
+    'problem: third/study_0/wmt_pytorch/trial_1: no measurements '
+    '(eval_measurements.csv is empty).',
+  ]
+  assert set(_json(output)['scores']) == {'fast', 'slow'}
+  for name in ('report.md', 'report.html'):
+    text = (output / name).read_text()
+    assert text.count('chess: unknown workload') == 1
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'reason'),
+  [
+    (
+      ['--baseline=none'],
+      r"^Invalid baseline='none'. Must be among fast, slow",
+    ),
+    (['--what_if=none:x1'], r"^Invalid what_if='none:x1'"),
+    (['--what_if=fast:mnist=1'], r"'mnist=1' must be xFACTOR"),
+    (['--targets=none.json'], '^Cannot read targets from none.json'),
+    (['--gpus=0'], "'0' must be a whole number >= 1"),
+    (['--ruleset=none'], 'invalid choice'),
+  ],
+)
+def test_bad_arguments_write_nothing(logs, tmp_path, arguments, reason):
+  output = tmp_path / 'out'
+  with pytest.raises(InputError, match=reason):
+    _run(logs, '--output', output, *arguments)
+  assert not output.exists()
+
+
+def test_no_logs_is_an_error(tmp_path):
+  with pytest.raises(InputError, match=r'^Invalid LOGS=.*Must be a directory'):
+    _run(tmp_path / 'none', '--output', tmp_path / 'out')
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(InputError, match=r'^No logs in .*empty'):
+    _run(tmp_path / 'empty', '--output', tmp_path / 'out')
+  log_folders.write_trial(tmp_path / 'bad', 'a', 'wmt', []).write_text('')
+  with pytest.raises(InputError, match=r'^No trial can be read.*is empty'):
+    _run(tmp_path / 'bad', '--output', tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_names_are_escaped(tmp_path):
+  hostile = '<img src=x onerror=alert(1)> $x$ |_a_'
+  rows = [(10, 1.0, 0.5), (20, 2.0, 0.1)]
+  log_folders.write_trial(tmp_path / 'logs', hostile, 'criteo1tb', rows)
+  log_folders.write_trial(tmp_path / 'logs', '_hidden', 'criteo1tb', rows)
+  output = tmp_path / 'out'
+  _run(tmp_path / 'logs', '--output', output, f'--baseline={hostile}')
+  page = (output / 'report.html').read_text()
+  assert '<img src=x' not in page
+  assert '&lt;img src=x' in page
+  text = (output / 'report.md').read_text()
+  assert '<img' not in text
+  assert re.search(r'&lt;img src=x onerror=alert\(1\)&gt; \$x\$ \\\|', text)
+  assert set(_json(output)['scores']) == {hostile, '_hidden'}
+
+
+def test_horizons_and_learning_rates_have_figures(tmp_path):
+  for trial, horizon in enumerate((0.003, 0.01, 0.03, 0.1), start=1):
+    log_folders.write_trial(
+      tmp_path / 'logs',
+      'ema',
+      'criteo1tb',
+      [(100 * trial, 1.0 * trial, 0.1)],
+      trial=trial,
+      hyperparameters={
+        'averaging_horizon': horizon,
+        'learning_rate': 0.001 * trial,
+        'schedule': 'cosine' if trial < 3 else 'constant',
+      },
+    )
+  output = tmp_path / 'out'
+  _run(tmp_path / 'logs', '--output', output)
+  content = _json(output)
+  assert len(content['hyperparameters']['averaging_horizon']) == 4
+  assert content['fits']['averaging_horizon'][0]['trials'] == 4
+  drawn = {path.stem for path in (output / 'figures').glob('*.png')}
+  assert drawn == {*FIGURES, 'averaging_horizon', 'learning_rate', 'schedule'}
