@@ -179,9 +179,11 @@ def register(
 ) -> type[Workload]:
   """Make the fake workload known to the runner under a name.
 
-  Under the name of a real workload, the submissions of the project know its
-  batch size.
+  Under the name of a local workload it has a batch size of its own, as that
+  has; otherwise the submission must know one.
   """
+  if name in workloads.WORKLOADS:
+    attributes = {'batch_size': 128, **attributes}
   kind = type('FakeWorkload', (Workload,), {'name': name, **attributes})
   build = workloads.build_workload
 

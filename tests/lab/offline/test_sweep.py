@@ -18,7 +18,7 @@ from lab.run.distributed import Context
 from lab.run.settings import Settings
 from lab.run.trial import TrialRun
 from lab.workloads import build_workload, click_dlrm, glyph_resnet
-from weightavg.schemes import Lawa
+from weightavg.schemes import Ema, Lawa
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_sweep_and_average_take_the_same_samples(
   watched = Watched(
     build_workload('click_dlrm'), found, directory, str(tmp_path)
   )
-  given = sweep.Lawa(2) if scheme == 'lawa' else sweep.Ema(0.6)
+  given = Lawa(2) if scheme == 'lawa' else Ema(0.6)
   list(watched.run([sweep.Variant(given, every)], lambda: None))
   knobs = {'lawa': ('--window', '2'), 'ema': ('--decay', '0.6')}[scheme]
   for place, step in enumerate((2, 4, 6, 8)):

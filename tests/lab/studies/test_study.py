@@ -9,15 +9,15 @@ from lab.run.trial import TrialRun
 from lab.studies import study
 from lab.workloads import build_workload, click_dlrm
 
-STEPS = 12
+STEPS = 150
 
 
 @pytest.fixture
 def short(monkeypatch):
-  """A run of twelve steps with an evaluation after every four."""
+  """A run of 150 steps, of which 1 % are two samples."""
   workload = click_dlrm.Workload
   monkeypatch.setattr(workload, 'step_hint', STEPS)
-  monkeypatch.setattr(workload, 'eval_every_steps', 4)
+  monkeypatch.setattr(workload, 'eval_every_steps', 50)
   for target in ('validation_target_value', 'test_target_value'):
     monkeypatch.setattr(workload, target, 0.0)
   small = build_workload('click_dlrm').sizes | {'validation': 64, 'test': 64}
@@ -45,7 +45,7 @@ def test_each_curve_is_that_of_its_own_submission(scheme, short, tmp_path):
   expected = [[step, result[metric]] for step, result in alone.eval_results]
   assert followed['curves'][name] == expected
   assert followed['curves'][name] != followed['curves']['raw']
-  assert [step for step, _ in expected] == [4, 8, 12]
+  assert [step for step, _ in expected] == [50, 100, 150]
 
 
 def result(optimizer='nadamw', **curves):
