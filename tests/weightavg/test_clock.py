@@ -66,6 +66,15 @@ def test_an_evaluation_is_not_billed_and_its_preparation_is():
   assert (clock.plan.step, clock.plan.elapsed) == (2, 2.0)
 
 
+def test_the_hosts_bill_counts_where_it_is_higher():
+  clock, now = clock_of()
+  clock.begin_step()
+  for billed, elapsed in ((0.0, 1.0), (30.0, 30.0), (30.5, 31.0)):
+    now.seconds += 1.0
+    clock.begin_step(billed)
+    assert clock.plan.elapsed == elapsed
+
+
 def test_steps_beside_an_evaluation_do_not_enter_the_measurement():
   clock, now = clock_of(longest=500)
   for step in range(200):

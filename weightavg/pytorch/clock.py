@@ -39,8 +39,8 @@ class Clock:
   """Feeds a plan with the durations of steps, and tells others its T.
 
   A step lasts from one call of `begin_step` to the next, loading of data
-  included, and the last one before an evaluation up to `pause`. That is what
-  AlgoPerf bills, but for one loading of data per evaluation.
+  included, and the last one before an evaluation up to `pause`. AlgoPerf bills
+  as much, and one loading of data per evaluation.
 
   All ranks plan after the same steps, from the largest durations that any of
   them measured: one reduction of two numbers for each plan.
@@ -68,14 +68,18 @@ class Clock:
     """Call `follower` with T whenever it is planned or restored."""
     self._followers.append(follower)
 
-  def begin_step(self) -> bool:
+  def begin_step(self, billed: float = 0.0) -> bool:
     """Call when a step begins; True if T has been planned anew.
 
     A collective of all ranks in the steps in which a plan is due.
+
+    Args:
+      billed: seconds that the host has billed so far, if it tells. It may be
+        more than the steps took: the first loading of data is in it.
     """
     now = self.now()
     was_paused = self._mark is None
-    is_new = self._count(now)
+    is_new = self._count(now, billed)
     self._mark = now
     # A step after a start or an evaluation fills caches anew.
     self._is_regular = not was_paused
@@ -90,10 +94,11 @@ class Clock:
     self._count(self.now())
     self._mark = None
 
-  def _count(self, now: float) -> bool:
+  def _count(self, now: float, billed: float = 0.0) -> bool:
     if self._mark is None:
       return False
     self.plan.add(now - self._mark, self._is_regular)
+    self.plan.elapsed = max(self.plan.elapsed, billed)
     if not self.plan.is_due:
       return False
     measured = self._agreed(self.plan.measurement())

@@ -160,9 +160,10 @@ def update_params(
 ) -> tuple[dict[str, Any], nn.Module, Any]:
   """One training step on the raw weights, seen by the averager afterwards."""
   del current_param_container, current_params_types, hyperparameters
-  del loss_type, eval_results, train_state
+  del loss_type, eval_results
   if 'clock' in optimizer_state:
-    _plan(workload, optimizer_state['clock'], global_step)
+    billed = (train_state or {}).get('accumulated_submission_time', 0.0)
+    _plan(workload, optimizer_state['clock'], global_step, billed)
   run, averager = optimizer_state['run'], optimizer_state['averager']
   optimizer, regularization = (
     optimizer_state['optimizer'],
@@ -204,8 +205,10 @@ def update_params(
   return optimizer_state, run.model, new_model_state
 
 
-def _plan(workload: spec.Workload, clock: Clock, global_step: int) -> None:
-  is_new = clock.begin_step()
+def _plan(
+  workload: spec.Workload, clock: Clock, global_step: int, billed: float
+) -> None:
+  is_new = clock.begin_step(billed)
   if is_new and workload.metrics_logger is not None:
     workload.metrics_logger.append_scalar_metrics(
       {'planned_steps': clock.plan.total}, global_step
