@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 PAGES := README.md docs/*.md
 COG := $(BIN)/cog -I docs -I . --verbosity=1
 
-.PHONY: quickstart study horizon auto-study bench bench-promote tables \
+.PHONY: quickstart study horizon auto-study bench bench-promote gpu tables \
   check-tables docs wheel test test-slow test-algoperf lint check format clean
 
 quickstart: $(INSTALLED)
@@ -39,6 +39,11 @@ bench: $(INSTALLED)
 bench-promote: $(INSTALLED)
 	$(BIN)/python -m benchmarks.promote
 	$(MAKE) tables
+
+# Needs a GPU; nine minutes at most. PYTHON names an interpreter with torch, of
+# a wheel or of the system. Writes results/gpu/.
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 # Fills the tables of README.md and docs/ from results/ and the configuration.
 tables: $(INSTALLED)

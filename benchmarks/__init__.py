@@ -1,1 +1,1 @@
-"""One file a question; `python -m benchmarks` runs them all."""
+"""Measure costs, one question a file: `python -m benchmarks` runs all."""

@@ -1,14 +1,13 @@
-"""What does it cost to keep several averages, and to choose among them?
+"""Measure the cost of several averages and of the choice among them.
 
-Samples: the default candidates, fed in one pass, against EMA alone.
+`auto_sample`: one sample of the default candidates, taken in one pass, against
+EMA alone and against four separate EMA averagers.
 
-Probes: what `nadamw_auto` is billed for beyond a submission with one average,
-as a fraction of a run. At every evaluation that is a batch that is drawn and
-set aside, and the losses of all candidates on a part of it. A run has 50
-evaluations: locally they come every 2 % of the steps, and the benchmark's
-workloads have a median of 53 (max_allowed_runtime_sec / eval_period_time_sec:
-64, 55, 130, 166, 40, 31, 50 and 52 from criteo1tb to wmt). The single look at
-the loss with which a run begins is left out.
+`probe`: the billed time of `nadamw_auto` beyond a submission with one average,
+as a fraction of a run. At every evaluation one batch is drawn and set aside,
+and the losses of all candidates on a part of it are computed. A run has 50
+evaluations, one every 2 % of the steps. The evaluation of the loss at the start
+of a run is left out.
 """
 
 import json
@@ -32,7 +31,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 EVALUATIONS = 50
 SAMPLE_REPEATS = 31
 WARMUP = 10
-# Neither a step that is logged nor one at which a probe is due.
+# A step that neither logs nor renews a probe.
 _STEP = 101
 _RNG = (0, 1)
 
@@ -73,11 +72,11 @@ def _samples() -> dict[str, Ratio]:
 
 
 class _Run:
-  """What the benchmark calls while `nadamw_auto` trains, call by call."""
+  """The calls of the benchmark while `nadamw_auto` trains, one by one."""
 
   def __init__(self, name: str, folder: str) -> None:
     self.workload = build_workload(name)
-    # A choice is logged, and that is billed.
+    # Logging a choice is billed time.
     self.workload.attach_metrics_logger(MetricsLogger(folder))
     space = ROOT / self.workload.tuned_search_space
     (point,) = json.loads(space.read_text())
@@ -90,7 +89,7 @@ class _Run:
     )
 
   def step(self) -> None:
-    """Data selection and a training step, which swaps an average out."""
+    """Select data and train one step, which swaps an average out."""
     batch = choosing_step.data_selection(
       self.workload,
       self.queue,
@@ -116,7 +115,7 @@ class _Run:
     )
 
   def set_aside(self) -> None:
-    """What a step does in addition when a probe is due."""
+    """Set a batch aside, as a step does when a probe is due."""
     self.state['probe'].set_aside(next(self.queue))
 
   def choose(self) -> None:
@@ -124,7 +123,7 @@ class _Run:
     self._prepare_for_eval(choosing_step)
 
   def show(self) -> None:
-    """Show an average, as a submission does that has only one."""
+    """Show an average, as a submission with a single average does."""
     self._prepare_for_eval(train_step)
 
   def _prepare_for_eval(self, functions: Any) -> None:
@@ -149,7 +148,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _probe(name: str, repeats: int) -> Ratio:
-  """Everything in turn; a step lies between any two that are timed."""
+  """Time each call in turn, with an untimed step between two of them."""
   torch.set_num_threads(THREADS)
   times: dict[str, list[float]] = {
     key: [] for key in ('step', 'set_aside', 'choose', 'show')
@@ -157,7 +156,7 @@ def _probe(name: str, repeats: int) -> Ratio:
   with tempfile.TemporaryDirectory() as folder:
     run = _Run(name, folder)
     averager = run.state['averager']
-    # Until there is a sample there is nothing to choose among.
+    # The first choice needs a sample.
     for _ in range(WARMUP + averager.sampling.every):
       run.step()
     for _ in range(repeats):

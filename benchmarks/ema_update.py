@@ -1,4 +1,4 @@
-"""What does one EMA update cost, against the memory traffic it needs?"""
+"""Measure one EMA update against its memory traffic and other libraries."""
 
 import copy
 
@@ -62,7 +62,7 @@ def measure() -> dict[str, Ratio]:
   return merge(
     [
       compare(averager.update, renamed('ema_update')),
-      # Without the look for NaNs and infinities: the caller vouches for it.
+      # Without the check for NaN and infinity.
       compare(
         lambda: averager.update(finite=True), renamed('ema_update_unchecked')
       ),

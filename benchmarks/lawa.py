@@ -1,4 +1,4 @@
-"""What do a LAWA sample and the mean of ten samples cost?"""
+"""Measure a LAWA sample and the mean of ten samples."""
 
 import torch
 

@@ -37,7 +37,7 @@ SHAPES = [(8000, 512)] + 6 * [
 
 
 def transformer_parameters(seed: int = 0) -> list[nn.Parameter]:
-  """Parameters of those shapes, with gradients."""
+  """Return parameters of these shapes, with gradients."""
   generator = torch.Generator().manual_seed(seed)
   parameters = [
     nn.Parameter(torch.randn(shape, generator=generator) * 0.02)
@@ -50,9 +50,9 @@ def transformer_parameters(seed: int = 0) -> list[nn.Parameter]:
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-  """Ours against something else, medians of interleaved repetitions.
+  """A measurement and its reference: medians of interleaved repetitions.
 
-  A ratio is None where ours never arrives: steps to a target not reached.
+  A ratio of steps to a target is None if the target is not reached.
   """
 
   ratio: float | None
@@ -69,14 +69,14 @@ def compare(
   warmup: int = 3,
   scale: dict[str, float] | None = None,
 ) -> dict[str, Ratio]:
-  """Time ours and others in turn; one ratio for each other.
+  """Time a call and its references in turn; return a ratio for each reference.
 
   Args:
-    ours: one call of what is measured.
-    others: name of the ratio to (what it is against, one call of it).
-    repeats: timed rounds; each times everything once.
-    warmup: rounds before, not timed.
-    scale: factor on another's time, where the reference is a multiple.
+    ours: one call of the measured code.
+    others: name of the ratio to (description of the reference, one call of it).
+    repeats: timed rounds; each round times every call once.
+    warmup: untimed rounds before them.
+    scale: factor on the time of a reference that is a multiple of the call.
   """
   torch.set_num_threads(THREADS)
   calls = {'': ours} | {name: call for name, (_, call) in others.items()}
@@ -100,7 +100,7 @@ def compare(
 
 
 def report(results: dict[str, Ratio], path: pathlib.Path | None) -> None:
-  """Print a table; add the results to the JSON file at `path`, if given."""
+  """Print a table and add the results to the JSON file at `path`, if given."""
   width = max(map(len, results))
   for name, r in results.items():
     times = ''
@@ -116,5 +116,5 @@ def report(results: dict[str, Ratio], path: pathlib.Path | None) -> None:
 
 
 def merge(parts: Iterable[dict[str, Ratio]]) -> dict[str, Ratio]:
-  """One dictionary of all."""
+  """Merge dictionaries of results."""
   return {name: ratio for part in parts for name, ratio in part.items()}

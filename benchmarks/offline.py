@@ -1,4 +1,4 @@
-"""What does an average of checkpoints on disk cost, in time and in memory?"""
+"""Measure time and memory of an average of saved checkpoints."""
 
 import os
 import pathlib
@@ -29,7 +29,7 @@ def _write(
   tensors: list[torch.Tensor],
   ending: str = 'safetensors',
 ) -> int:
-  """Checkpoints of steps 1 to `files`; bytes of one model."""
+  """Write checkpoints of steps 1 to `files`; return the bytes of one model."""
   for step in range(1, files + 1):
     named = [(f't{i}', t + step) for i, t in enumerate(tensors)]
     path = f'{folder}/step_{step}.{ending}'
@@ -101,7 +101,7 @@ def _times() -> dict[str, Ratio]:
 
 
 def _peak(files: int, outputs: int, ending: str = 'safetensors') -> Ratio:
-  """Largest resident memory of a fresh process, over what it began with."""
+  """Measure the growth of a new process's peak resident memory, in models."""
   tensors = [p.detach() for p in transformer_parameters()]
   with tempfile.TemporaryDirectory() as folder:
     model = _write(folder, files, tensors, ending)
@@ -126,7 +126,7 @@ def _peak(files: int, outputs: int, ending: str = 'safetensors') -> Ratio:
 def _peak_child(folder: str, outputs: int, ending: str) -> None:
   torch.set_num_threads(THREADS)
   found = series.find([f'{folder}/step_*.{ending}'])
-  # Run all code once: the libraries' memory is not the average's.
+  # Run all code once, so that the libraries' memory is not counted.
   os.mkdir(f'{folder}/small')
   _write(f'{folder}/small', 1, [torch.zeros(3)], ending)
   small = series.find([f'{folder}/small/step_1.{ending}'])
@@ -138,7 +138,7 @@ def _peak_child(folder: str, outputs: int, ending: str) -> None:
     (plans.plan(found, Lawa(last - i), last, 1), f'{folder}/a{i}.{ending}')
     for i in range(outputs)
   ]
-  # Forget the peak so far: it is that of the libraries, or of the parent.
+  # Reset the peak, which libraries or the parent process have set.
   pathlib.Path('/proc/self/clear_refs').write_text('5')
   before = _kilobytes('VmRSS')
   results = averaging.write_averages(found, jobs)

@@ -1,4 +1,4 @@
-"""How much memory does an average take, per rank, in models?"""
+"""Measure the memory of an average per rank, in models."""
 
 import json
 import pathlib

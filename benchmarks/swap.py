@@ -1,4 +1,4 @@
-"""What does showing the average and hiding it again cost?"""
+"""Measure a swap: showing the average and restoring the raw weights."""
 
 import torch
 

@@ -1,8 +1,7 @@
-"""Where does the time of a run with averaging go?
+"""Profile a run with averaging: `python -m benchmarks.time_breakdown`.
 
-`python -m benchmarks.time_breakdown` runs NadamW+EMA on the language model
-through the runner with --profile, at the default cadence and with a sample at
-every step, and keeps both tables.
+The runner trains NadamW with EMA on the language model with --profile, at the
+default cadence and with one sample per step.
 """
 
 import argparse
@@ -29,7 +28,7 @@ CADENCES = {
 
 
 def breakdown(knobs: dict, folder: str) -> dict:
-  """Profile of one run."""
+  """Return the profile of one run."""
   workload = build_workload(WORKLOAD)
   (point,) = json.loads(pathlib.Path(workload.tuned_search_space).read_text())
   space = pathlib.Path(folder, 'point.json')

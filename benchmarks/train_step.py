@@ -1,4 +1,4 @@
-"""What does averaging add to a training step of the local workloads?"""
+"""Measure the cost of averaging in a training step of the local workloads."""
 
 import itertools
 import json
@@ -17,8 +17,7 @@ from weightavg.pytorch.build_nadamw import NADAMW
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCHEMES = ('lawa', 'ema', 'polynomial', 'auto')
-# Whole cycles of the default cadence, so that the samples are counted at the
-# rate at which they come.
+# Complete cycles of the default cadence: samples count at their own rate.
 CYCLES = 3
 
 
@@ -28,7 +27,7 @@ def _trainer(name: str, scheme: str, every_step: bool) -> tuple[Any, int]:
   if every_step:
     point |= {'averaging_every_steps': 1}
   model, model_state = workload.init_model_fn((0, 1))
-  # Of auto, what every step costs; what its probes cost asks auto.py.
+  # For auto: the cost of every step. auto.py measures its probes.
   functions: Any = choosing_step if scheme == 'auto' else train_step
   state = functions.init_optimizer_state(
     workload,
@@ -60,7 +59,7 @@ def _trainer(name: str, scheme: str, every_step: bool) -> tuple[Any, int]:
 
 
 def _compare(name: str, scheme: str, every_step: bool, repeats: int) -> Ratio:
-  """Total time of whole cycles, the two trainers in turn step by step."""
+  """Time complete cycles of both trainers, alternating step by step."""
   torch.set_num_threads(THREADS)
   ours, every = _trainer(name, scheme, every_step)
   other, _ = _trainer(name, 'none', every_step=False)
@@ -71,13 +70,12 @@ def _compare(name: str, scheme: str, every_step: bool, repeats: int) -> Ratio:
     ours(), other()
   for round_ in range(rounds):
     pair = ((0, ours), (1, other))
-    # The second of a pair finds warmer caches: take turns.
+    # The second of a pair finds warmer caches, so the order alternates.
     for index, call in pair if round_ % 2 else reversed(pair):
       start = time.perf_counter()
       call()
       times[index].append(time.perf_counter() - start)
-  # Medians for the plain part of a step, which a noisy machine disturbs, and
-  # the mean of what sampling steps add, which a median would hide.
+  # A median over all steps would hide the steps that sample.
   plain = statistics.median(times[1])
   return Ratio(
     _typical(times[0], every) / plain,
@@ -89,7 +87,7 @@ def _compare(name: str, scheme: str, every_step: bool, repeats: int) -> Ratio:
 
 
 def _typical(times: list[float], every: int) -> float:
-  """Mean over a cycle of the medians of its sampling and other steps."""
+  """Return the mean over a cycle of the medians of its two kinds of steps."""
   # Ten steps of warm-up came before: step 11 is the first that is timed.
   sampled = [t for i, t in enumerate(times, 11) if i % every == 0]
   others = [t for i, t in enumerate(times, 11) if i % every]

@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 
 import pytest
+from jax_support import HAS_JAX, REASON
 
 import lab
 import weightavg
@@ -21,5 +22,7 @@ MODULES = [
 
 @pytest.mark.parametrize('name', MODULES)
 def test_examples_run(name, tmp_path, monkeypatch):
+  if name.startswith('weightavg.jax') and not HAS_JAX:
+    pytest.skip(REASON)
   monkeypatch.chdir(tmp_path)
   assert doctest.testmod(importlib.import_module(name)).failed == 0

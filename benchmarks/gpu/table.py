@@ -1,0 +1,70 @@
+"""Markdown tables of results/gpu/gpu.json: one for each section."""
+
+from collections.abc import Mapping
+from typing import Any
+
+TITLES = {
+  'environment': 'Machine and packages',
+  'cuda_tests': 'Tests marked `cuda`',
+  'averages': 'Averages: updates, means and swaps',
+  'optimizers': 'A NadamW step beside AdamW',
+  'shampoo': 'Shampoo in float32 and TF32',
+  'placements': 'Placements of the average',
+  'collectives': 'Several ranks',
+  'train_imagenet_vit': 'Training step: imagenet_vit',
+  'train_finewebedu_lm': 'Training step: finewebedu_lm',
+  'train_wmt': 'Training step: wmt',
+  'train_imagenet_resnet': 'Training step: imagenet_resnet',
+  'cuda_graphs': 'CUDA graphs',
+}
+
+
+def page(results: Mapping[str, Any]) -> str:
+  """All sections that there are results of."""
+  parts = [
+    f'### {title}\n\n{section(results[name])}'
+    for name, title in TITLES.items()
+    if name in results
+  ]
+  return '\n\n'.join(parts) + '\n'
+
+
+def section(entry: Mapping[str, Any]) -> str:
+  """One section: a table for each set of columns, and how it ended."""
+  blocks: list[list[tuple[str, Mapping[str, Any]]]] = []
+  for name, values in entry['rows'].items():
+    if not blocks or {*blocks[-1][0][1]} != {*values}:
+      blocks.append([])
+    blocks[-1].append((name, values))
+  parts = [_table(block) for block in blocks]
+  if entry['status'] != 'complete':
+    message = entry['message'].strip().splitlines()
+    ending = f'**{entry["status"]}**'
+    if message:
+      ending += f': `{message[-1]}`'
+    parts.append(ending)
+  return '\n\n'.join(parts) or 'No rows.'
+
+
+def _table(rows: list[tuple[str, Mapping[str, Any]]]) -> str:
+  columns = list(rows[0][1])
+  header = ' | '.join(column.replace('_', ' ') for column in columns)
+  lines = [f'| | {header} |', '|---' * (len(columns) + 1) + '|']
+  lines += [
+    f'| {name} | {" | ".join(_text(values[c]) for c in columns)} |'
+    for name, values in rows
+  ]
+  return '\n'.join(lines)
+
+
+def _text(value: Any) -> str:
+  if value is None:
+    return ''
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if isinstance(value, float):
+    return f'{value:.4g}'
+  if isinstance(value, dict):
+    places = ', '.join(f'{count} x `{name}`' for name, count in value.items())
+    return places or 'none'
+  return str(value).replace('|', '/')

@@ -1,0 +1,293 @@
+"""The harness of `make gpu`, without a GPU."""
+
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import section as one_section
+from benchmarks.gpu import sections, table, timing
+from benchmarks.gpu.setting import Setting, SkippedError
+from benchmarks.gpu.synchronisations import total, waits
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMOKE = Setting(torch.device('cpu'), smoke=True)
+HAS_ALGOPERF = importlib.util.find_spec('algoperf') is not None
+# Importing torch's compiler warns of torch's own use of TorchScript.
+compiles = pytest.mark.filterwarnings(
+  'ignore:.*torch.jit.script:DeprecationWarning'
+)
+
+
+@pytest.fixture(autouse=True)
+def settings_of_torch():
+  precision = torch.get_float32_matmul_precision()
+  cudnn = torch.backends.cudnn.benchmark
+  yield
+  torch.set_float32_matmul_precision(precision)
+  torch.backends.cudnn.benchmark = cudnn
+
+
+def command(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'benchmarks.gpu', *arguments],
+    cwd=ROOT,
+    env=os.environ | {'CUDA_VISIBLE_DEVICES': ''},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_without_a_gpu_one_line_says_so_and_nothing_is_written(tmp_path):
+  finished = command('--output', str(tmp_path / 'gpu'))
+  assert finished.returncode == 1
+  assert finished.stderr == (
+    'No CUDA device was found. python -m benchmarks.gpu needs one.\n'
+  )
+  assert not (tmp_path / 'gpu').exists()
+
+
+def test_an_unknown_section_is_named():
+  finished = command('averages', 'training')
+  assert finished.returncode == 1
+  assert finished.stderr.startswith("Invalid section='training'. Must be one ")
+
+
+def script(name, code, limit=30.0):
+  """A section that runs some Python; `row` adds a row."""
+  prelude = textwrap.dedent("""
+    import json, sys, time
+    def row(name, **values):
+      with open(sys.argv[1], 'a') as file:
+        file.write(json.dumps([name, values]) + '\\n')
+  """)
+  code = prelude + textwrap.dedent(code)
+  return sections.Section(name, limit, [sys.executable, '-c', code])
+
+
+def test_sections_survive_each_other_and_keep_what_they_measured(tmp_path):
+  everything = [
+    script('fails', "row('first', ms=1.0); raise ValueError('of no use')"),
+    script('hangs', "row('first', ms=2.0); time.sleep(60)", limit=6.0),
+    script('skips', f"print('no such model'); sys.exit({77})"),
+    script('dies', 'import os; os.abort()'),
+    script('works', "row('first', ms=3.0); row('second', ms=4.0)"),
+  ]
+  results = gpu.measure(everything, time.monotonic() + 100, tmp_path)
+  assert json.loads((tmp_path / 'gpu.json').read_text()) == results
+  assert {name: entry['status'] for name, entry in results.items()} == {
+    'fails': 'failed',
+    'hangs': 'out of time',
+    'skips': 'skipped',
+    'dies': 'failed',
+    'works': 'complete',
+  }
+  assert results['fails']['rows'] == {'first': {'ms': 1.0}}
+  assert results['fails']['message'].endswith('ValueError: of no use\n')
+  assert results['hangs']['rows'] == {'first': {'ms': 2.0}}
+  assert results['skips']['message'] == 'no such model'
+  assert results['works']['rows'] == {
+    'first': {'ms': 3.0},
+    'second': {'ms': 4.0},
+  }
+
+
+def test_an_ended_section_leaves_no_process_behind(tmp_path):
+  late = tmp_path / 'late'
+  child = f'import time; time.sleep(9); open({str(late)!r}, "w")'
+  code = f"""
+    import subprocess
+    subprocess.Popen([sys.executable, '-c', {child!r}])
+    row('started')
+    time.sleep(60)
+  """
+  start = time.monotonic()
+  entry = sections.run(script('hangs', code, 6.0), 100, lambda entry: None)
+  assert entry['rows'] == {'started': {}}
+  time.sleep(max(0.0, start + 11 - time.monotonic()))
+  assert not late.exists()
+
+
+def test_results_are_written_as_they_come(tmp_path):
+  seen = []
+  code = "row('first', ms=1.0); time.sleep(2); row('second', ms=2.0)"
+  sections.run(script('slow', code), 100, seen.append)
+  assert seen[0]['status'] == 'running'
+  assert seen[0]['rows'] == {'first': {'ms': 1.0}}
+
+
+def test_sections_measured_again_replace_their_entries_alone(tmp_path):
+  deadline = time.monotonic() + 100
+  first = [script('a', "row('x', ms=1)"), script('b', "row('x', ms=2)")]
+  gpu.measure(first, deadline, tmp_path)
+  results = gpu.measure([script('b', "row('x', ms=3)")], deadline, tmp_path)
+  assert results['a']['rows'] == {'x': {'ms': 1}}
+  assert results['b']['rows'] == {'x': {'ms': 3}}
+
+
+def test_no_section_starts_when_no_time_is_left(tmp_path):
+  started = tmp_path / 'started'
+  code = f'open({str(started)!r}, "w")'
+  entry = sections.run(script('late', code), 4.0, lambda entry: None)
+  assert entry['status'] == 'not run'
+  assert not started.exists()
+
+
+def test_a_torn_last_line_is_left(tmp_path):
+  path = tmp_path / 'rows'
+  path.write_text('["whole", {"ms": 1.0}]\n["torn", {"ms"')
+  assert sections.read_rows(path) == {'whole': {'ms': 1.0}}
+
+
+def rows_of(name):
+  return dict(one_section.rows_of(name, SMOKE))
+
+
+def test_averages_are_shown_and_taken_back():
+  rows = rows_of('averages')
+  for how in ('exchange', 'copy'):
+    values = rows[f'tiny/swap in and out, {how}']
+    assert values['average_shown']
+    assert values['raw_bit_identical']
+  assert rows['tiny/flat copy']['copies'] == 1.0
+  assert {'tiny/EMA update', 'tiny/torch AveragedModel'} < {*rows}
+
+
+def test_optimizers_are_compared_with_fused_adamw():
+  rows = rows_of('optimizers')
+  assert rows['tiny/AdamW, fused']['of_fused_adamw'] == 1.0
+  assert rows['tiny/NadamW']['ms'] > 0
+
+
+def test_shampoo_in_float32_is_near_float64():
+  rows = rows_of('shampoo')
+  # Four steps with roots of small matrices in float32: eps times the condition
+  # of the roots.
+  assert rows['error/tiny/float32']['largest_relative_error'] < 1e-3
+  assert rows['step/tiny/float32']['root_step_ms'] > 0
+
+
+@compiles
+def test_cuda_graphs_section_compares_with_eager():
+  rows = rows_of('cuda_graphs')
+  assert {*rows} == {'copy', 'exchange'}
+  for values in rows.values():
+    assert values['raw_bit_identical']
+    assert values['loss_average'] != values['loss_raw']
+    # The same backend runs both.
+    assert values['compiled_minus_eager_average'] == 0.0
+    assert values['next_step_minus_eager'] == 0.0
+
+
+@pytest.mark.skipif(HAS_ALGOPERF, reason='the real models take minutes')
+def test_every_placement_is_measured_on_a_stand_in():
+  rows = rows_of('placements')
+  placed = [name for name in rows if not name.endswith('none')]
+  assert len(placed) == 6
+  assert all(rows[name]['raw_bit_identical'] for name in placed)
+  assert 'not importable' in rows['wide_stdlib_lm/none']['model_of']
+
+
+@pytest.mark.skipif(HAS_ALGOPERF, reason='the real models take minutes')
+@pytest.mark.parametrize(
+  'name',
+  ['finewebedu_lm', pytest.param('imagenet_resnet', marks=pytest.mark.slow)],
+)
+@compiles
+def test_training_is_measured_on_a_stand_in(name):
+  rows = rows_of(f'train_{name}')
+  model, *pairs = rows
+  assert 'not importable' in rows[model]['model_of']
+  assert f'{model}/nadamw_ema/compiled' in pairs
+  for pair in pairs:
+    assert rows[pair]['raw_bit_identical']
+    assert rows[pair]['weights_finite']
+    assert rows[pair]['graphs_compiled_by_swap'] == 0
+    every = rows[pair]['every']
+    assert math.isclose(
+      (rows[pair]['default_ratio'] - 1) * every,
+      rows[pair]['every_step_ratio'] - 1,
+      rel_tol=1e-6,
+      abs_tol=1e-9,
+    )
+
+
+@pytest.mark.skipif(HAS_ALGOPERF, reason='the real models take minutes')
+def test_a_model_without_a_stand_in_is_skipped():
+  with pytest.raises(SkippedError, match='AlgoPerf is not importable'):
+    rows_of('train_wmt')
+
+
+@pytest.mark.slow
+def test_two_ranks_agree():
+  rows = rows_of('collectives')
+  for scheme in ('ema', 'lawa'):
+    values = rows[f'gloo, 2 ranks/{scheme}/sharded']
+    assert values['largest_difference_to_device'] == 0.0
+    assert values['raw_bit_identical']
+  exchanged = rows['gloo, 2 ranks/shampoo/bfloat16']
+  assert exchanged['ranks_agree']
+  # Updates are rounded to 8 bits, and so differ by at most 2^-8.
+  assert 0 < exchanged['largest_relative_difference_to_float32'] < 2**-8
+
+
+def test_every_section_can_be_run():
+  for name in sections.LIMITS:
+    assert name in table.TITLES
+    if not name.startswith('train_'):
+      assert importlib.util.find_spec(f'benchmarks.gpu.{name}')
+
+
+def test_interleaved_times_are_those_of_one_call():
+  clock = {'a': 0.02, 'b': 0.04}
+  times = timing.interleaved(
+    {name: lambda s=seconds: time.sleep(s) for name, seconds in clock.items()},
+    torch.device('cpu'),
+    rounds=3,
+    calls=2,
+  )
+  # A sleep is never shorter than it was asked for.
+  assert times['a'] >= 20
+  assert times['b'] >= 40
+
+
+def test_waits_are_not_counted_on_a_cpu():
+  assert waits(lambda: None, torch.device('cpu')) is None
+  assert total(None) is None
+  assert total({'a.py:1': 2, 'torch': 1}) == 3
+
+
+def test_tables_hold_the_rows_of_one_set_of_columns_and_say_how_they_ended():
+  entry = {
+    'status': 'out of time',
+    'message': 'Ended after 60 s.',
+    'rows': {
+      'a': {'step_ms': 1.23456, 'waits': {'x.py:3': 2}},
+      'b': {'step_ms': None, 'waits': {}},
+      'c': {'outcome': True},
+    },
+  }
+  assert table.page({'shampoo': entry}) == textwrap.dedent("""\
+    ### Shampoo in float32 and TF32
+
+    | | step ms | waits |
+    |---|---|---|
+    | a | 1.235 | 2 x `x.py:3` |
+    | b |  | none |
+
+    | | outcome |
+    |---|---|
+    | c | yes |
+
+    **out of time**: `Ended after 60 s.`
+    """)

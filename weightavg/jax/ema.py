@@ -1,0 +1,114 @@
+"""Exponential moving average of the parameters."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from weightavg.jax import recursive, trees
+
+
+class EmaWeightsState(NamedTuple):
+  """State for `ema_weights`.
+
+  Attributes:
+    count: updates so far; shape=(), dtype=int32.
+    num_samples: samples in the average; shape=(), dtype=int32.
+    num_skipped: samples left out as not finite; shape=(), dtype=int32.
+    ema: the average; zeros before the first sample.
+  """
+
+  count: jax.Array  # type: ignore[assignment]
+  num_samples: jax.Array
+  num_skipped: jax.Array
+  ema: optax.Params
+
+
+def ema_weights(
+  decay: float,
+  every: int = 1,
+  start: int = 0,
+  accumulator_dtype: Any = None,
+  skip_nonfinite: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Keep an exponential moving average of the parameters.
+
+  The :math:`k`-th sample :math:`x_k`, the parameters after an update, enters as
+
+  .. math::
+
+    c_k = \frac{1 - \beta}{1 - \beta^k}, \qquad
+    a_k = a_{k-1} + c_k (x_k - a_{k-1}),
+
+  with :math:`\beta` the ``decay`` per sample. The coefficients of all samples
+  sum to one (:math:`c_1 = 1`): the average is debiased as it is stored, and the
+  initial parameters do not enter.
+
+  The optimizer trains the parameters; this transformation passes updates
+  through unchanged. It must be the last one in a chain. ``eval_params`` returns
+  the average for evaluation. :func:`optax.ema` averages updates instead.
+
+  Args:
+    decay: :math:`\beta` per sample, in [0, 1). A horizon of N samples is
+      ``1 - 1 / N``.
+    every: steps between two samples, in [1, inf).
+    start: step before which no sample is taken, in [0, inf).
+    accumulator_dtype: dtype of the average. None takes float32, or the
+      parameter's own dtype where that is wider. Arithmetic is in float32 at
+      least.
+    skip_nonfinite: leave a sample out, and count it, if one of its values is
+      not finite. Costs one more read of the parameters at each sample.
+
+  Returns:
+    A :class:`optax.GradientTransformationExtraArgs` with the state
+    :class:`EmaWeightsState`. Integer leaves and random keys are copied.
+
+  Raises:
+    ValueError: at construction for an argument out of range; at trace time
+      for missing parameters, a leaf that is no array, a state of another
+      transformation or a tree whose shapes changed.
+
+  Examples:
+    >>> import jax.numpy as jnp, optax
+    >>> from weightavg.jax import ema_weights, eval_params
+    >>> optimizer = optax.chain(optax.sgd(1.0), ema_weights(decay=0.5))
+    >>> params = jnp.array(0.0)
+    >>> state = optimizer.init(params)
+    >>> for gradient in (-1.0, -1.0, -1.0):
+    ...   updates, state = optimizer.update(gradient, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> average = eval_params(state, params)
+    >>> round(float(average), 4)  # (1 * 1 + 2 * 2 + 4 * 3) / 7
+    2.4286
+
+  .. note::
+    With :func:`optax.inject_hyperparams`, ``decay`` and ``every`` become part
+    of the state; name ``accumulator_dtype`` in ``static_args``. Inside
+    :func:`optax.MultiSteps` a step is one of the wrapped optimizer; behind it,
+    set ``every`` to the number of its mini-steps. Under ``jax.jit``, ``init``
+    makes zeros without the sharding of the parameters, as Adam's moments: give
+    ``out_shardings``, or call it outside.
+  """
+  trees.check_number('decay', decay, 0.0, 1.0)
+
+  def coefficient(number: jax.Array) -> jax.Array:
+    if isinstance(decay, int | float):
+      log_decay = math.log(decay) if decay else -math.inf
+    else:
+      log_decay = jnp.log(jnp.asarray(decay, number.dtype))
+    # expm1 keeps decays near 1 exact; a decay of 0 gives expm1(-inf) = -1.
+    weight = (1.0 - decay) / -jnp.expm1(number * log_decay)
+    # The first sample replaces the zeros, whatever expm1 rounds to.
+    return jnp.where(number == 1.0, 1.0, weight)
+
+  return recursive.recursive_average(
+    'ema_weights',
+    EmaWeightsState,
+    coefficient,
+    every,
+    start,
+    accumulator_dtype,
+    skip_nonfinite,
+  )

@@ -1,0 +1,152 @@
+"""NadamW: Adam with decoupled decay and a Nesterov look-ahead."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from weightavg.jax import trees
+
+
+def nadamw(
+  learning_rate: optax.ScalarOrSchedule,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  weight_decay: float = 0.0,
+  mask: Any | Callable[[optax.Params], Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""AlgoPerf's NAdamW.
+
+  With :math:`g` the gradient at step :math:`t = 1, 2, \dots` of a parameter
+  :math:`p`, the moments and the look-ahead :math:`n` of `scale_by_nadam`, and
+  :math:`\eta` the learning rate and :math:`\lambda` the ``weight_decay``,
+
+  .. math::
+
+    p \leftarrow p - \eta \left(
+      \frac{n / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+      + \lambda p \right).
+
+  :func:`optax.nadamw` is another algorithm: its look-ahead is debiased by
+  :math:`1 - \beta_1^{t+1}` (Dozat 2016).
+
+  Args:
+    learning_rate: a number or a schedule of the step, from 0 on.
+    b1: decay of the first moment, in [0, 1).
+    b2: decay of the second moment, in [0, 1).
+    eps: added to the denominator, in [0, inf).
+    weight_decay: decoupled decay, multiplied by the learning rate, in
+      [0, inf).
+    mask: tree of booleans, or a function from parameters to it: which
+      parameters decay.
+
+  Returns:
+    A :class:`optax.GradientTransformationExtraArgs`.
+
+  Examples:
+    >>> import jax.numpy as jnp, optax
+    >>> from weightavg.jax import nadamw
+    >>> optimizer = nadamw(learning_rate=0.1)
+    >>> params = jnp.array(1.0)
+    >>> state = optimizer.init(params)
+    >>> updates, state = optimizer.update(jnp.array(2.0), state, params)
+    >>> round(float(params + updates), 4)  # 1 - 0.1 (1 + 0.9)
+    0.81
+
+  References:
+    Choi et al., `On Empirical Comparisons of Optimizers for Deep Learning
+    <https://arxiv.org/abs/1910.05446>`_, 2019, table 1.
+  """
+  trees.check_number('weight_decay', weight_decay, 0.0, float('inf'))
+  if not callable(learning_rate):
+    trees.check_number('learning_rate', learning_rate, 0.0, float('inf'))
+  return optax.chain(
+    scale_by_nadam(b1, b2, eps),
+    optax.add_decayed_weights(weight_decay, mask),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def scale_by_nadam(
+  b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+  r"""Rescale updates as `nadamw` does, without its learning rate and decay.
+
+  .. math::
+
+    m &\leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
+    v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \\
+    n &= \beta_1 m + (1 - \beta_1) g, \qquad
+    u = \frac{n / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}.
+
+  Moments and the result are float32 for parameters of lower precision, of the
+  parameter's dtype otherwise: `optax.apply_updates` rounds once.
+
+  Args:
+    b1: :math:`\beta_1`, in [0, 1).
+    b2: :math:`\beta_2`, in [0, 1).
+    eps: :math:`\epsilon`, in [0, inf).
+
+  Returns:
+    A :class:`optax.GradientTransformation` with the state
+    :class:`optax.ScaleByAdamState`.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from weightavg.jax import scale_by_nadam
+    >>> transformation = scale_by_nadam(b1=0.5)
+    >>> state = transformation.init(jnp.array(0.0))
+    >>> update, state = transformation.update(jnp.array(-3.0), state)
+    >>> round(float(update), 4)  # (0.5 * 1.5 + 0.5 * 3) / 0.5 / 3
+    -1.5
+  """
+  trees.check_number('b1', b1, 0.0, 1.0)
+  trees.check_number('b2', b2, 0.0, 1.0)
+  trees.check_number('eps', eps, 0.0, float('inf'))
+
+  def init_fn(params: optax.Params) -> optax.ScaleByAdamState:
+    trees.check_arrays(params, 'scale_by_nadam')
+
+    def zeros(leaf: Any) -> jax.Array:
+      dtype = trees.average_dtype(jnp.result_type(leaf))
+      return jnp.zeros_like(leaf, dtype=dtype)
+
+    return optax.ScaleByAdamState(
+      jnp.zeros([], jnp.int32),
+      jax.tree.map(zeros, params),
+      jax.tree.map(zeros, params),
+    )
+
+  def update_fn(
+    updates: optax.Updates,
+    state: optax.ScaleByAdamState,
+    params: optax.Params | None = None,
+  ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+    del params
+    count = state.count + 1
+    gradients = jax.tree.map(lambda g, m: g.astype(m.dtype), updates, state.mu)
+    mu = _moment(gradients, state.mu, b1)
+    nu = _moment(jax.tree.map(lambda g: g * g, gradients), state.nu, b2)
+    ahead = _moment(gradients, mu, b1)
+
+    def scale(n: jax.Array, v: jax.Array) -> jax.Array:
+      t = count.astype(n.dtype)
+      first = 1.0 - jnp.asarray(b1, n.dtype) ** t
+      second = 1.0 - jnp.asarray(b2, n.dtype) ** t
+      return n / first / (jnp.sqrt(v) / jnp.sqrt(second) + eps)
+
+    scaled = jax.tree.map(scale, ahead, nu)
+    return scaled, optax.ScaleByAdamState(count, mu, nu)
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _moment(
+  values: optax.Params, moments: optax.Params, decay: float
+) -> optax.Params:
+  return jax.tree.map(
+    lambda x, m: decay * m + (1.0 - decay) * x, values, moments
+  )

@@ -1,0 +1,123 @@
+"""Leaves and trees that the averaging transformations accept."""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def check_arrays(params: optax.Params, name: str) -> None:
+  """Raise ValueError for the first leaf that is no array and no number."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    is_array = hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')
+    if not is_array and not isinstance(leaf, numbers.Number):
+      where = jax.tree_util.keystr(path)
+      raise ValueError(
+        f'Invalid params{where}={leaf!r}. {name} averages arrays.'
+      )
+
+
+def check_same_tree(
+  params: optax.Params,
+  average: optax.Params,
+  name: str,
+  leading: int = 0,
+) -> None:
+  """Raise ValueError where params and a stored average differ in shape.
+
+  Args:
+    params: the tree given now; a masked average skips its subtrees.
+    average: the tree made by `init`.
+    name: of the transformation, for the message.
+    leading: axes that averaged leaves have in front of those of params.
+  """
+  given = _shapes(params)
+  for where, leaf in _leaves(average):
+    if isinstance(leaf, optax.MaskedNode):
+      # Masked here: the subtree is the caller's, or masked as well.
+      given = {k: v for k, v in given.items() if not k.startswith(where)}
+      continue
+    shape = leaf.shape[leading if is_averaged(leaf) else 0 :]
+    if where not in given:
+      raise ValueError(
+        f'Invalid params. {name} was initialised with a leaf at '
+        f'params{where}, which is missing now. Initialise the state again.'
+      )
+    now = given.pop(where)
+    if now != shape:
+      raise ValueError(
+        f'Invalid params{where} of shape {now}. {name} was initialised with '
+        f'shape {shape}. Initialise the state again.'
+      )
+  for where in given:
+    raise ValueError(
+      f'Invalid params{where}. {name} was initialised without this leaf. '
+      'Initialise the state again.'
+    )
+
+
+def _shapes(tree: optax.Params) -> dict[str, tuple[int, ...]]:
+  return {
+    where: np.shape(leaf)
+    for where, leaf in _leaves(tree)
+    if not isinstance(leaf, optax.MaskedNode)
+  }
+
+
+def _leaves(tree: optax.Params) -> list[tuple[str, Any]]:
+  """Paths and leaves, with masked subtrees as leaves."""
+  leaves = jax.tree_util.tree_leaves_with_path(
+    tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+  )
+  return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def is_averaged(leaf: Any) -> bool:
+  """Return whether a leaf is averaged; integers and random keys are copied."""
+  return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def average_dtype(dtype: Any) -> Any:
+  """float32, and wider only where the weights themselves are wider."""
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def coefficient_dtype() -> Any:
+  """float64 where jax_enable_x64 is set, float32 elsewhere."""
+  return jnp.result_type(float)
+
+
+def all_finite(tree: optax.Params) -> jax.Array:
+  """Return a scalar, True if every averaged leaf is finite everywhere."""
+  finite = [
+    jnp.all(jnp.isfinite(leaf))
+    for leaf in jax.tree.leaves(tree)
+    if is_averaged(leaf)
+  ]
+  return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+  """Raise ValueError for a Python number outside [low, high).
+
+  Arrays pass: `optax.inject_hyperparams` hands traced values over.
+  """
+  if isinstance(value, int | float) and not low <= value < high:
+    interval = f'[{low:g}, {high:g})'
+    raise ValueError(f'Invalid {name}={value}. Must be in {interval}.')
+
+
+def check_integer(name: str, value: Any, low: int) -> None:
+  """Raise ValueError for anything but an integer, or an integer below low."""
+  is_array = isinstance(value, jax.Array)
+  is_integer = isinstance(value, numbers.Integral)
+  if is_array and jnp.issubdtype(value.dtype, jnp.integer):
+    return
+  if is_array or not is_integer or value < low or isinstance(value, bool):
+    raise ValueError(
+      f'Invalid {name}={value!r}. Must be an integer in [{low}, {math.inf}).'
+    )
