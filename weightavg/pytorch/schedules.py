@@ -15,6 +15,7 @@ CosineAnnealingLR, which rises again after S steps. Here the last value holds.
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -138,3 +139,31 @@ def build_planned_scheduler(
     return factor_at(position, warmup_factor, schedule)
 
   return LambdaLR(optimizer, at)
+
+
+def peak_learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+  """Return each group's learning rate without its scheduler's factor."""
+  return [
+    float(group.get('initial_lr', group['lr']))
+    for group in optimizer.param_groups
+  ]
+
+
+def warn_of_other_peaks(
+  optimizer: torch.optim.Optimizer, constructed: Sequence[float]
+) -> None:
+  """Warn if loading a state has changed a group's peak learning rate.
+
+  Args:
+    optimizer: an optimizer that has just loaded a state, hyperparameters
+      included.
+    constructed: its `peak_learning_rates` before.
+  """
+  loaded = peak_learning_rates(optimizer)
+  if loaded != list(constructed):
+    warnings.warn(
+      f'{type(optimizer).__name__} continues with the saved learning rates '
+      f"{loaded}, not the constructor's {list(constructed)}. To change them, "
+      "set group['lr'], or a scheduler's base_lrs, after loading.",
+      stacklevel=3,
+    )
