@@ -152,12 +152,23 @@ class AveragingConfig:
     Returns:
       When to sample, and the scheme with its length in samples.
     """
+    sampling = self.sampling(budget, steps_per_epoch)
+    return resolve(self.scheme, sampling.every, sampling.start, budget)
+
+  def sampling(
+    self, budget: int, steps_per_epoch: int | None = None
+  ) -> Sampling:
+    """When to sample in a budget of T steps."""
     _check_steps('budget', budget)
-    every = self.averaging_every_steps
-    if self.averaging_every is not None:
+    if steps_per_epoch is not None:
+      _check_steps('steps_per_epoch', steps_per_epoch)
+    if self.averaging_every_steps is not None:
+      every = self.averaging_every_steps
+    elif self.averaging_every is not None:
       every = max(1, round(self.averaging_every * budget))
-    start = round(self.averaging_start * budget)
-    return resolve(self.scheme, every, start, budget, steps_per_epoch)
+    else:
+      every = self.scheme.default_every(budget, steps_per_epoch)
+    return Sampling(every, round(self.averaging_start * budget))
 
 
 def resolve(
@@ -165,7 +176,6 @@ def resolve(
   every: int | None,
   start: int,
   budget: int | None,
-  steps_per_epoch: int | None = None,
 ) -> tuple[Sampling, Scheme]:
   """Find the cadence, and the scheme's length in samples.
 
@@ -174,7 +184,6 @@ def resolve(
     every: steps between two samples; None for the scheme's default.
     start: step before which nothing is sampled.
     budget: T, in steps; None where it is not known.
-    steps_per_epoch: for a scheme that samples once per epoch.
 
   Raises:
     ValueError: for a number out of range, a horizon without a budget, or a
@@ -183,7 +192,6 @@ def resolve(
   for name, value in (
     ('every', every),
     ('total_steps', budget),
-    ('steps_per_epoch', steps_per_epoch),
   ):
     if value is not None:
       _check_steps(name, value)
@@ -192,7 +200,7 @@ def resolve(
       f'Invalid {start=}. Must be an integer in [0, inf), in steps.'
     )
   if every is None:
-    every = scheme.default_every(budget, steps_per_epoch)
+    every = scheme.default_every(budget, None)
   sampling = Sampling(every, start)
 
   def samples(fraction: float) -> int:

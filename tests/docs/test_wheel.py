@@ -8,7 +8,7 @@ import venv
 import zipfile
 
 import pytest
-from pages import README, ROOT, blocks
+from pages import README, ROOT, blocks, copy_repository
 
 
 @pytest.fixture(scope='module')
@@ -16,15 +16,7 @@ def wheel(tmp_path_factory):
   """A wheel built from the files that git would commit."""
   folder = tmp_path_factory.mktemp('wheel')
   source = folder / 'source'
-  listed = subprocess.run(
-    ['git', '-C', ROOT, 'ls-files', '-z', '--cached', '--others',
-     '--exclude-standard'],
-    check=True, capture_output=True, text=True,
-  ).stdout  # fmt: skip
-  for name in listed.rstrip('\0').split('\0'):
-    if (ROOT / name).is_file():
-      (source / name).parent.mkdir(parents=True, exist_ok=True)
-      (source / name).write_bytes((ROOT / name).read_bytes())
+  copy_repository(source)
   subprocess.run(
     [sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir',
      folder, source],

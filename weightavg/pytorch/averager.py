@@ -1,6 +1,7 @@
 """Averaging the weights of a model while something else trains it."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from weightavg.pytorch.device_placement import DevicePlacement
 from weightavg.pytorch.distributed import world_size
 from weightavg.pytorch.placement import build_placement
 from weightavg.pytorch.weights import Weights
+from weightavg.sampling import Sampling
 from weightavg.schemes import Raw, Scheme
 
 
@@ -186,6 +188,16 @@ class Averager:
   def swapped(self) -> bool:
     """Whether the model holds the average at the moment."""
     return self._raw is not None
+
+  def resample(self, sampling: Sampling) -> None:
+    """Sample at another cadence from the next step on.
+
+    The length of the average stays what it is in samples. So a horizon that is
+    a fraction of T follows a new T; what has been sampled keeps its weight.
+    """
+    self.sampling = sampling
+    if self.placement is not None:
+      self._recipe |= dataclasses.asdict(sampling)
 
   def update(self, finite: bool | None = None) -> None:
     """Call after every optimizer step: counts it, and samples if it is due.
