@@ -9,7 +9,11 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / 'README.md'
-PAGES = [README, *sorted((ROOT / 'docs').rglob('*.md'))]
+PAGES = [
+  README,
+  ROOT / 'CONTRIBUTING.md',
+  *sorted((ROOT / 'docs').rglob('*.md')),
+]
 
 
 def name_of(path: pathlib.Path) -> str:
