@@ -136,3 +136,39 @@ def all_benchmarks() -> str:
 def time_breakdown() -> str:
   """Seconds of a profiled run by action."""
   return bench.time_breakdown(results('bench/time_breakdown.json'))
+
+
+def a100_scores() -> str:
+  """Scores and savings of public AlgoPerf 1.0 submissions."""
+  report = results('algoperf_a100/report.json')
+  savings = {row['submission']: row for row in report['savings']}
+  lines = [
+    '| submission | score | 95 % interval | targets reached | fewest studies | '
+    'GPU-hours | saving |',
+    '|---' * 7 + '|',
+  ]
+  for row in report['score_intervals']:
+    name = row['submission']
+    saved = savings[name]
+    lines.append(
+      f'| `{name}` | {row["score"]:.3f} | '
+      f'{row["score_low"]:.3f} to {row["score_high"]:.3f} | '
+      f'{row["reached"]} of {row["workloads"]} | {row["fewest_studies"]} | '
+      f'{saved["gpu_hours"]:.0f} | {100 * saved["saving"]:.1f} % |'
+    )
+  return '\n'.join(lines)
+
+
+def a100_values() -> str:
+  """Gain in score by fewer steps and by one more workload."""
+  lines = [
+    '| submission | score | 10 % fewer steps | one more workload | which |',
+    '|---' * 5 + '|',
+  ]
+  lines += [
+    f'| `{row["submission"]}` | {row["score"]:.3f} | '
+    f'{row["gain_by_fewer_steps"]:+.3f} | '
+    f'{row["gain_by_one_more_workload"]:+.3f} | `{row["workload"]}` |'
+    for row in results('algoperf_a100/report.json')['value_of_changes']
+  ]
+  return '\n'.join(lines)
