@@ -35,6 +35,7 @@ from weightavg.pytorch.shampoo.block_state import BlockStack, fold, unfold
 from weightavg.pytorch.shampoo.blocking import Block
 from weightavg.pytorch.shampoo.inverse_roots import half_roots
 from weightavg.pytorch.shampoo.parallel import run_all
+from weightavg.pytorch.shampoo.precision import full_float32_products
 
 # Elements decomposed in one call; bounds its memory to a few times as many.
 _EIGH_ELEMENTS = 1 << 26
@@ -176,7 +177,10 @@ def _update_roots(
         runs = [(i, i + 1) for i, is_good in enumerate(good) if is_good]
       for first, last in runs:
         root = symmetric_pairs.root_half(pair[begin + first : begin + last])
-        root.add_gram(halves[first:last], keep=0.0, add=1.0)
+        # Once in F steps full precision costs nothing, and the root stays exact
+        # in checkpoints. The products of every step follow the host's setting.
+        with full_float32_products():
+          root.add_gram(halves[first:last], keep=0.0, add=1.0)
   return report
 
 
