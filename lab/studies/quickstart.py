@@ -1,12 +1,12 @@
-"""See what averaging does: two optimizers and their averages on one workload.
+"""Compare two optimizers and their averages on one workload.
 
 A small language model is trained by NadamW, by Shampoo and by NadamW with a
 choice among averages. Several averages follow the first two runs: the default
 horizon of 1 % of T and longer ones. A few minutes on two cores.
 
 Writes summary.json (a row for each run and average), curves.json and
-curves.png, the metric against steps, raw and averaged. `table` and `sentence`
-say what is seen, from the rows of summary.json.
+curves.png, the metric against steps, raw and averaged, which is also the figure
+of the front page. `table` and `sentence` describe the rows of summary.json.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def sentence(rows: Sequence[Row]) -> str:
-  """What the table shows, in a sentence for each workload."""
+  """Describe the table in a sentence for each workload."""
   medians = _medians(rows)
   texts = []
   for workload in dict.fromkeys(row['workload'] for row in rows):
