@@ -9,24 +9,21 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 PAGES := README.md docs/*.md
 COG := $(BIN)/cog -I docs -I . --verbosity=1
 
-.PHONY: quickstart study horizon auto-study bench bench-promote gpu tables \
+.PHONY: quickstart study bench bench-promote gpu tables \
   check-tables docs wheel test test-slow test-algoperf lint check format clean
 
+# Three runs for each of two seeds, two at a time: a few minutes. The folder is
+# ignored; results/quickstart/ has the committed runs.
 quickstart: $(INSTALLED)
-	$(BIN)/python -m lab.studies.quickstart
+	$(BIN)/python -m lab.studies quickstart \
+	  --output_dir=results/quickstart/local $(ARGS)
 
-# 24 runs, two at a time: half an hour on two cores.
+# STUDY=steps (24 runs, half an hour on two cores), horizon (12 runs, 25
+# minutes), auto (180 runs, hours), ... Started again, a study makes the runs
+# that are missing; ARGS=--report_only reports on the finished ones.
+STUDY ?= steps
 study: $(INSTALLED)
-	$(BIN)/python -m lab.studies.study
-
-# Twelve runs with a grid of horizons: under 25 minutes on two cores.
-horizon: $(INSTALLED)
-	$(BIN)/python -m lab.studies.horizon
-
-# 180 runs, two at a time: hours. Started again, it goes on with those that are
-# missing; ARGS=--report_only reports on those that are there.
-auto-study: $(INSTALLED)
-	$(BIN)/python -m lab.studies.auto_study $(ARGS)
+	$(BIN)/python -m lab.studies $(STUDY) $(ARGS)
 
 # Measures this machine, into the ignored results/bench/local/.
 bench: $(INSTALLED)

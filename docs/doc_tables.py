@@ -9,14 +9,12 @@ import pathlib
 import re
 from typing import Any
 
+import algoperf_table
+
 from benchmarks import tables as bench
-from lab.studies import (
-  algoperf_table,
-  auto_tables,
-  horizon,
-  repeated_study,
-  study,
-)
+from lab.studies import auto, horizon, repeated, steps
+from lab.studies.parts import frame
+from lab.studies.parts.tables import number
 from weightavg.averaging_config import point_fields
 from weightavg.config_fields import REQUIRED, allowed_text, fields_by_key
 from weightavg.optimizers.nadamw import NadamWConfig
@@ -80,31 +78,23 @@ FRONT_PAGE = {
 
 def front_page() -> str:
   """Steps to target of six methods, as a multiple of NadamW's."""
-  rows = results('study/study.json')
-  workloads = sorted({row['workload'] for row in rows})
+  data = frame.read(results('study/study.json'))
+  workloads = sorted(set(data['workload']))
   lines = [
     f'| | {" | ".join(f"`{name}`" for name in workloads)} | all runs |',
     '|---' * (len(workloads) + 2) + '|',
   ]
-  for title, (optimizer, candidate) in FRONT_PAGE.items():
-    own = [
-      row
-      for row in rows
-      if (row['optimizer'], row['candidate']) == (optimizer, candidate)
-    ]
-    cells = [title]
-    for name in [*workloads, None]:
-      ratio = study.median_ratio(
-        row for row in own if name in (None, row['workload'])
-      )
-      cells.append('–' if ratio is None else f'{ratio:.2f}')
-    lines.append(f'| {" | ".join(cells)} |')
+  for title, method in FRONT_PAGE.items():
+    own = data[(data[['optimizer', 'candidate']] == method).all(axis=1)]
+    groups = [own[own['workload'] == name] for name in workloads]
+    ratios = [frame.median(g['ratio_to_nadamw']) for g in [*groups, own]]
+    lines.append(f'| {" | ".join([title, *map(number, ratios)])} |')
   return '\n'.join(lines)
 
 
 def steps_to_target() -> str:
   """Steps to target on the local workloads, as a multiple of NadamW's."""
-  return study.table(results('study/study.json'))
+  return steps.table(results('study/study.json'))
 
 
 def horizons() -> str:
@@ -120,12 +110,12 @@ def running_statistics() -> str:
 def choice(*names: str) -> str:
   """Tables of the study of the choice among averages, by function name."""
   rows = results('auto/auto.json')
-  return '\n\n'.join(getattr(auto_tables, name)(rows) for name in names)
+  return '\n\n'.join(getattr(auto, name)(rows) for name in names)
 
 
 def repeated_data() -> str:
   """The choice among averages when training data repeat."""
-  return repeated_study.table(results('auto/repeated.json'))
+  return repeated.table(results('auto/repeated.json'))
 
 
 def algoperf() -> str:
@@ -146,3 +136,39 @@ def all_benchmarks() -> str:
 def time_breakdown() -> str:
   """Seconds of a profiled run by action."""
   return bench.time_breakdown(results('bench/time_breakdown.json'))
+
+
+def a100_scores() -> str:
+  """Scores and savings of public AlgoPerf 1.0 submissions."""
+  report = results('algoperf_a100/report.json')
+  savings = {row['submission']: row for row in report['savings']}
+  lines = [
+    '| submission | score | 95 % interval | targets reached | fewest studies | '
+    'GPU-hours | saving |',
+    '|---' * 7 + '|',
+  ]
+  for row in report['score_intervals']:
+    name = row['submission']
+    saved = savings[name]
+    lines.append(
+      f'| `{name}` | {row["score"]:.3f} | '
+      f'{row["score_low"]:.3f} to {row["score_high"]:.3f} | '
+      f'{row["reached"]} of {row["workloads"]} | {row["fewest_studies"]} | '
+      f'{saved["gpu_hours"]:.0f} | {100 * saved["saving"]:.1f} % |'
+    )
+  return '\n'.join(lines)
+
+
+def a100_values() -> str:
+  """Gain in score by fewer steps and by one more workload."""
+  lines = [
+    '| submission | score | 10 % fewer steps | one more workload | which |',
+    '|---' * 5 + '|',
+  ]
+  lines += [
+    f'| `{row["submission"]}` | {row["score"]:.3f} | '
+    f'{row["gain_by_fewer_steps"]:+.3f} | '
+    f'{row["gain_by_one_more_workload"]:+.3f} | `{row["workload"]}` |'
+    for row in results('algoperf_a100/report.json')['value_of_changes']
+  ]
+  return '\n'.join(lines)

@@ -151,16 +151,8 @@ class AveragingConfig:
     Returns:
       When to sample, and the scheme with its length in samples.
     """
-    _check_steps('budget', budget)
-    if steps_per_epoch is not None:
-      _check_steps('steps_per_epoch', steps_per_epoch)
-    if self.averaging_every_steps is not None:
-      every = self.averaging_every_steps
-    elif self.averaging_every is not None:
-      every = max(1, round(self.averaging_every * budget))
-    else:
-      every = self.scheme.default_every(budget, steps_per_epoch)
-    sampling = Sampling(every, round(self.averaging_start * budget))
+    sampling = self.sampling(budget, steps_per_epoch)
+    every = sampling.every
     scheme = self.scheme.resolved(
       lambda fraction: samples_in(fraction, budget, every)
     )
@@ -170,6 +162,21 @@ class AveragingConfig:
         f'{sampling.start} on is none in a budget of {budget}.'
       )
     return sampling, scheme
+
+  def sampling(
+    self, budget: int, steps_per_epoch: int | None = None
+  ) -> Sampling:
+    """When to sample in a budget of T steps."""
+    _check_steps('budget', budget)
+    if steps_per_epoch is not None:
+      _check_steps('steps_per_epoch', steps_per_epoch)
+    if self.averaging_every_steps is not None:
+      every = self.averaging_every_steps
+    elif self.averaging_every is not None:
+      every = max(1, round(self.averaging_every * budget))
+    else:
+      every = self.scheme.default_every(budget, steps_per_epoch)
+    return Sampling(every, round(self.averaging_start * budget))
 
 
 def samples_in(fraction: float, budget: int, every: int) -> int:

@@ -38,12 +38,19 @@ class ScheduleConfig:
   step_hint_factor: float = config_field(
     1.0, float, '(0, inf)', 'T as a multiple of the step hint'
   )
+  planned_by: str = config_field(
+    'steps',
+    str,
+    ('steps', 'clock'),
+    'clock: T is at most that, and fits into the time limit',
+    key='budget',
+  )
 
   def __post_init__(self) -> None:
     check_fields(self)
 
   def budget(self, step_hint: int) -> int:
-    """T, in steps."""
+    """T, in steps; with `budget: clock` the largest that it can be."""
     return max(1, round(self.step_hint_factor * step_hint))
 
 

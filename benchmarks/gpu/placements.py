@@ -23,12 +23,12 @@ def measure(setting: Setting) -> Rows:
   """Rows `<model>/<scheme>/<placement>`."""
   case = build('finewebedu_lm', setting)
   if not setting.smoke:
-    # Half the share of one GPU: times of samples, not of steps, are asked for.
+    # A quarter of the batch: times of samples, not of steps, are asked for.
+    case.examples //= 4
     case.batch = {
-      key: value if value is None else value[: case.examples // 2]
+      key: value if value is None else value[: case.examples]
       for key, value in case.batch.items()
     }
-    case.examples //= 2
   control = Trainer(case, case.model, 'nadamw')
   control.steps(2)
   timing.free(setting.device)
@@ -62,8 +62,7 @@ def _placed(
   trainer.state['optimizer'] = control.optimizer
   trainer.state['scheduler'] = control.state['scheduler']
   averager = trainer.averager
-  for _ in range(2):
-    trainer.steps(SAMPLE_EVERY)
+  trainer.steps(SAMPLE_EVERY * setting.pick(2 if scheme == 'lawa' else 1, 1))
   times = timing.interleaved(
     {
       'control': lambda: control.steps(SAMPLE_EVERY),

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Whoever measures is on every stack.
-_NOT_A_PLACE = pathlib.Path(__file__).resolve().parent
+_ROOMS = ('weightavg', 'submissions', 'lab')
 
 
 def waits(
@@ -18,8 +17,8 @@ def waits(
 ) -> dict[str, int] | None:
   """Synchronising CUDA operations of one call, by the line that makes them.
 
-  The line is the innermost one of this repository, `torch` where torch itself
-  is called by nobody here. None on a CPU. torch notices copies, reads and
+  The line is the innermost one of this repository or of AlgoPerf; `torch` where
+  neither is on the stack. None on a CPU. torch notices copies, reads and
   conversions, but no waits for events.
   """
   if device.type != 'cuda':
@@ -28,7 +27,7 @@ def waits(
 
   def note(message: Warning | str, *arguments: object) -> None:
     del arguments
-    if 'synchronizing' in str(message):
+    if 'called a synchronizing' in str(message):
       places[_place()] += 1
 
   torch.cuda.synchronize(device)
@@ -46,8 +45,11 @@ def waits(
 def _place() -> str:
   for frame in reversed(traceback.extract_stack()):
     path = pathlib.Path(frame.filename)
-    if path.is_relative_to(ROOT) and not path.is_relative_to(_NOT_A_PLACE):
+    if any(path.is_relative_to(ROOT / room) for room in _ROOMS):
       return f'{path.relative_to(ROOT).as_posix()}:{frame.lineno}'
+    if 'algoperf' in path.parts:
+      inside = path.parts[path.parts.index('algoperf') :]
+      return f'{"/".join(inside)}:{frame.lineno}'
   return 'torch'
 
 

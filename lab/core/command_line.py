@@ -85,6 +85,6 @@ def run_with_flags(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
   run(lambda: app.run(main, flags_parser=parse))
 
 
-def print_error(error: Exception) -> None:
+def print_error(error: Exception | str) -> None:
   """Print an error as one line on standard error."""
   print(f'error: {error}', file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from lab.core.errors import InputError
 from lab.launch import benchmark, launch_plan
 from lab.launch.launch_plan import Plan, Run
 from lab.workloads import WORKLOADS as LOCAL
+from lab.workloads import build_workload
 
 
 @contextlib.contextmanager
@@ -42,11 +43,9 @@ def _check_submissions(plan: Plan, runs: list[Run]) -> None:
     world = plan.nodes * plan.processes
     for name, workload in pairs:
       submission = submissions.load(plan.submission_path(name))
-      sizes = {
-        'batch size': submission.batch_size(
-          workload, [*LOCAL, *benchmark.BASES]
-        )
-      }
+      own = build_workload(workload).batch_size if workload in LOCAL else None
+      known = [*LOCAL, *benchmark.BASES]
+      sizes = {'batch size': submission.batch_size(workload, known, own)}
       if workload in benchmark.BASE_OF:
         base = benchmark.BASES[benchmark.BASE_OF[workload]]
         sizes['eval batch size'] = base.eval_batch_size

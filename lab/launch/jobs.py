@@ -11,16 +11,14 @@ import dataclasses
 import fcntl
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from lab.core import checkpoint_files, logs
+from lab.core import logs
 from lab.core.errors import InputError
-from lab.launch import benchmark, launch_plan
+from lab.launch import benchmark, launch_plan, recovery
 from lab.launch.launch_plan import Plan, Rendezvous, Run
 
 
@@ -85,17 +83,9 @@ def update_record(files: Files, run: Run, **values: Any) -> None:
 def clear(plan: Plan, run: Run) -> None:
   """Make a trial's directory fit to be started from, or to be resumed."""
   directory = plan.directory(run)
-  for step in reversed(checkpoint_files.steps(str(directory))):
-    path = pathlib.Path(checkpoint_files.path_of(str(directory), step))
-    if zipfile.is_zipfile(path):
-      return
-    # The benchmark writes in place: a kill leaves half a file, which its
-    # resumption would choose.
-    path.rename(directory / f'broken_{path.name}')
-  if directory.exists():
-    shutil.rmtree(directory)
-  with contextlib.suppress(OSError):
-    directory.parent.rmdir()  # only if no other trial is there
+  if recovery.prepare(directory) is None:
+    with contextlib.suppress(OSError):
+      directory.parent.rmdir()  # only if no other trial is there
 
 
 def rendezvous_of(plan: Plan) -> Rendezvous | None:
@@ -151,6 +141,8 @@ class Job:
       if launch_plan.state_of(self.plan, self.run) == 'finished':
         return 0
       clear(self.plan, self.run)
+      if not self.run.is_local and not self.plan.keep_checkpoints:
+        stack.enter_context(recovery.Pruner(self.plan.directory(self.run)))
       return self._execute(rendezvous, lock)
 
   def _execute(

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from lab.core import checkpoint_files, logs
-from lab.launch import benchmark
+from lab.launch import benchmark, recovery
 from lab.workloads import WORKLOADS as LOCAL
 
 
@@ -66,7 +66,7 @@ class Plan:
     nodes: Nodes of one run.
     processes: Processes on each node; 0 runs without torchrun.
     max_global_steps: Budget in steps; None for the workload's own.
-    keep_checkpoints: Keep all of them, not only the latest.
+    keep_checkpoints: Keep all of them, not only the last two.
     extra: More flags for the runners.
   """
 
@@ -174,7 +174,9 @@ def _runner_flags(plan: Plan, run: Run, resume: bool) -> list[str]:
       f'--hparam_start_index={run.trial - 1}',
       f'--hparam_end_index={run.trial}',
     ]
-  if not plan.keep_checkpoints:
+  # The benchmark deletes the old checkpoint before it writes the new one; there
+  # the launcher deletes (lab.launch.recovery). Our runner replaces it at once.
+  if run.is_local and not plan.keep_checkpoints:
     flags.append('--save_intermediate_checkpoints=false')
   if plan.max_global_steps is not None:
     flags.append(f'--max_global_steps={plan.max_global_steps}')
@@ -269,11 +271,11 @@ def recorded_budget(directory: pathlib.Path) -> tuple[bool, Any]:
 
 
 def state_of(plan: Plan, run: Run) -> str:
-  """'finished', 'cut off' (a checkpoint is there) or 'waiting'."""
+  """'finished', 'cut off' (a complete checkpoint exists) or 'waiting'."""
   directory = plan.directory(run)
   if last_score(directory) is not None:
     return 'finished'
-  return 'cut off' if checkpoint_files.steps(str(directory)) else 'waiting'
+  return 'cut off' if recovery.complete_steps(directory) else 'waiting'
 
 
 def has_checkpoints(plan: Plan, run: Run) -> bool:

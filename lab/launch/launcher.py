@@ -11,8 +11,8 @@ submitit. The same command again goes on: what is finished is not run again,
 what was cut off resumes. --status shows a table instead. What follows ` -- ` is
 handed on to the runners.
 
-The launcher's own files are in <experiment_dir>_jobs, so that the benchmark's
-score_submissions.py can read the experiment directory as it is.
+The launcher's own files are in <experiment_dir>_jobs, so that AlgoPerf's
+scoring can read the experiment directory as it is.
 """
 
 import argparse
@@ -24,9 +24,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lab.core import command_line, curves, logs
+from lab.core import checkpoint_files, command_line, curves, logs
 from lab.core.errors import InputError
-from lab.launch import benchmark, checks, executors, jobs, launch_plan
+from lab.launch import (
+  benchmark,
+  checks,
+  executors,
+  jobs,
+  launch_plan,
+  recovery,
+)
 from lab.launch.launch_plan import Plan, Run
 from lab.workloads import WORKLOADS as LOCAL
 
@@ -63,8 +70,8 @@ def _parser() -> command_line.Parser:
   add(
     '--workloads',
     required=True,
-    help='names with commas; all: those that AlgoPerf scores; local: those '
-    'of this repository',
+    help='names with commas, among them all: those that AlgoPerf scores, and '
+    'local: those of this repository',
   )
   add('--studies', type=_positive, default=3)
   add('--trials', type=_positive, help='5; 1 under self-tuning')
@@ -77,7 +84,7 @@ def _parser() -> command_line.Parser:
   add('--data_dir', default='~/data', help="of the benchmark's data sets")
   add('--rng_seed', type=_natural, default=0, help='all seeds are made from it')
   add('--max_global_steps', type=_positive, help='end runs earlier')
-  add('--keep_checkpoints', action='store_true', help='not only the latest')
+  add('--keep_checkpoints', action='store_true', help='not only the last two')
   add('--nodes', type=_positive, default=1, help='of one run')
   add('--gpus_per_node', type=_natural, help='those of this machine')
   add('--processes_per_node', type=_natural, help='one on each GPU')
@@ -99,12 +106,31 @@ def _known_submissions(plan_root: pathlib.Path, folder: str) -> list[str]:
 
 
 def _workloads(text: str) -> list[str]:
-  if text == 'all':
-    return list(benchmark.SCORED)
-  if text == 'local':
-    return sorted(LOCAL)
-  return command_line.names_of(
-    text, [*benchmark.BASE_OF, *sorted(LOCAL)], 'workload'
+  """Names in a list, in which `all` and `local` stand for several."""
+  groups = {'all': list(benchmark.SCORED), 'local': sorted(LOCAL)}
+  names = [
+    name
+    for word in text.split(',')
+    for name in groups.get(word.strip(), [word.strip()])
+  ]
+  allowed = [*benchmark.BASE_OF, *sorted(LOCAL)]
+  return command_line.names_of(','.join(names), allowed, 'workload')
+
+
+def hours_of(plan: Plan, runs: list[Run]) -> float:
+  """Most hours that runs of the benchmark can be billed, one after another.
+
+  Evaluations, checkpoints and the loading of models are not billed and come on
+  top.
+  """
+  factor = 1.5 if plan.ruleset == 'self' else 1.0
+  return (
+    sum(
+      factor * benchmark.BASES[benchmark.BASE_OF[run.workload]].max_runtime_sec
+      for run in runs
+      if not run.is_local
+    )
+    / 3600.0
   )
 
 
@@ -180,8 +206,8 @@ def states(
 ) -> dict[Run, tuple[str, str]]:
   """State of every run, and a note about it.
 
-  finished; running; queued, by Slurm; cut off, with a checkpoint to resume
-  from; failed, without one; waiting.
+  finished; running; queued, by Slurm; cut off, with a complete checkpoint to
+  resume from; failed, without one; waiting.
   """
   records = {run: logs.read_json(str(files.record(run))) or {} for run in runs}
   alive = executors.alive(
@@ -192,9 +218,11 @@ def states(
     record = records[run]
     state, note = launch_plan.state_of(plan, run), ''
     status = record.get('exit_status')
+    if state == 'cut off':
+      note = _resumption(plan.directory(run))
     if state != 'finished':
       if status:
-        note = f'exit status {status}, see {files.log(run)}'
+        note = f'{note}exit status {status}, see {files.log(run)}'
         state = 'failed' if state == 'waiting' else state
       if jobs.is_running(files, run):
         state, note = 'running', ''
@@ -202,6 +230,16 @@ def states(
         state, note = 'queued', f'Slurm job {record["job_id"]}'
     result[run] = (state, note)
   return result
+
+
+def _resumption(directory: pathlib.Path) -> str:
+  """A note on incomplete checkpoints: the run resumes from an older one."""
+  last = recovery.complete_steps(directory)[-1]
+  steps = checkpoint_files.steps(str(directory))
+  broken = [f'checkpoint_{step}' for step in steps if step > last]
+  if not broken:
+    return ''
+  return f'{", ".join(broken)} incomplete, resumes from step {last}; '
 
 
 def table(plan: Plan, found: dict[Run, tuple[str, str]]) -> str:
@@ -255,6 +293,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   under_way = ('finished', 'running', 'queued')
   todo = [run for run, (state, _) in found.items() if state not in under_way]
   print(f'{len(runs) - len(todo)} of {len(runs)} runs done or under way.')
+  hours = hours_of(plan, todo)
+  if hours:
+    gpus = plan.nodes * plan.processes or 1
+    print(
+      f'The others are billed at most {hours:.1f} hours '
+      f'({gpus * hours:.0f} GPU hours); evaluations come on top.'
+    )
   if values.executor == 'slurm':
     options: dict[str, Any] = {
       'timeout_min': values.timeout_min,

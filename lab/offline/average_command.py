@@ -1,14 +1,14 @@
-"""`average`: checkpoints in, averaged weights out."""
+"""Average checkpoints and write the averaged weights to files."""
 
 import argparse
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from lab.core import command_line
 from lab.core.errors import InputError
 from lab.core.progress import Progress
 from lab.offline import averaging, plans, posthoc, series
@@ -23,7 +23,7 @@ DTYPES = {
 
 
 def numbers(kind: Callable[[str], Any]) -> Callable[[str], list]:
-  """Parser of a comma-separated list."""
+  """Return a parser of comma-separated lists."""
 
   def parse(text: str) -> list:
     return [kind(part) for part in text.split(',')]
@@ -33,7 +33,7 @@ def numbers(kind: Callable[[str], Any]) -> Callable[[str], list]:
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
-  """How checkpoints are found and read."""
+  """Add the arguments that find and read checkpoints."""
   parser.add_argument(
     '--checkpoints',
     nargs='+',
@@ -56,14 +56,14 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_series(args: argparse.Namespace) -> series.Series:
-  """The checkpoints that the command line names."""
+  """Return the checkpoints that the command line names."""
   return series.find(
     args.checkpoints, args.key, args.weights == 'evaluated', args.step_pattern
   )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The command line of `average`; lists are separated by commas."""
+  """Add the arguments of `average`; lists are separated by commas."""
   add_input_arguments(parser)
   parser.add_argument(
     '--scheme',
@@ -119,28 +119,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
-# The knobs of an output, and how its plan is made.
-_Jobs = list[tuple[dict[str, Any], Callable[[], plans.Plan]]]
+# The fields of each output, and the function that plans it.
+_Outputs = list[tuple[dict[str, Any], Callable[[], plans.AveragePlan]]]
 
 
-def _planned(args: argparse.Namespace, found: series.Series) -> _Jobs:
-  jobs: _Jobs = []
+def _planned(args: argparse.Namespace, found: series.Series) -> _Outputs:
+  outputs: _Outputs = []
   spacing = found.spacing if args.horizon else 0
   for at, every in itertools.product(args.at or found.steps[-1:], args.every):
     if every < 1:
       raise InputError(f'Invalid every={every}. Must be in [1, inf).')
-    for knob, scheme in _schemes(
+    for field, scheme in _schemes(
       args, args.scheme, spacing * every, found.steps[-1]
     ):
-      knobs = {'scheme': args.scheme, **knob, 'every': every, 'at': at}
+      fields = {'scheme': args.scheme, **field, 'every': every, 'at': at}
 
       def make(
         scheme: plans.Scheme = scheme, at: int = at, every: int = every
-      ) -> plans.Plan:
+      ) -> plans.AveragePlan:
         return plans.plan(found, scheme, found.position(at), every)
 
-      jobs.append((knobs, make))
-  return jobs
+      outputs.append((fields, make))
+  return outputs
 
 
 def _schemes(
@@ -156,7 +156,7 @@ def _schemes(
 
 def _planned_posthoc(
   args: argparse.Namespace, paths: Sequence[str]
-) -> tuple[series.Series, _Jobs]:
+) -> tuple[series.Series, _Outputs]:
   found, snapshots = posthoc.find(paths)
   if args.every != [1]:
     raise InputError('Invalid every. It has no effect with scheme=posthoc.')
@@ -165,41 +165,42 @@ def _planned_posthoc(
     for s in args.sigma_rel
   ]
   if args.decay or not wanted:
-    # Per sample of the tracks, not per snapshot.
+    # Decays are per sample of the accumulators, not per snapshot.
     wanted += _schemes(args, 'ema', 0, 0)
-  jobs: _Jobs = []
+  outputs: _Outputs = []
   for at in args.at or found.steps[-1:]:
-    for knob, scheme in wanted:
+    for field, scheme in wanted:
 
-      def make(scheme: Recursive = scheme, at: int = at) -> plans.Plan:
+      def make(scheme: Recursive = scheme, at: int = at) -> plans.AveragePlan:
         made = posthoc.plan(snapshots, scheme, at)
         error = made.recipe['relative_error_of_weights']
         print(f'weights of {scheme} at step {at}: relative error {error:.2g}')
         return made
 
-      jobs.append(({'scheme': 'posthoc', **knob, 'at': at}, make))
-  return found, jobs
+      outputs.append(({'scheme': 'posthoc', **field, 'at': at}, make))
+  return found, outputs
 
 
 def run(args: argparse.Namespace) -> int:
-  """Write what can be written; the number of outputs that failed."""
+  """Write the averages; return the number of outputs that failed."""
   if args.scheme == 'posthoc':
-    if args.horizon or args.window or args.power:
+    others = {*plans.all_lengths()} - {'decay'}
+    if any(getattr(args, name) for name in others):
       raise InputError('scheme=posthoc takes sigma_rel or decay.')
     paths = series.matching(args.checkpoints)
-    found, jobs = _planned_posthoc(args, paths)
+    found, outputs = _planned_posthoc(args, paths)
   else:
     if args.sigma_rel:
       raise InputError(
         f'Invalid sigma_rel. It has no effect with scheme={args.scheme}.'
       )
     found = find_series(args)
-    jobs = _planned(args, found)
-  paths = plans.output_paths(args.output, [knobs for knobs, _ in jobs])
+    outputs = _planned(args, found)
+  paths = plans.output_paths(args.output, [fields for fields, _ in outputs])
   taken = {os.path.realpath(path) for path in found.paths}
-  ready: list[tuple[plans.Plan, str]] = []
+  ready: list[tuple[plans.AveragePlan, str]] = []
   failures: list[InputError] = []
-  for (_, make), path in zip(jobs, paths, strict=True):
+  for (_, make), path in zip(outputs, paths, strict=True):
     try:
       if os.path.realpath(path) in taken:
         raise InputError(f'Invalid output={path!r}. It is one of the inputs.')
@@ -212,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
     ready,
     DTYPES.get(args.dtype),
     DTYPES[args.sums],
-    # Post-hoc weights may be negative, and so would be variances.
+    # Negative post-hoc weights could make variances negative.
     statistics=(
       args.scheme != 'posthoc'
       if args.batch_norm is None
@@ -230,13 +231,13 @@ def run(args: argparse.Namespace) -> int:
   return report(failures)
 
 
-def _span(found: series.Series, plan: plans.Plan) -> str:
+def _span(found: series.Series, plan: plans.AveragePlan) -> str:
   first, last = found.steps[plan.inputs[0]], found.steps[plan.inputs[-1]]
   return f'steps {first} to {last}'
 
 
 def report(failures: Sequence[InputError]) -> int:
-  """Print each error once, as a line."""
+  """Print each error once, as a line; return their number."""
   for line in dict.fromkeys(str(error) for error in failures):
-    print(f'error: {line}', file=sys.stderr)
+    command_line.print_error(line)
   return len(failures)

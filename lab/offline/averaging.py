@@ -16,16 +16,16 @@ import torch
 
 from lab.core.errors import InputError
 from lab.offline.chunks import (
-  PIECE,
+  CHUNK,
   Average,
+  Chunk,
   Last,
-  Piece,
   Sum,
   averaged_names,
   groups,
 )
 from lab.offline.digests import Digests
-from lab.offline.plans import Plan
+from lab.offline.plans import AveragePlan
 from lab.offline.readers import Spec
 from lab.offline.series import Series, check_alike
 from lab.offline.writers import Output
@@ -41,7 +41,7 @@ _WIDEST = 8
 class _Writing:
   """An average and the file that it is written to."""
 
-  def __init__(self, plan: Plan, path: str) -> None:
+  def __init__(self, plan: AveragePlan, path: str) -> None:
     self.plan, self.path = plan, path
     self.inputs = set(plan.inputs)
     self.error: InputError | None = None
@@ -71,12 +71,12 @@ class _Writing:
     self._layout = layout
     self._output = Output(self.path, layout, ties, recipe)
 
-  def put(self, series: Series, piece: Piece, total: Sum) -> None:
+  def put(self, series: Series, chunk: Chunk, total: Sum) -> None:
     assert self._output is not None
     result = total.result()
-    if piece.averaged and not multi_tensor.all_finite([result]):
-      raise _culprit(series, self, piece)
-    self._output.write(result.to(self._layout[piece.name].dtype))
+    if chunk.averaged and not multi_tensor.all_finite([result]):
+      raise _culprit(series, self, chunk)
+    self._output.write(result.to(self._layout[chunk.name].dtype))
 
   def finish(self, recipe: Mapping[str, Any]) -> None:
     assert self._output is not None
@@ -85,7 +85,7 @@ class _Writing:
 
 def write_averages(
   series: Series,
-  plans: Sequence[tuple[Plan, str]],
+  plans: Sequence[tuple[AveragePlan, str]],
   dtype: torch.dtype | None = None,
   sum_dtype: torch.dtype = torch.float32,
   statistics: bool = True,
@@ -120,7 +120,7 @@ def write_averages(
     for name, s in layout.items()
   }
   digests = Digests(hashes)
-  scratch = torch.empty(PIECE * _WIDEST, dtype=torch.uint8)
+  scratch = torch.empty(CHUNK * _WIDEST, dtype=torch.uint8)
   unknown = _UNKNOWN if hashes else None
   # Chunks are too small to be divided among threads.
   threads = torch.get_num_threads()
@@ -137,9 +137,9 @@ def write_averages(
       for index in _inputs(sums):
         _pass_over(series, index, group, sums, digests, scratch)
         progress()
-      for i, piece in enumerate(group):
+      for i, chunk in enumerate(group):
         for job in _alive(jobs):
-          job.attempt(job.put, series, piece, sums[job][i])
+          job.attempt(job.put, series, chunk, sums[job][i])
       del sums
     for job in _alive(jobs):
       job.attempt(job.finish, _recipe(job.plan, series, digests.of))
@@ -151,11 +151,14 @@ def write_averages(
 
 
 def _sum(
-  piece: Piece, plan: Plan, layout: Mapping[str, Spec], dtype: torch.dtype
+  chunk: Chunk,
+  plan: AveragePlan,
+  layout: Mapping[str, Spec],
+  dtype: torch.dtype,
 ) -> Sum:
-  if not piece.averaged:
+  if not chunk.averaged:
     return Last()
-  return Average(plan, torch.promote_types(layout[piece.name].dtype, dtype))
+  return Average(plan, torch.promote_types(layout[chunk.name].dtype, dtype))
 
 
 def _alive(jobs: Iterable[_Writing]) -> list[_Writing]:
@@ -202,7 +205,7 @@ def _check_inputs(
 def _pass_over(
   series: Series,
   index: int,
-  group: Sequence[Piece],
+  group: Sequence[Chunk],
   sums: Mapping[_Writing, Sequence[Sum]],
   digests: Digests,
   scratch: torch.Tensor,
@@ -213,30 +216,30 @@ def _pass_over(
     return
   try:
     with series.open(index) as checkpoint:
-      for i, piece in enumerate(group):
-        name, begin = piece.name, piece.begin
-        values = checkpoint.values(name, begin, piece.end, scratch)
+      for i, chunk in enumerate(group):
+        name, begin = chunk.name, chunk.begin
+        values = checkpoint.values(name, begin, chunk.end, scratch)
         digests.add(index, name, checkpoint.layout[name], begin, values)
         for job in users:
-          if piece.averaged or index == job.plan.inputs[-1]:
+          if chunk.averaged or index == job.plan.inputs[-1]:
             sums[job][i].add(values)
         del values
   except InputError as error:
     _fail_users(sums, index, error)
 
 
-def _culprit(series: Series, job: _Writing, piece: Piece) -> InputError:
+def _culprit(series: Series, job: _Writing, chunk: Chunk) -> InputError:
   for index in job.plan.inputs:
     with series.open(index) as checkpoint:
-      if not multi_tensor.all_finite([checkpoint.tensor(piece.name)]):
+      if not multi_tensor.all_finite([checkpoint.tensor(chunk.name)]):
         return InputError(
-          f'{series.paths[index]}: {piece.name!r} holds a NaN or an infinity.'
+          f'{series.paths[index]}: {chunk.name!r} holds a NaN or an infinity.'
         )
-  return InputError(f'The sum of {piece.name!r} overflows in {job.path}.')
+  return InputError(f'The sum of {chunk.name!r} overflows in {job.path}.')
 
 
 def _recipe(
-  plan: Plan, series: Series, digest_of: Callable[[int], str | None]
+  plan: AveragePlan, series: Series, digest_of: Callable[[int], str | None]
 ) -> dict[str, Any]:
   return {
     'version': __version__,

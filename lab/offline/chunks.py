@@ -1,4 +1,4 @@
-"""Parts of a model that are averaged by themselves, one after the other."""
+"""Cut a model into chunks and sum each chunk over the inputs."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -7,26 +7,26 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lab.offline.plans import Plan, Weighted
+from lab.offline.plans import AveragePlan, Weighted
 from lab.offline.readers import Spec
 from weightavg.pytorch import multi_tensor
 from weightavg.pytorch.models import RUNNING_STATISTICS
 from weightavg.schemes import Windowed
 
-# Elements of the largest piece: it stays in the cache while all sums that use
-# it take it in.
-PIECE = 1 << 17
+# Largest number of elements in a chunk: it stays in the cache while it is added
+# to all sums that use it.
+CHUNK = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-  """Elements begin..end of a flattened tensor.
+class Chunk:
+  """The elements begin..end of a flattened tensor.
 
   Args:
-    name: of the tensor.
-    begin: first element.
-    end: after the last element.
-    averaged: or copied from the last input.
+    name: name of the tensor.
+    begin: index of the first element.
+    end: index after the last element.
+    averaged: True averages the elements, False copies them from the last input.
   """
 
   name: str
@@ -36,11 +36,11 @@ class Piece:
 
 
 def averaged_names(layout: Mapping[str, Spec], statistics: bool) -> set[str]:
-  """Names of the floating-point tensors that are averaged.
+  """Return the names of the floating-point tensors to average.
 
   Args:
-    layout: the model.
-    statistics: whether running statistics of BatchNorm are.
+    layout: names, shapes and dtypes of the model.
+    statistics: True includes the running statistics of BatchNorm.
   """
   return {
     name
@@ -55,23 +55,23 @@ def groups(
   averaged: set[str],
   outputs: int,
   dtype: torch.dtype,
-) -> Iterator[list[Piece]]:
-  """Cut a model so that a group's sums are at most as large as the model.
+) -> Iterator[list[Chunk]]:
+  """Cut a model into groups whose sums are at most as large as the model.
 
   Args:
-    layout: the model, in order.
-    averaged: names of what is averaged.
-    outputs: how many sums there are at once.
-    dtype: of the sums.
+    layout: names, shapes and dtypes of the model, in order.
+    averaged: names of the averaged tensors.
+    outputs: number of sums that exist at once.
+    dtype: dtype of the sums.
   """
   sizes = {name: torch.Size(s.shape).numel() for name, s in layout.items()}
   model = sum(n * layout[name].dtype.itemsize for name, n in sizes.items())
   limit = max(1, model // (max(1, outputs) * dtype.itemsize))
-  group: list[Piece] = []
+  group: list[Chunk] = []
   filled = 0
   for name, size in sizes.items():
     for begin, end in _cuts(size, limit, filled):
-      group.append(Piece(name, begin, end, name in averaged))
+      group.append(Chunk(name, begin, end, name in averaged))
       filled += end - begin
       if filled >= limit:
         yield group
@@ -81,10 +81,10 @@ def groups(
 
 
 def _cuts(size: int, limit: int, filled: int) -> Iterator[tuple[int, int]]:
-  """Bounds of a tensor's pieces, of which none crosses a group's end."""
+  """Yield the bounds of a tensor's chunks; none crosses the end of a group."""
   begin = 0
   while True:
-    end = min(size, begin + min(PIECE, limit - filled % limit))
+    end = min(size, begin + min(CHUNK, limit - filled % limit))
     yield begin, end
     filled = (filled + end - begin) % limit
     begin = end
@@ -93,34 +93,34 @@ def _cuts(size: int, limit: int, filled: int) -> Iterator[tuple[int, int]]:
 
 
 class Sum(Protocol):
-  """Something fed with the values of a piece, input by input."""
+  """A sum of the values of one chunk over the inputs."""
 
   def add(self, values: Tensor) -> None:
-    """Take in the next input's values."""
+    """Add the next input's values."""
 
   def result(self) -> Tensor:
-    """What came out; to be called once, at the end."""
+    """Return the result; call it once, at the end."""
 
 
 class Average:
-  """The average of a piece; the arithmetic is that of the online averages.
+  """The average of a chunk, computed like the averages in training.
 
-  A mean is a sum in order, divided at the end; EMA and polynomial averages run
-  through their recursion.
+  A mean is the sum in the order of the inputs, divided at the end. Other
+  schemes follow their recursion.
 
   Args:
-    plan: what is averaged.
-    dtype: of the sums.
+    plan: the planned average.
+    dtype: dtype of the sums.
   """
 
-  def __init__(self, plan: Plan, dtype: torch.dtype) -> None:
+  def __init__(self, plan: AveragePlan, dtype: torch.dtype) -> None:
     self._scheme, self._dtype = plan.scheme, dtype
     self._weights = plan.weights if isinstance(plan.scheme, Weighted) else []
     self._value: Tensor | None = None
     self._count = 0
 
   def add(self, values: Tensor) -> None:
-    """Take in the next input's values."""
+    """Add the next input's values."""
     self._count += 1
     if self._value is None:
       self._value = torch.empty_like(values, dtype=self._dtype).copy_(values)
@@ -135,7 +135,7 @@ class Average:
       multi_tensor.lerp_([self._value], [values], weight)
 
   def result(self) -> Tensor:
-    """The average; call it once, at the end."""
+    """Return the average; call it once, at the end."""
     assert self._value is not None
     if isinstance(self._scheme, Windowed):
       self._value.div_(float(self._count))
@@ -143,17 +143,17 @@ class Average:
 
 
 class Last:
-  """A copy of the values that came last."""
+  """A copy of the last input's values."""
 
   def __init__(self) -> None:
     self._value: Tensor | None = None
 
   def add(self, values: Tensor) -> None:
-    """Take in the next input's values."""
-    # They are mapped from a file that is about to be closed.
+    """Add the next input's values."""
+    # The values may be mapped from a file that is closed next.
     self._value = values.clone()
 
   def result(self) -> Tensor:
-    """The last values."""
+    """Return the last values."""
     assert self._value is not None
     return self._value

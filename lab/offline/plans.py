@@ -1,7 +1,7 @@
-"""Which checkpoints enter an average, and with which weights.
+"""Plan averages: which checkpoints enter, and with which weights.
 
-`--every k` takes each k-th checkpoint, counted back from the one that the
-average is for, so that this one is always among them.
+`--every k` uses each k-th checkpoint, counted back from the last one, so that
+the last one is always among them.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class Weighted:
   values: tuple[float, ...]
 
   def weights(self, count: int) -> list[float]:
-    """The weights; `count` must be their number."""
+    """Return the weights; `count` must be their number."""
     assert count == len(self.values)
     return list(self.values)
 
@@ -32,13 +32,13 @@ Scheme = Recursive | Windowed | Weighted
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """One average to be made.
+class AveragePlan:
+  """The inputs, scheme and description of one average.
 
   Args:
     inputs: positions in the series, oldest first.
-    scheme: over those inputs.
-    recipe: how it is described in the output's metadata.
+    scheme: scheme over these inputs.
+    recipe: description for the output's metadata.
   """
 
   inputs: tuple[int, ...]
@@ -52,7 +52,7 @@ class Plan:
 
 
 def taken(at: int, every: int) -> list[int]:
-  """Positions up to `at`, each `every`-th counted back from it.
+  """Return each `every`-th position up to `at`, counted back from it.
 
   >>> taken(at=6, every=3)
   [0, 3, 6]
@@ -60,11 +60,11 @@ def taken(at: int, every: int) -> list[int]:
   return list(range(at % every, at + 1, every))
 
 
-def plan(series: Series, scheme: Scheme, at: int, every: int) -> Plan:
-  """The average at the position `at` of a series.
+def plan(series: Series, scheme: Scheme, at: int, every: int) -> AveragePlan:
+  """Plan the average at the position `at` of a series.
 
   Raises:
-    InputError: there are fewer checkpoints than the window.
+    InputError: the window is longer than the series.
   """
   inputs = taken(at, every)
   if isinstance(scheme, Windowed):
@@ -80,11 +80,11 @@ def plan(series: Series, scheme: Scheme, at: int, every: int) -> Plan:
     'every': every,
     'step': series.steps[at],
   }
-  return Plan(tuple(inputs), scheme, recipe)
+  return AveragePlan(tuple(inputs), scheme, recipe)
 
 
 def described(scheme: Scheme) -> dict[str, Any]:
-  """The scheme's name and fields, as plain values.
+  """Return the scheme's name and fields as plain values.
 
   >>> described(averaging_schemes.Lawa(window=5))
   {'scheme': 'lawa', 'window': 5}
@@ -95,7 +95,7 @@ def described(scheme: Scheme) -> dict[str, Any]:
 
 
 def averages() -> dict[str, type[averaging_schemes.Scheme]]:
-  """Schemes that average checkpoints, by name."""
+  """Return the registered schemes that average checkpoints, by name."""
   return {
     name: scheme
     for name, scheme in averaging_schemes.SCHEMES.items()
@@ -104,7 +104,7 @@ def averages() -> dict[str, type[averaging_schemes.Scheme]]:
 
 
 def lengths_of(scheme: type[averaging_schemes.Scheme]) -> dict[str, Any]:
-  """Numeric fields of a scheme, by name: its length, in one way or another."""
+  """Return the numeric fields of a scheme, which set its length, by name."""
   return {
     field.name: field
     for field in dataclasses.fields(scheme)
@@ -113,7 +113,7 @@ def lengths_of(scheme: type[averaging_schemes.Scheme]) -> dict[str, Any]:
 
 
 def all_lengths() -> dict[str, Any]:
-  """Numeric fields of all schemes, by name."""
+  """Return the numeric fields of all schemes, by name."""
   return {
     name: field
     for scheme in averages().values()
@@ -128,13 +128,13 @@ def schemes(
   steps_between: float = 0.0,
   budget: int = 0,
 ) -> Iterator[tuple[dict[str, Any], Any]]:
-  """Schemes of one kind, each with the field that sets it apart.
+  """Yield one scheme for each value of each field, with that field.
 
   Args:
-    name: of the scheme.
+    name: name of the scheme.
     lengths: values of its fields; horizons are fractions of the budget.
     steps_between: steps between two samples, for horizons.
-    budget: T, for horizons.
+    budget: T in steps, for horizons.
 
   Raises:
     InputError: a field is missing, without effect or out of range.
@@ -162,14 +162,14 @@ def schemes(
       yield {field: value}, scheme(**{field: value}).resolved(samples_in)
 
 
-def output_paths(template: str, knobs: Sequence[dict[str, Any]]) -> list[str]:
-  """A path for each output, from a template such as 'avg_{window}_{at}.pt'.
+def output_paths(template: str, fields: Sequence[dict[str, Any]]) -> list[str]:
+  """Fill a template such as 'avg_{window}_{at}.pt' for each output.
 
   Raises:
     InputError: two outputs would have the same path.
   """
   paths = []
-  for values in knobs:
+  for values in fields:
     try:
       paths.append(template.format(**values))
     except (KeyError, IndexError, ValueError) as error:
@@ -179,7 +179,7 @@ def output_paths(template: str, knobs: Sequence[dict[str, Any]]) -> list[str]:
       ) from error
   for a, b in itertools.combinations(range(len(paths)), 2):
     if paths[a] == paths[b]:
-      varying = [k for k in knobs[a] if knobs[a][k] != knobs[b].get(k)]
+      varying = [k for k in fields[a] if fields[a][k] != fields[b].get(k)]
       raise InputError(
         f'Invalid output={template!r}. There are {len(paths)} outputs: it must '
         f'hold {" and ".join("{" + k + "}" for k in varying)}.'

@@ -28,7 +28,7 @@ from torch import nn
 
 from lab.core.errors import InputError
 from lab.offline import writers
-from lab.offline.plans import Plan, Weighted, described
+from lab.offline.plans import AveragePlan, Weighted, described
 from lab.offline.series import Series
 from weightavg import AveragingConfig
 from weightavg.pytorch import Averager
@@ -221,8 +221,10 @@ def solve(
   return [*solution.tolist(), 1.0 - float(solution.sum())], error
 
 
-def plan(snapshots: Sequence[Snapshot], wanted: Recursive, at: int) -> Plan:
-  """Plan the combination of snapshots that approximates an average best.
+def plan(
+  snapshots: Sequence[Snapshot], wanted: Recursive, at: int
+) -> AveragePlan:
+  """AveragePlan the combination of snapshots that approximates an average best.
 
   Args:
     snapshots: all snapshots, sorted.
@@ -250,7 +252,7 @@ def plan(snapshots: Sequence[Snapshot], wanted: Recursive, at: int) -> Plan:
     'samples': used[-1].samples,
     'relative_error_of_weights': error,
   }
-  return Plan(tuple(range(len(used))), Weighted(tuple(values)), recipe)
+  return AveragePlan(tuple(range(len(used))), Weighted(tuple(values)), recipe)
 
 
 def find(paths: Sequence[str]) -> tuple[Series, list[Snapshot]]:

@@ -1,9 +1,9 @@
-"""Every average at every evaluation point of a finished run.
+"""Evaluate averages of a finished run at each of its evaluations.
 
-At an evaluation after step t the average is over the light checkpoints up to
-t, each `every`-th of them counted back from the last one, as `average` does
-with the same arguments. Results are kept by content: a digest of the weights
-that were evaluated, and of how.
+At an evaluation after step t the average is over the light checkpoints up to t,
+each `every`-th of them counted back from the last one, as `average` computes it
+with the same arguments. Results are cached by content: a digest of the
+evaluated weights and of the kind of evaluation.
 """
 
 import contextlib
@@ -21,20 +21,20 @@ from lab.core import logs
 from lab.core.errors import InputError
 from lab.offline import batch_norm
 from lab.offline.chunks import Average, averaged_names
-from lab.offline.plans import Plan, Scheme, described, taken
+from lab.offline.plans import AveragePlan, all_lengths, described, taken
 from lab.offline.readers import Checkpoint
 from lab.offline.series import Series
 from weightavg.pytorch.models import clean_name, unwrap
-from weightavg.schemes import Windowed
+from weightavg.schemes import Recursive, Windowed
 
 CACHE = 'cache.jsonl'
-# Of evaluations; AlgoPerf takes no tuples.
+# Seed of evaluations; AlgoPerf takes no tuples.
 _RNG = [0, 1]
 
 
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[None]:
-  """Turn what the disk has against a file into an InputError."""
+  """Turn an error of the file system into an InputError."""
   try:
     yield
   except OSError as error:
@@ -46,37 +46,42 @@ class Variant(NamedTuple):
   """One curve of a sweep.
 
   Args:
-    scheme: the average.
+    scheme: the average, with its length in samples.
+    field: the field that was given, and its value: ('horizon', 0.01).
     every: checkpoints between two samples.
   """
 
-  scheme: Scheme
+  scheme: Recursive | Windowed
+  field: tuple[str, float]
   every: int
 
   @property
   def name(self) -> str:
-    """A name for files: lawa_5_every_2."""
-    columns = self.columns
-    knob = columns['window'] or columns['decay']
-    return f'{columns["scheme"]}_{knob}_every_{self.every}'
+    """A name for files: lawa_window_5_every_2."""
+    name, value = self.field
+    return f'{self.scheme.name}_{name}_{value}_every_{self.every}'
 
   @property
   def columns(self) -> dict[str, Any]:
-    """What sets its rows apart."""
-    columns = {'scheme': None, 'window': None, 'decay': None}
-    return columns | described(self.scheme) | {'every': self.every}
+    """Columns that identify the variant; a horizon also has its decay."""
+    return (
+      {'scheme': None, **dict.fromkeys(all_lengths())}
+      | described(self.scheme)
+      | dict([self.field])
+      | {'every': self.every}
+    )
 
 
 def evaluations(run: str) -> list[dict[str, str]]:
-  """Rows of a run's eval_measurements.csv, the last one of each step.
+  """Return the rows of a run's eval_measurements.csv, the last of each step.
 
   Raises:
-    InputError: there is no such file, or no row in it.
+    InputError: the file is missing or has no rows.
   """
   path = os.path.join(run, logs.EVAL_MEASUREMENTS)
   try:
     with open(path, encoding='utf-8', newline='') as file:
-      # A run that was killed while writing leaves a short last line.
+      # An interrupted run leaves a short last line.
       whole = [r for r in csv.DictReader(file) if None not in r.values()]
       rows = {int(float(r['global_step'])): r for r in whole}
   except (OSError, KeyError, ValueError) as error:
@@ -87,20 +92,20 @@ def evaluations(run: str) -> list[dict[str, str]]:
 
 
 class Sweep:
-  """Averages of a run's checkpoints, evaluated on its workload.
+  """Evaluate averages of a run's checkpoints on its workload.
 
   Args:
-    workload: local or AlgoPerf's.
+    workload: a local workload, or one of AlgoPerf.
     series: the checkpoints.
-    run: the trial's directory.
-    cache: folder for results of earlier sweeps.
-    data_dir: where the workload's data are.
-    recompute: batches for recomputing BatchNorm's running statistics; 0: do
-      not.
-    batch_size: global, of those batches.
-    imagenet_v2_data_dir: where AlgoPerf's ImageNet workloads have test data.
-    statistics: whether running statistics are averaged, or the last
-      checkpoint's.
+    run: directory of the trial.
+    cache: folder for the results of earlier sweeps.
+    data_dir: folder of the workload's data.
+    recompute: number of training batches on which BatchNorm's running
+      statistics are recomputed; 0 does not recompute them.
+    batch_size: global size of these batches.
+    imagenet_v2_data_dir: folder of the test data of ImageNet workloads.
+    statistics: True averages running statistics, False copies them from the
+      last checkpoint.
   """
 
   def __init__(
@@ -131,7 +136,7 @@ class Sweep:
     self.evaluated = 0
 
   def points(self) -> list[tuple[dict[str, str], int]]:
-    """Evaluations that have checkpoints before them, with the last one."""
+    """Return the evaluations after the first checkpoint, with the last one."""
     found = []
     for row in self.rows:
       step = int(float(row['global_step']))
@@ -143,10 +148,10 @@ class Sweep:
   def run(
     self, variants: Sequence[Variant], done: Callable[[], None]
   ) -> Iterator[tuple[Variant, dict[str, Any]]]:
-    """Rows with the run's columns, variant after variant.
+    """Yield rows with the run's columns, variant after variant.
 
     Args:
-      variants: what to evaluate.
+      variants: the averages to evaluate.
       done: called after each evaluation.
     """
     for variant in variants:
@@ -155,11 +160,11 @@ class Sweep:
         inputs = taken(position, variant.every)
         scheme = variant.scheme
         if isinstance(scheme, Windowed):
-          # As online: before the window is full, of those that are there.
+          # As in training: a window that is not full holds fewer samples.
           inputs = inputs[-scheme.size :]
           average = Running(self._series, scheme, self._statistics)
         else:
-          # Points whose samples are the same ones go on from each other.
+          # Evaluations that share samples continue the same average.
           phase = position % variant.every
           average = running.setdefault(
             phase, Running(self._series, scheme, self._statistics)
@@ -234,25 +239,28 @@ class Sweep:
 
 
 class Running:
-  """An average in memory that can go on with further checkpoints.
+  """An average in memory that later checkpoints can extend.
 
   Args:
     series: the checkpoints.
-    scheme: of the average; LAWA's cannot go on once it has been asked for.
-    statistics: whether running statistics are averaged.
+    scheme: the average. A windowed one cannot be extended after `at`.
+    statistics: True averages running statistics.
   """
 
   def __init__(
-    self, series: Series, scheme: Scheme, statistics: bool = True
+    self,
+    series: Series,
+    scheme: Recursive | Windowed,
+    statistics: bool = True,
   ) -> None:
     self._series = series
     self._statistics = statistics
-    self._plan = Plan((), scheme, {})
+    self._plan = AveragePlan((), scheme, {})
     self._sums: dict[str, Average] = {}
     self._seen = 0
 
   def at(self, inputs: Sequence[int]) -> dict[str, Tensor]:
-    """The average of inputs, which begin with those of the last call."""
+    """Return the average of inputs, which extend those of the last call."""
     for index in inputs[self._seen :]:
       with self._series.open(index) as checkpoint:
         self._add(checkpoint)
@@ -273,7 +281,7 @@ class Running:
 
 
 def _merged(row: Mapping[str, str], metrics: Mapping[str, Any]) -> dict:
-  """A run's row with the average's metrics in place of its own."""
+  """Replace the metrics in a run's row by those of the average."""
   own = {k: v for k, v in row.items() if '/' not in k}
   return {k: metrics.get(k, own.get(k, '')) for k in row} | dict(metrics)
 
@@ -283,8 +291,7 @@ def _read_cache(path: str) -> dict[str, dict[str, Any]]:
   if os.path.exists(path):
     with open(path, 'r+', encoding='utf-8') as file:
       text = file.read()
-      # A sweep that was killed while writing leaves half a line, which must
-      # not swallow the next one.
+      # An interrupted sweep leaves half a line: end it.
       if text and not text.endswith('\n'):
         file.write('\n')
     for line in text.splitlines():

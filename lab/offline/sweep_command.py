@@ -1,8 +1,9 @@
-"""`sweep`: every average of a finished run's checkpoints, evaluated.
+"""Evaluate averages of a finished run's checkpoints.
 
-Writes sweep.csv, in the columns of the run's own eval_measurements.csv with
-scheme, window, decay and every before them, and for each average a trial as
-the runner writes it, so that reports take it for one more submission.
+The command writes sweep.csv in the columns of the run's own
+eval_measurements.csv, preceded by scheme, its fields and every, and for each
+average a trial as the runner writes it, which reports read like one of another
+submission.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import glob
 import os
 from typing import Any
 
-from lab.core import checkpoint_files, light_files, logs
+from lab.core import checkpoint_files, command_line, light_files, logs
 from lab.core.errors import InputError
 from lab.core.progress import Progress
 from lab.offline import plans, series, sweep, workload_loader
@@ -20,14 +21,29 @@ from weightavg.workloads import batch_size_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The command line of `sweep`; lists are separated by commas."""
-  ints, floats = numbers(int), numbers(float)
+  """Add the arguments of `sweep`; lists are separated by commas."""
   parser.add_argument('--run', required=True, help="a trial's directory")
   parser.add_argument('--workload', required=True, help='local, or AlgoPerf')
-  parser.add_argument('--windows', type=ints, default=[], help='LAWA')
-  parser.add_argument('--decays', type=floats, default=[], help='EMA')
+  for name, field in plans.all_lengths().items():
+    parser.add_argument(
+      f'--{name}s',
+      type=numbers(field.metadata['kind']),
+      default=[],
+      help=f'{field.metadata["help"]}; for each scheme that has it',
+    )
   parser.add_argument(
-    '--every', type=ints, default=[1], help='checkpoints between two samples'
+    '--schemes',
+    default='all',
+    help=f'all, or among {", ".join(plans.averages())} (%(default)s)',
+  )
+  parser.add_argument(
+    '--budget', type=int, help='T in steps, for --horizons (the last step)'
+  )
+  parser.add_argument(
+    '--every',
+    type=numbers(int),
+    default=[1],
+    help='checkpoints between two samples',
   )
   parser.add_argument(
     '--batch_norm',
@@ -40,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=0,
     metavar='BATCHES',
-    help='recompute running statistics by so many training batches',
+    help='recompute running statistics on this number of training batches',
   )
   parser.add_argument('--output_dir', help='where results go (RUN/offline)')
   parser.add_argument(
@@ -60,20 +76,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def _variants(args: argparse.Namespace) -> list[sweep.Variant]:
-  if not args.windows and not args.decays:
-    raise InputError('Missing windows or decays.')
-  found = []
+def _variants(
+  args: argparse.Namespace, found: series.Series
+) -> list[sweep.Variant]:
+  """Each scheme with each value of each of its fields, at each cadence."""
+  given = {n: v for n in plans.all_lengths() if (v := getattr(args, f'{n}s'))}
+  if not given:
+    flags = ' or '.join(f'--{name}s' for name in plans.all_lengths())
+    raise InputError(f'Missing {flags}.')
+  names = command_line.names_of(args.schemes, [*plans.averages()], 'schemes')
+  spacing = found.spacing if 'horizon' in given else 0
+  variants = []
   for every in args.every:
     if every < 1:
       raise InputError(f'Invalid every={every}. Must be in [1, inf).')
-    schemes: list[plans.Scheme] = []
-    if args.windows:
-      schemes += [s for _, s in plans.schemes('lawa', {'window': args.windows})]
-    if args.decays:
-      schemes += [s for _, s in plans.schemes('ema', {'decay': args.decays})]
-    found += [sweep.Variant(scheme, every) for scheme in schemes]
-  return list(dict.fromkeys(found))
+    for name in names:
+      fields = plans.lengths_of(plans.averages()[name])
+      values = {key: v for key, v in given.items() if key in fields}
+      if not values:
+        continue
+      for field, scheme in plans.schemes(
+        name,
+        values,
+        steps_between=spacing * every,
+        budget=args.budget or found.steps[-1],
+      ):
+        (item,) = field.items()
+        variants.append(sweep.Variant(scheme, item, every))
+  if not variants:
+    raise InputError(
+      f'Invalid schemes={args.schemes}. None has a {" or a ".join(given)}.'
+    )
+  return list(dict.fromkeys(variants))
 
 
 def _pattern(run: str) -> str:
@@ -83,13 +117,13 @@ def _pattern(run: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-  """Evaluate what is not known yet, and write the tables."""
+  """Evaluate the averages that are not cached, and write the tables."""
   output = args.output_dir or os.path.join(args.run, 'offline')
-  variants = _variants(args)
   workload = workload_loader.find_workload(
     args.workload, args.librispeech_tokenizer_vocab_path
   )
   found = series.find(args.checkpoints or [_pattern(args.run)])
+  variants = _variants(args, found)
   with sweep.writing(output):
     os.makedirs(output, exist_ok=True)
   sweeping = sweep.Sweep(

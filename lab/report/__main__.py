@@ -14,7 +14,8 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lab.core import command_line
 from lab.core.errors import InputError
@@ -110,6 +111,19 @@ def read(arguments: argparse.Namespace) -> Report:
   return build(trials, goals, options, reader.problems)
 
 
+def json_text(content: Mapping[str, Any]) -> str:
+  """JSON with a line for each row of a list and each submission's score."""
+
+  def lines(value: Any) -> str:
+    if isinstance(value, list) and value:
+      rows = [json.dumps(row, allow_nan=False) for row in value]
+      return '[\n' + ',\n'.join(rows) + '\n]'
+    return json.dumps(value, allow_nan=False, indent=1)
+
+  parts = [f'{json.dumps(key)}: {lines(part)}' for key, part in content.items()]
+  return '{\n' + ',\n'.join(parts) + '\n}\n'
+
+
 def write(report: Report, output: pathlib.Path) -> None:
   """Write all files beside the output first, then move them there."""
   output.mkdir(parents=True, exist_ok=True)
@@ -118,9 +132,8 @@ def write(report: Report, output: pathlib.Path) -> None:
     drawn = figures.save_all(report, folder / 'figures')
     shown = tables.all_tables(report)
     pictures = [f'figures/{figure}.png' for figure in drawn]
-    content = json.dumps(report.as_json(), indent=1, allow_nan=False)
     for file, text in (
-      ('report.json', content + '\n'),
+      ('report.json', json_text(report.as_json())),
       ('report.md', tables.markdown(report, shown, pictures)),
       ('report.html', page.render(report, shown)),
     ):

@@ -48,9 +48,6 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   'hparam_end_index', None, 'Point to stop before.', lower_bound=0
 )
-flags.DEFINE_string(
-  'data_dir', '~/data', 'Dataset location; the local workloads need none.'
-)
 flags.DEFINE_string('experiment_dir', None, 'Root of all experiments.')
 flags.DEFINE_string('experiment_name', None, 'Name of this experiment.')
 flags.DEFINE_boolean(

@@ -18,7 +18,6 @@ class Settings:
   num_tuning_trials: int = 1
   hparam_start_index: int | None = None
   hparam_end_index: int | None = None
-  data_dir: str = '~/data'
   rng_seed: int | None = None
   max_global_steps: int | None = None
   eval_every_steps: int | None = None

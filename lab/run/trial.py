@@ -9,7 +9,7 @@ a resumed one equals one that was never interrupted.
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,11 +20,15 @@ from lab.core import checkpoint_files, choice_columns, logs
 from lab.core.progress import Progress
 from lab.run import checkpoints, light_checkpoints, random_utils
 from lab.run.distributed import Context
+from lab.run.observers import Observer, Observers
 from lab.run.run_state import RunState
 from lab.run.settings import Settings
 from lab.run.submissions import Submission
 from weightavg import spec
 from weightavg.pytorch.profiling import section
+
+# The local workloads read no files; AlgoPerf's signatures ask for a folder.
+NO_DATA_DIR = ''
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,6 @@ class Trial:
   budget: int
   eval_every: int | None
   directory: str
-
-  @property
-  def data_dir(self) -> str:
-    """Where the workload's data are."""
-    return os.path.expanduser(self.settings.data_dir)
 
   @property
   def time_limit(self) -> float:
@@ -132,11 +131,18 @@ class TrialRun:
   Args:
     trial: The trial.
     flag_values: The command line as it is to be recorded.
+    observers: Receive the run's events, in order.
   """
 
-  def __init__(self, trial: Trial, flag_values: dict[str, Any]) -> None:
+  def __init__(
+    self,
+    trial: Trial,
+    flag_values: dict[str, Any],
+    observers: Sequence[Observer] = (),
+  ) -> None:
     self.trial = trial
     self.flag_values = flag_values
+    self._observers = Observers(observers)
     self._is_main = trial.context.is_main
     self._logger: logs.MetricsLogger | None = None
     self._keeper: light_checkpoints.Keeper | None = None
@@ -148,7 +154,7 @@ class TrialRun:
       queue = trial.workload._build_input_queue(
         streams.data,
         'train',
-        data_dir=trial.data_dir,
+        data_dir=NO_DATA_DIR,
         global_batch_size=trial.batch_size,
       )
     self.state = initial_state(trial)
@@ -170,13 +176,42 @@ class TrialRun:
       trial.budget, self.state.global_step, self._is_main
     )
     self._start_time = trial.context.clock()
-    self.state.train_state['last_step_end_time'] = self._start_time
+    self._observers.at_start(self)
+    self.state.train_state['last_step_end_time'] = trial.context.clock()
     while self._goes_on():
       step_rng = random_utils.fold_in(streams.steps, self.state.global_step)
       self._step(queue, step_rng)
     self._progress.close()
     self._finish()
     return self.state
+
+  def stop(self) -> None:
+    """End the run after the current step, as a spent budget does."""
+    self.state.train_state['training_complete'] = True
+
+  def measure(self, split: str, rng: Any) -> float:
+    """The target metric of the weights that the model holds now.
+
+    Args:
+      split: 'train', 'validation' or 'test'.
+      rng: Handed to the workload.
+    """
+    workload = self.trial.workload
+    sizes = {
+      'train': workload.num_eval_train_examples,
+      'validation': workload.num_validation_examples,
+      'test': workload.num_test_examples,
+    }
+    metrics = workload._eval_model_on_split(
+      'eval_train' if split == 'train' else split,
+      sizes[split],
+      self.trial.eval_batch_size,
+      self.state.model_params,
+      self.state.model_state,
+      rng,
+      NO_DATA_DIR,
+    )
+    return float(metrics[workload.target_metric_name])
 
   def _goes_on(self) -> bool:
     state = self.state
@@ -220,6 +255,7 @@ class TrialRun:
         state.global_step,
         select_rng,
       )
+    self._observers.before_update(self, batch)
     # Torch's generators are in no checkpoint. Seeding them here makes a step's
     # dropout a function of the seed and the step alone, whatever evaluations
     # or an earlier process have drawn.
@@ -242,11 +278,13 @@ class TrialRun:
     self._progress.step()
     if self._keeper is not None:
       self._keeper.after_step(state.model_params, state.global_step)
+    self._observers.after_step(self)
     if self._is_due(end_time):
       self._prepare_for_eval(prepare_rng)
       billed = state.train_state['accumulated_submission_time']
       state.train_state['is_time_remaining'] = billed < trial.time_limit
-      if state.train_state['is_time_remaining']:
+      replaced = self._observers.instead_of_evaluation(self, eval_rng)
+      if state.train_state['is_time_remaining'] and not replaced:
         self._evaluate(eval_rng)
     state.train_state['last_step_end_time'] = trial.context.clock()
 
@@ -318,7 +356,7 @@ class TrialRun:
           state.model_params,
           state.model_state,
           rng,
-          trial.data_dir,
+          NO_DATA_DIR,
           None,
           state.global_step,
         )
@@ -335,6 +373,7 @@ class TrialRun:
     for key in ('submission', 'eval', 'logging'):
       name = f'accumulated_{key}_time'
       metrics[name] = train_state[name]
+    self._observers.at_evaluation(self, metrics)
     state.eval_results.append((state.global_step, metrics))
     self._progress.say(self._line(metrics))
     start_time = trial.context.clock()

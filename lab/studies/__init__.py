@@ -1,1 +1,27 @@
-"""Studies of averaging on the local workloads: `python -m lab.studies`."""
+"""Studies of averaging on the local workloads: `python -m lab.studies NAME`.
+
+Every module here is a command. A study declares its grid of runs, what is
+observed beside each run, its tables and its figures; `parts` does the rest.
+
+| module | question |
+|---|---|
+| `steps` | how many steps does each average need to the target? |
+| `horizon` | which horizon reaches the target first? |
+| `auto` | is the choice among averages a good one? |
+| `unseen` | does it hold on seeds that were not looked at? |
+| `repeated` | does it survive data that repeat? |
+| `quickstart` | what does averaging do to one run? |
+| `calibrate` | which target does a workload's baseline set? |
+| `tune` | which hyperparameters suit a method on a workload? |
+| `choices` | which average has each evaluation of a trial seen? |
+"""
+
+import pkgutil
+
+
+def names() -> list[str]:
+  """Names of all commands, found in this folder."""
+  modules = pkgutil.iter_modules(__path__)
+  return sorted(
+    m.name for m in modules if not m.ispkg and not m.name.startswith('_')
+  )

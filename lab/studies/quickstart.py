@@ -1,357 +1,245 @@
-"""See averaging work: four submissions on one workload, a table, a picture.
+"""See what averaging does: two optimizers and their averages on one workload.
 
-`make quickstart`, or `python -m lab.studies.quickstart`. NadamW, and NadamW
-with LAWA, EMA and polynomial averages, train with the same seed, two at a time
-with one thread each; everything goes to results/quickstart.
+A small language model is trained by NadamW, by Shampoo and by NadamW with a
+choice among averages. Several averages follow the first two runs: the default
+horizon of 1 % of T and longer ones. A few minutes on two cores.
+
+Writes summary.json (a row for each run and average), curves.json and
+curves.png, the metric against steps, raw and averaged. `table` and `sentence`
+say what is seen, from the rows of summary.json.
 """
 
 import argparse
-import dataclasses
-import os
+import itertools
+import math
 import pathlib
-import subprocess
-import sys
-import time
+from collections.abc import Sequence
 from typing import Any
 
-from lab.core import curves as curves_module
-from lab.core import logs
-from lab.run import profile_report
-from lab.workloads import QUICKSTART_WORKLOAD, build_workload
+from lab.studies import auto
+from lab.studies.parts import frame, plots, tables
+from lab.studies.parts.averages import Averages
+from lab.studies.parts.choosers import AUTO
+from lab.studies.parts.frame import Row
+from lab.studies.parts.study import Study
+from lab.studies.parts.training import Result, Training, tuned_point
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-RESULTS = ROOT / 'results' / 'quickstart'
-SUBMISSIONS = ('nadamw', 'nadamw_lawa', 'nadamw_ema', 'nadamw_polynomial')
-SEED = 0
-_AT_ONCE = 2
-_LINES_PER_RUN = 10
+WORKLOAD = 'stdlib_lm'
+CANDIDATES: dict[str, dict[str, Any]] = {
+  'raw': {'averaging_scheme': 'none'},
+  'lawa 1 %': {'averaging_scheme': 'lawa'},
+  'lawa 10 %': {'averaging_scheme': 'lawa', 'averaging_horizon': 0.1},
+  'ema 1 %': {'averaging_scheme': 'ema'},
+  'ema 3 %': {'averaging_scheme': 'ema', 'averaging_horizon': 0.03},
+  'polynomial 9': {'averaging_scheme': 'polynomial', 'averaging_power': 9.0},
+}
+LABELS = {'nadamw': 'NadamW', 'shampoo': 'Shampoo'}
+BASELINE = {'optimizer': 'nadamw', 'candidate': 'raw'}
+COLUMNS = (
+  'workload',
+  'optimizer',
+  'candidate',
+  'seed',
+  'target',
+  'steps_to_target',
+  'seconds_to_target',
+  'fraction_of_budget',
+  'ratio_to_nadamw',
+  'best_validation',
+  'higher_is_better',
+  'budget_steps',
+)
 
 
-class RunFailed(Exception):
-  """A run ended with an error; the message is its last line."""
-
-
-@dataclasses.dataclass
-class Run:
-  """One submission's run, in a process of its own.
-
-  Args:
-    submission: Name of the submission's folder.
-    workload: The workload; names the search space and the metric.
-    results: Where everything goes.
-    max_global_steps: Budget in steps; None for the workload's own.
-  """
-
-  submission: str
-  workload: Any
-  results: pathlib.Path
-  max_global_steps: int | None = None
-  process: subprocess.Popen | None = None
-  reported: int = 0
-
-  @property
-  def budget(self) -> int:
-    """Steps of the run."""
-    return self.max_global_steps or self.workload.step_hint
-
-  @property
-  def trial(self) -> pathlib.Path:
-    """Directory of the run's logs."""
-    workload = f'{self.workload.name}_pytorch'
-    return self.results / 'runs' / self.submission / workload / 'trial_1'
-
-  @property
-  def log(self) -> pathlib.Path:
-    """What the run prints."""
-    return self.results / 'runs' / f'{self.submission}.log'
-
-  def start(self) -> None:
-    """Start the process."""
-    command = [
-      *(sys.executable, '-m', 'lab.run'),
-      f'--workload={self.workload.name}',
-      f'--submission_path=submissions/{self.submission}/submission.py',
-      f'--tuning_search_space={self.workload.tuned_search_space}',
-      f'--experiment_dir={self.results / "runs"}',
-      f'--experiment_name={self.submission}',
-      f'--rng_seed={SEED}',
-      '--overwrite',
-      '--run_to_budget',
-      '--nosave_intermediate_checkpoints',
-    ]
-    if self.max_global_steps is not None:
-      command.append(f'--max_global_steps={self.max_global_steps}')
-    self.log.parent.mkdir(parents=True, exist_ok=True)
-    # One thread each: fair to all, and the same numbers on every machine.
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    with open(self.log, 'w', encoding='utf-8') as file:
-      self.process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=file, stdout=file
+def trainings(options: argparse.Namespace) -> list[Training]:
+  """Three runs for each workload and seed; Shampoo, the longest, first."""
+  runs = []
+  for seed, workload in itertools.product(options.seeds, options.workloads):
+    runs += [
+      Training(
+        workload=workload,
+        submission=optimizer,
+        point=tuned_point(workload, optimizer),
+        seed=seed,
+        follower=Averages,
+        follows={'candidates': CANDIDATES},
+        columns={'optimizer': optimizer},
       )
-
-  def points(self) -> list[curves_module.Point]:
-    """Evaluations so far."""
-    path = self.trial / logs.EVAL_MEASUREMENTS
-    metric = f'validation/{self.workload.target_metric_name}'
-    return curves_module.read_curve(str(path), metric) if path.exists() else []
-
-  def is_over(self) -> bool:
-    """Whether the process has ended.
-
-    Raises:
-      RunFailed: it ended with an error.
-    """
-    assert self.process is not None
-    status = self.process.poll()
-    if status:
-      lines = self.log.read_text(encoding='utf-8').splitlines() or ['']
-      raise RunFailed(f'{self.submission}: {lines[-1]} (see {self.log})')
-    return status == 0
-
-  def stop(self) -> None:
-    """End the process if it still runs."""
-    if self.process is not None and self.process.poll() is None:
-      self.process.terminate()
-      self.process.wait()
+      for optimizer in ('shampoo', 'nadamw')
+    ]
+    runs.append(
+      auto.training(
+        workload,
+        seed,
+        1.0,
+        'cosine',
+        rules={},
+        evaluated_from=0.0,
+        to_target=False,
+        to_the_end=True,
+      )
+    )
+  return runs
 
 
-class _Display:
-  """A bar over all runs on a terminal, else a line per tenth of a run."""
+def curves_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of curves.json: the results, with one curve of the run that chooses.
 
-  def __init__(self, runs: list[Run]) -> None:
-    self._bar: Any = None
-    if sys.stderr.isatty():
-      from tqdm import tqdm
-
-      total = sum(run.budget for run in runs)
-      self._bar = tqdm(total=total, unit='step', leave=False)
-    self._runs = runs
-
-  def show(self) -> None:
-    """Look at the logs and report what is new."""
-    done = 0
-    for run in self._runs:
-      points = run.points() if run.process is not None else []
-      step = points[-1].step if points else 0
-      done += step
-      tenth = step * _LINES_PER_RUN // run.budget
-      if self._bar is None and tenth > run.reported:
-        run.reported = tenth
-        print(
-          f'{run.submission:<18} step {step:>6}/{run.budget}  '
-          f'validation/{run.workload.target_metric_name} '
-          f'{points[-1].value:.5f}',
-          flush=True,
-        )
-    if self._bar is not None:
-      self._bar.update(done - self._bar.n)
-
-  def close(self) -> None:
-    """Take the bar away."""
-    if self._bar is not None:
-      self._bar.close()
-
-
-def run_all(runs: list[Run]) -> None:
-  """Run all, two at a time, and show how far they are.
-
-  Raises:
-    RunFailed: a run ended with an error; the others are stopped.
+  The raw weights of that run are NadamW's on other batches.
   """
-  display = _Display(runs)
-  waiting, active = list(runs), list[Run]()
-  try:
-    while waiting or active:
-      while waiting and len(active) < _AT_ONCE:
-        active.append(waiting.pop(0))
-        active[-1].start()
-      time.sleep(0.5)
-      active = [run for run in active if not run.is_over()]
-      display.show()
-  finally:
-    for run in active:
-      run.stop()
-    display.close()
+  rows = []
+  for result in results:
+    result = {k: v for k, v in result.items() if k != 'choices'}
+    if AUTO in result['curves']:
+      result['optimizer'] = 'nadamw'
+      result['curves'] = {AUTO: result['curves'][AUTO]}
+    rows.append(result)
+  return sorted(rows, key=lambda r: (r['workload'], r['optimizer'], r['seed']))
 
 
-def row_of(run: Run) -> dict[str, Any]:
-  """What summary.json says about a finished run."""
-  higher = curves_module.higher_is_better(run.workload)
-  target = run.workload.validation_target_value
-  points = run.points()
-  reached = curves_module.first_at_target(points, target, higher)
-  return {
-    'workload': run.workload.name,
-    'submission': run.submission,
-    'seed': SEED,
-    'target': target,
-    'steps_to_target': None if reached is None else reached.step,
-    'seconds_to_target': None if reached is None else reached.seconds,
-    'best_validation': curves_module.best(points, higher),
-    'budget_steps': run.budget,
-  }
+def rows_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of summary.json; ratios are to NadamW's raw weights."""
+  return frame.select(frame.rows_of(curves_of(results), BASELINE), COLUMNS)
 
 
-def table_of(runs: list[Run]) -> str:
-  """The table that the quickstart prints."""
-  lines = []
-  for run in runs:
-    row = row_of(run)
-    profile = logs.read_json(str(run.trial / 'profile.json'))
-    averaging = profile_report.seconds(profile, 'Averaging', 'Swap')
-    steps, seconds = row['steps_to_target'], row['seconds_to_target']
-    lines.append(
-      [
-        run.submission,
-        'not reached' if steps is None else f'{steps}',
-        '' if steps is None else f'{100 * steps / run.budget:.0f} %',
-        'not reached' if seconds is None else f'{seconds:.1f}',
-        f'{row["best_validation"]:.5f}',
-        f'{averaging:.2f}',
+def label_of(optimizer: str, candidate: str) -> str:
+  """Name of a method.
+
+  >>> label_of('shampoo', 'raw'), label_of('nadamw', 'ema 1 %')
+  ('Shampoo', 'NadamW, EMA 1 %')
+  """
+  name = candidate.replace('ema', 'EMA').replace('lawa', 'LAWA')
+  return LABELS[optimizer] + ('' if candidate == 'raw' else f', {name}')
+
+
+def _medians(rows: Sequence[Row]) -> Any:
+  """Medians over seeds, a line for each workload and method, in order."""
+  data = frame.read(rows)
+  keys = ['workload', 'optimizer', 'candidate']
+  times = ['steps_to_target', 'ratio_to_nadamw', 'seconds_to_target']
+  times += ['fraction_of_budget', 'best_validation']
+  return data.groupby(keys, sort=False)[times].agg(frame.median)
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Markdown: medians over seeds of steps and seconds to the target."""
+  lines = [
+    [
+      workload,
+      label_of(optimizer, candidate),
+      tables.number(line['steps_to_target'], 'g', tables.NEVER),
+      tables.number(line['fraction_of_budget']),
+      tables.number(line['ratio_to_nadamw']),
+      tables.number(line['seconds_to_target'], '.1f'),
+      f'{line["best_validation"]:.5f}',
+    ]
+    for (workload, optimizer, candidate), line in _medians(rows).iterrows()
+  ]
+  header = ['workload', 'method', 'steps to target', 'of T', 'of NadamW']
+  header += ['seconds to target', 'best validation']
+  return tables.markdown(header, lines)
+
+
+def sentence(rows: Sequence[Row]) -> str:
+  """What the table shows, in a sentence for each workload."""
+  medians = _medians(rows)
+  texts = []
+  for workload in dict.fromkeys(row['workload'] for row in rows):
+    own = medians.loc[workload]
+    seeds = len({r['seed'] for r in rows if r['workload'] == workload})
+    steps = own['steps_to_target'].get(('nadamw', 'raw'), math.inf)
+    if not math.isfinite(steps):
+      texts.append(f'On {workload}, NadamW does not reach the target.')
+      continue
+    claims = []
+    for optimizer in LABELS:
+      ratios = own['ratio_to_nadamw'].loc[[optimizer]]
+      averages = ratios.drop((optimizer, 'raw')).drop(
+        (optimizer, AUTO), errors='ignore'
+      )
+      shown = {'raw': ratios[optimizer, 'raw']}
+      for name in ('ema 1 %', averages.idxmin()[1], AUTO):
+        if (optimizer, name) in ratios:
+          shown[name] = ratios[optimizer, name]
+      claims += [
+        f'{label_of(optimizer, name)} '
+        + (f'{ratio:.2f}' if math.isfinite(ratio) else 'more than all')
+        for name, ratio in shown.items()
+        if (optimizer, name) != ('nadamw', 'raw')
       ]
+    number = f'{seeds} seed{"s" * (seeds > 1)}'
+    texts.append(
+      f'On {workload} (median of {number}), NadamW needs {steps:g} steps to '
+      f'the target. Of these, the others need: {", ".join(claims)}.'
     )
-  header = [
-    'submission',
-    'steps to target',
-    'of budget',
-    'seconds to target',
-    'best validation',
-    'averaging seconds',
+  return '\n'.join(texts)
+
+
+def draw(results: Sequence[Row], path: pathlib.Path) -> None:
+  """Metric against steps of one run of each optimizer, raw and averaged."""
+  first = results[0]
+  own = [
+    result
+    for result in results
+    if (result['workload'], result['seed'])
+    == (first['workload'], first['seed'])
   ]
-  return curves_module.table(header, lines)
-
-
-# Hollow and of different shapes: crossings at the same step stay visible.
-_MARKERS = ('o', 's', 'D', '^')
-
-
-def draw(runs: list[Run], path: pathlib.Path) -> None:
-  """Validation metric against steps; on the right, where the target is met."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
-  workload = runs[0].workload
-  higher = curves_module.higher_is_better(workload)
-  target = workload.validation_target_value
-  figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), layout='constrained')
-  curves = [run.points() for run in runs]
-  crossings = [curves_module.first_at_target(c, target, higher) for c in curves]
-  for axes in panels:
-    for number, (points, crossing) in enumerate(
-      zip(curves, crossings, strict=True)
-    ):
-      color = f'C{number}'
-      steps, _, values = zip(*points, strict=True)
-      axes.plot(steps, values, color=color, linewidth=1.4)
-      if crossing is not None:
+  shown = ('raw', 'ema 1 %', 'ema 3 %', 'lawa 10 %', AUTO)
+  values = []
+  with plots.panels(1, 2, 9, 3.6, sharey=True) as (figure, panels):
+    for axes, (optimizer, label) in zip(panels[0], LABELS.items(), strict=True):
+      merged: dict[str, Any] = {}
+      for result in own:
+        if result['optimizer'] == optimizer:
+          merged |= result['curves']
+      reached = frame.rows_of([{**first, 'curves': merged}], {})
+      steps = {row['candidate']: row['steps_to_target'] for row in reached}
+      for number, name in enumerate(n for n in shown if n in merged):
+        x, _, y = zip(*merged[name], strict=True)
+        color = 'black' if name == 'raw' else f'C{shown.index(name) - 1}'
+        text = label_of(optimizer, name).removeprefix(f'{label}, ')
         axes.plot(
-          [crossing.step],
-          [crossing.value],
-          _MARKERS[number],
+          x,
+          y,
           color=color,
-          markerfacecolor='none',
-          markeredgewidth=1.5,
-          markersize=7 + 3 * number,
+          label=f'{text}: '
+          + (f'step {steps[name]}' if steps[name] else tables.NEVER),
         )
-    axes.axhline(target, color='0.4', linewidth=1, linestyle='--')
-    axes.set_xlabel('step')
-    axes.grid(color='0.92')
-  whole, close = panels
-  direction = 'higher' if higher else 'lower'
-  name = workload.target_metric_name
-  whole.set_ylabel(f'validation {name} ({direction} is better)')
-  # The first tenth of training would flatten all that follows.
-  _frame(whole, curves, target, runs[0].budget // 10, runs[0].budget)
-  whole.set_xlim(0, runs[0].budget)
-  whole.set_title(f'{workload.name}, seed {SEED}')
-  reached = [c.step for c in crossings if c is not None]
-  margin = max(1, runs[0].budget // 10)
-  first = min(reached, default=runs[0].budget - 2 * margin) - margin
-  last = max(reached, default=runs[0].budget) + margin // 2
-  _frame(close, curves, target, first, min(last, runs[0].budget))
-  close.set_title(f'around the target, {target:.5g}')
-  handles = [
-    pyplot.Line2D(
-      [],
-      [],
-      color=f'C{number}',
-      marker=_MARKERS[number],
-      markerfacecolor='none',
-      label=f'{run.submission}: '
-      + ('not reached' if c is None else f'target at step {c.step}'),
-    )
-    for number, (run, c) in enumerate(zip(runs, crossings, strict=True))
-  ]
-  place = 'lower right' if higher else 'upper right'
-  whole.legend(handles=handles, frameon=False, loc=place)
-  figure.savefig(path, dpi=120)
-  pyplot.close(figure)
+        if steps[name]:
+          axes.plot(
+            steps[name],
+            dict(zip(x, y, strict=True))[steps[name]],
+            plots.MARKERS[number],
+            color=color,
+            markerfacecolor='none',
+            markersize=6 + number,
+          )
+        late = [v for s, v in zip(x, y, strict=True) if s >= 0.3 * x[-1]]
+        values += [v for v in late if math.isfinite(v)]
+      axes.axhline(
+        first['target'], color='0.4', linestyle='--', linewidth=1, zorder=0
+      )
+      budget = first['budget_steps']
+      axes.set(title=label, xlabel='step', xlim=(0.3 * budget, budget))
+      axes.legend(title='reaches the target at')
+    low, high = min([*values, first['target']]), max(values)
+    margin = 0.05 * (high - low) or 1e-3
+    panels[0][0].set_ylim(low - margin, high + margin)
+    better = 'higher' if first['higher_is_better'] else 'lower'
+    panels[0][0].set_ylabel(f'validation metric ({better} is better)')
+    figure.suptitle(f'{first["workload"]}, seed {first["seed"]}')
+    plots.save(figure, path)
 
 
-def _frame(
-  axes: Any,
-  curves: list[list[curves_module.Point]],
-  target: float,
-  first: int,
-  last: int,
-) -> None:
-  """Show the steps from `first` to `last`, as high as the curves are there."""
-  inside = [p.value for c in curves for p in c if first <= p.step <= last]
-  low, high = min([*inside, target]), max([*inside, target])
-  margin = 0.05 * (high - low) or 1e-3
-  axes.set_xlim(first, last)
-  axes.set_ylim(low - margin, high + margin)
-
-
-def quickstart(
-  workload: Any,
-  results: pathlib.Path = RESULTS,
-  max_global_steps: int | None = None,
-) -> list[dict[str, Any]]:
-  """Run the four submissions, write and print the results.
-
-  Args:
-    workload: A local workload.
-    results: Folder to write to; its own earlier runs are replaced.
-    max_global_steps: Budget in steps; None for the workload's own.
-
-  Returns:
-    The rows of summary.json.
-  """
-  start = time.monotonic()
-  results.mkdir(parents=True, exist_ok=True)
-  runs = [Run(s, workload, results, max_global_steps) for s in SUBMISSIONS]
-  direction = (
-    'at least' if curves_module.higher_is_better(workload) else 'at most'
-  )
-  print(
-    f'{workload.name}: validation/{workload.target_metric_name} must be '
-    f'{direction} {workload.validation_target_value:.5g}; '
-    f'{runs[0].budget} steps, evaluated every {workload.eval_every_steps}, '
-    f'seed {SEED}.',
-    flush=True,
-  )
-  run_all(runs)
-  rows = [row_of(run) for run in runs]
-  logs.write_json(str(results / 'summary.json'), rows)
-  draw(runs, results / 'curves.png')
-  print(f'\n{table_of(runs)}\n')
-  minutes = (time.monotonic() - start) / 60
-  print(f'Took {minutes:.1f} minutes. Results, picture and logs: {results}')
-  return rows
-
-
-def main() -> None:
-  """Run the quickstart workload."""
-  try:
-    quickstart(build_workload(QUICKSTART_WORKLOAD))
-  except (RunFailed, ValueError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(1)
-
-
-if __name__ == '__main__':
-  argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-  main()
+STUDY = Study(
+  folder='quickstart',
+  seeds=(0, 1),
+  workloads=(WORKLOAD,),
+  trainings=trainings,
+  files={'summary.json': rows_of, 'curves.json': curves_of},
+  tables={
+    'Steps to target, median over seeds': ('summary.json', table),
+    'Seen here': ('summary.json', sentence),
+  },
+  figures={'curves.png': ('curves.json', draw)},
+)

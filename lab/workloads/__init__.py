@@ -1,19 +1,23 @@
 """The local workloads, by name: `build_workload('stdlib_lm')`.
 
-Each implements AlgoPerf's Workload contract and needs no download.
+Each implements AlgoPerf's Workload contract, needs no download, and is one
+module of this folder, named after the workload, that defines `Workload`. A new
+module is found without being listed anywhere.
 """
 
 import importlib
+import pkgutil
 from typing import Any
 
+# Modules here that are parts of workloads.
+_PARTS = {'base', 'device', 'modules', 'stream', 'targets'}
+
+# Name to module and class.
 WORKLOADS = {
-  'click_dlrm': 'lab.workloads.click_dlrm:Workload',
-  'denoise_unet': 'lab.workloads.denoise_unet:Workload',
-  'glyph_resnet': 'lab.workloads.glyph_resnet:Workload',
-  'stdlib_lm': 'lab.workloads.stdlib_lm:Workload',
+  module.name: f'{__name__}.{module.name}:Workload'
+  for module in pkgutil.iter_modules(__path__)
+  if not module.ispkg and module.name not in _PARTS
 }
-# The one whose full runs are shortest.
-QUICKSTART_WORKLOAD = 'click_dlrm'
 
 
 def build_workload(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The targets that `lab.studies.calibrate` wrote, read by the workloads."""
+"""Targets of the workloads, as `lab.studies calibrate` has written them."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ def read(workload: Any) -> dict[str, Any]:
 
 @functools.cache
 def _load(file: pathlib.Path) -> dict[str, Any]:
-  hint = f'Run `python -m lab.studies.calibrate --workload={file.stem}`.'
+  hint = f'Run `python -m lab.studies calibrate --workloads={file.stem}`.'
   if not file.exists():
     raise ValueError(f'No targets for {file.stem}: {file} is missing. {hint}')
   try:

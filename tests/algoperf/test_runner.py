@@ -5,6 +5,7 @@ the benchmark reads. All training images are equal: a resumed run starts its
 input from the beginning, so that only then can it equal the undisturbed one.
 """
 
+import csv
 import signal
 
 import algoperf_mnist as host
@@ -135,7 +136,7 @@ def assert_holds_the_average(submission, saved, prefix):
     assert not torch.equal(shown, raw)
 
 
-@pytest.mark.parametrize('submission', ['nadamw_lawa', 'nadamw_ema'])
+@pytest.mark.parametrize('submission', ['nadamw_lawa', 'shampoo_ema'])
 def test_submission_runs_under_the_self_tuning_ruleset(
   submission, mnist, tmp_path
 ):
@@ -148,7 +149,52 @@ def test_submission_runs_under_the_self_tuning_ruleset(
     '--tuning_ruleset=self',
   )
   assert result.returncode == 0, result.stderr[-3000:]
-  averager = checkpoint(tmp_path, 'own')['optimizer_state']['averager']
-  # 1.5 times the step hint: 0.2 % of it are 23 steps.
-  assert averager['recipe']['every'] == 23
-  assert averager['samples'] == STEPS // 23
+  saved = checkpoint(tmp_path, 'own')
+  state = saved['optimizer_state']
+  # Not planned yet: 0.2 % of the step hint are 16 steps.
+  assert state['averager']['recipe']['every'] == 16
+  assert state['averager']['samples'] == STEPS // 16
+  # Half as much time again as the workload's 60 s.
+  assert state['clock']['seconds'] == 90.0
+  assert state['clock']['step'] == STEPS
+
+
+SHORT = """
+from absl import app
+import submission_runner
+from algoperf.workloads.mnist.workload import BaseMnistWorkload
+
+BaseMnistWorkload.step_hint = 1000
+# A second is too short for 1,000 steps: the first one alone takes that long.
+BaseMnistWorkload.max_allowed_runtime_sec = 1
+# The runner stops at the first evaluation after the limit.
+BaseMnistWorkload.eval_period_time_sec = float('inf')
+app.run(submission_runner.main)
+"""
+
+
+def test_the_runner_is_planned_by_its_own_clock(mnist, tmp_path):
+  flags = (
+    '--experiment_name=own',
+    '--torch_compile=False',
+    '--tuning_ruleset=self',
+    '--max_global_steps=260',
+  )
+  program = ('-c', SHORT)
+  result = run(mnist, tmp_path, 'nadamw_auto', *flags, program=program)
+  assert result.returncode == 0, result.stderr[-3000:]
+  saved = checkpoint(tmp_path, 'own', step=260)
+  clock = saved['optimizer_state']['clock']
+  assert clock['step'] == 260
+  assert clock['next_plan'] > 0
+  assert clock['total'] < 1000
+  # 0.2 % of what was planned.
+  averager = saved['optimizer_state']['averager']
+  assert averager['recipe']['every'] == max(1, round(0.002 * clock['total']))
+  # The host has billed that much; the last step is not in it.
+  billed = saved['train_state']['accumulated_submission_time']
+  assert 0 < clock['elapsed'] < 1.01 * billed
+  with open(trial(tmp_path, 'own') / 'measurements.csv') as file:
+    planned = [row['planned_steps'] for row in csv.DictReader(file)]
+  assert planned[-1] == '' or float(planned[-1]) == clock['total']
+  assert any(planned)

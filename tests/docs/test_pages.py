@@ -97,8 +97,8 @@ def test_every_workload_is_listed():
 def test_every_page_is_in_the_navigation_and_the_index():
   navigation = (ROOT / 'mkdocs.yml').read_text()
   index = (ROOT / 'docs' / 'index.md').read_text()
-  for page in PAGES:
-    name = page.relative_to(ROOT / 'docs').as_posix() if page != README else ''
-    if name and name != 'index.md':
+  for page in (ROOT / 'docs').rglob('*.md'):
+    name = page.relative_to(ROOT / 'docs').as_posix()
+    if name != 'index.md':
       assert f': {name}\n' in navigation, name
       assert f']({name})' in index, name

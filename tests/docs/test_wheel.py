@@ -8,7 +8,9 @@ import venv
 import zipfile
 
 import pytest
-from pages import README, ROOT, blocks
+from pages import README, ROOT, blocks, copy_repository
+
+from weightavg import __version__
 
 
 @pytest.fixture(scope='module')
@@ -16,15 +18,7 @@ def wheel(tmp_path_factory):
   """A wheel built from the files that git would commit."""
   folder = tmp_path_factory.mktemp('wheel')
   source = folder / 'source'
-  listed = subprocess.run(
-    ['git', '-C', ROOT, 'ls-files', '-z', '--cached', '--others',
-     '--exclude-standard'],
-    check=True, capture_output=True, text=True,
-  ).stdout  # fmt: skip
-  for name in listed.rstrip('\0').split('\0'):
-    if (ROOT / name).is_file():
-      (source / name).parent.mkdir(parents=True, exist_ok=True)
-      (source / name).write_bytes((ROOT / name).read_bytes())
+  copy_repository(source)
   subprocess.run(
     [sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir',
      folder, source],
@@ -64,7 +58,7 @@ def run(python, code, folder):
 def test_the_wheel_holds_weightavg_and_nothing_else(wheel):
   names = zipfile.ZipFile(wheel).namelist()
   folders = {name.split('/')[0] for name in names}
-  assert folders == {'weightavg', 'weightavg-0.1.0.dist-info'}
+  assert folders == {'weightavg', f'weightavg-{__version__}.dist-info'}
   packaged = {name for name in names if name.startswith('weightavg/')}
   files = (ROOT / 'weightavg').rglob('*')
   assert packaged == {
@@ -90,3 +84,9 @@ print(importlib.util.find_spec('lab'), importlib.util.find_spec('submissions'))
   path, others = run(python, code, tmp_path).splitlines()
   assert not pathlib.Path(path).is_relative_to(ROOT)
   assert others == 'None None'
+
+
+def test_the_citation_and_the_changes_name_the_version():
+  citation = (ROOT / 'CITATION.cff').read_text()
+  assert f'\nversion: {__version__}\n' in citation
+  assert f'\n## {__version__}\n' in (ROOT / 'CHANGELOG.md').read_text()

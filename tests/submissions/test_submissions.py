@@ -76,6 +76,7 @@ class Workload:
   """Two-layer regression; just what a submission touches."""
 
   step_hint = 500
+  max_allowed_runtime_sec = 3600
   num_train_examples = 160
   name = 'mnist'  # batch size 16: ten steps per epoch
   metrics_logger = None
@@ -220,8 +221,8 @@ def test_each_folder_can_be_imported_and_has_a_search_space(folder):
 @pytest.mark.parametrize('folder', ALL)
 def test_unknown_workload_raises_value_error(folder):
   assert load(folder).get_batch_size('imagenet_resnet') == 1024
-  with pytest.raises(ValueError, match="Unknown workload 'imagenet_vit_glu'"):
-    load(folder).get_batch_size('imagenet_vit_glu')
+  with pytest.raises(ValueError, match="Unknown workload 'imagenet_vit_map'"):
+    load(folder).get_batch_size('imagenet_vit_map')
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
@@ -278,7 +279,9 @@ def test_self_tuning_needs_no_hyperparameters(folder):
   state = host.submission.init_optimizer_state(
     host.workload, host.model, None, None, (0, 1)
   )
-  assert state['run'].config.schedule.budget(host.workload.step_hint) == 750
+  plan = state['clock'].plan
+  # Half as much time again as under external tuning.
+  assert (plan.longest, plan.seconds) == (500, 5400.0)
 
 
 def test_a_state_of_another_budget_is_refused():

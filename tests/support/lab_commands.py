@@ -13,7 +13,7 @@ from unittest import mock
 
 from absl.testing import flagsaver
 
-import lab.run.flags  # noqa: F401  (before flagsaver, which would undo it)
+import lab.run.runner  # noqa: F401  (before flagsaver, which would undo its flags)
 
 ROOT = pathlib.Path(__file__).parents[2]
 

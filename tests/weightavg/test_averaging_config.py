@@ -198,9 +198,28 @@ def test_namedtuples_and_mappings_are_read_alike():
   )
 
 
-def test_self_tuning_has_a_point_of_its_own_and_the_longer_budget():
+def test_self_tuning_has_a_point_of_its_own_that_plans_with_the_clock():
   config = SubmissionConfig.from_point(None, NADAMW, Ema)
-  assert config.schedule.budget(1000) == 1500
+  assert config.schedule.planned_by == 'clock'
+  assert config.schedule.budget(1000) == 1000
+
+
+def test_the_key_of_the_clock_is_budget():
+  point = {'learning_rate': 1e-3, 'budget': 'clock'}
+  config = SubmissionConfig.from_point(point, NADAMW, Ema)
+  assert config.schedule.planned_by == 'clock'
+  with pytest.raises(
+    ValueError, match="budget='hours'\\. Must be one of steps,"
+  ):
+    SubmissionConfig.from_point(point | {'budget': 'hours'}, NADAMW, Ema)
+
+
+def test_the_cadence_of_another_budget():
+  config = AveragingConfig.from_point(
+    averaging_scheme='ema', averaging_start=0.5
+  )
+  assert config.sampling(10_000) == config.resolve(10_000)[0]
+  assert config.sampling(4000) == Sampling(every=8, start=2000)
 
 
 def test_configurations_cannot_be_changed():

@@ -421,7 +421,7 @@ def test_another_peak_learning_rate_is_loaded_with_a_warning():
   params = parameters(torch.float32)
   saved = NadamW(params, lr=0.1).state_dict()
   optimizer = NadamW(params, lr=0.5)
-  message = r"saved learning rate 0\.1, not the constructor's 0\.5"
+  message = r"saved learning rates \[0\.1\], not the constructor's \[0\.5\]"
   with pytest.warns(UserWarning, match=message):
     optimizer.load_state_dict(saved)
   assert optimizer.param_groups[0]['lr'] == 0.1

@@ -10,7 +10,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# AlgoPerf's published baselines, in examples.
+# Of AlgoPerf 1.0's own submissions, in examples. A variant without an entry has
+# its base workload's batch size, as in those submissions.
+# algorithms/baselines/self_tuning/pytorch_nadamw_full_budget.py, but for cifar:
+# algorithms/development_algorithms/cifar/cifar_pytorch/submission.py, and for
+# imagenet_vit_glu: algorithms/target_setting_algorithms/get_batch_size.py.
 ALGOPERF_BATCH_SIZES = {
   'cifar': 128,
   'criteo1tb': 262_144,
@@ -20,6 +24,7 @@ ALGOPERF_BATCH_SIZES = {
   'imagenet_resnet_silu': 512,
   'imagenet_resnet_gelu': 512,
   'imagenet_vit': 1024,
+  'imagenet_vit_glu': 512,
   'librispeech_conformer': 256,
   'librispeech_deepspeech': 256,
   'ogbg': 512,

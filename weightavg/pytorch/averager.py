@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -115,6 +116,8 @@ class Averager:
     self._exchange = config.averaging_swap == 'exchange' and (
       is_model or all(isinstance(t, nn.Parameter) for t in self._weights)
     )
+    self._config = config
+    self._steps_per_epoch = steps_per_epoch
     self.sampling, self.scheme = config.resolve(budget, steps_per_epoch)
     self._recipe = averager_state.recipe(config, self.sampling, self.scheme)
     self.placement = (
@@ -144,6 +147,19 @@ class Averager:
   def swapped(self) -> bool:
     """Whether the model holds the average at the moment."""
     return self._raw is not None
+
+  def follow_budget(self, budget: int) -> None:
+    """Sample at the cadence of another budget from the next step on.
+
+    The length of the average stays what it is in samples. So a horizon that is
+    a fraction of T follows T; what has been sampled keeps its weight.
+
+    Args:
+      budget: T, in steps, >= 1.
+    """
+    self.sampling = self._config.sampling(budget, self._steps_per_epoch)
+    if self.placement is not None:
+      self._recipe |= dataclasses.asdict(self.sampling)
 
   def update(self, finite: bool | None = None) -> None:
     """Call after every optimizer step: counts it, and samples if it is due.

@@ -47,9 +47,14 @@ def init_optimizer_state(
   config = state['run'].config
   auto = config.averaging.scheme
   every = auto.probe_every_steps(config.schedule.budget(workload.step_hint))
-  state['probe'] = Probe(
+  probe = Probe(
     auto.probe_examples, every, config.averaging.averaging_checkpoints
   )
+  if 'clock' in state:
+    state['clock'].add_follower(
+      lambda total: probe.renew_every(auto.probe_every_steps(total))
+    )
+  state['probe'] = probe
   state['selector'] = selection.Selector(auto.probe_memory)
   return state
 

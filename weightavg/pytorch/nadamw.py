@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from weightavg.pytorch import multi_tensor
+from weightavg.pytorch.schedules import (
+  peak_learning_rates,
+  warn_of_other_peaks,
+)
 
 _MOMENTS = ('exp_avg', 'exp_avg_sq')
 
@@ -177,7 +181,7 @@ class NadamW(torch.optim.Optimizer):
     from the state that torch's load hooks return, before later hooks run, so
     hooks that rename or reorder the state work as with `torch.optim.AdamW`.
     """
-    peaks = [_peak(group) for group in self.param_groups]
+    peaks = peak_learning_rates(self)
     loaded: dict[str, Any] = {}
 
     def keep(_: Any, state_dict: dict[str, Any]) -> None:
@@ -205,19 +209,7 @@ class NadamW(torch.optim.Optimizer):
     finally:
       for handle in handles:
         handle.remove()
-    for peak, group in zip(peaks, self.param_groups, strict=True):
-      if _peak(group) != peak:
-        warnings.warn(
-          f'NadamW continues with the saved learning rate {_peak(group)}, not '
-          f'the constructor\'s {peak}. Set group["lr"] after loading to '
-          'change it.',
-          stacklevel=2,
-        )
-
-
-def _peak(group: Mapping[str, Any]) -> float:
-  """Return the learning rate that a scheduler multiplies, if there is one."""
-  return float(group.get('initial_lr', group['lr']))
+    warn_of_other_peaks(self, peaks)
 
 
 def _check_hyperparameters(group: Mapping[str, Any]) -> None:

@@ -92,6 +92,10 @@ class Probe:
     self._loose: list[Tensor] | None = None
     self._shares: Future | None = None
 
+  def renew_every(self, every: int) -> None:
+    """Change the number of steps between two renewals."""
+    self._every = every
+
   def is_due(self, global_step: int) -> bool:
     """Whether the step that begins now has to set a new probe aside."""
     is_missing = self.batch is None and self._loose is None

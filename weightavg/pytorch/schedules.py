@@ -15,10 +15,13 @@ CosineAnnealingLR, which rises again after S steps. Here the last value holds.
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+
+from weightavg.clock_plan import ClockPlan
 
 # As in AlgoPerf's baselines; at zero the first step would change nothing.
 WARMUP_START = 1e-10
@@ -36,6 +39,27 @@ def factor(
   if step < warmup_steps:
     return WARMUP_START + (1.0 - WARMUP_START) * step / warmup_steps
   progress = min(1.0, (step - warmup_steps) / max(steps - warmup_steps, 1))
+  return _after_warmup(progress, schedule)
+
+
+def factor_at(
+  position: float, warmup_factor: float, schedule: str = 'cosine'
+) -> float:
+  """Return the learning rate at a position in [0, 1] of the schedule.
+
+  A multiple of the peak, on the same curve as `factor`, with
+  x = (position - w) / (1 - w) after a warm-up of w = warmup_factor.
+
+  >>> [round(factor_at(p / 8, 0.25), 3) for p in (0, 1, 2, 5, 8, 9)]
+  [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
+  """
+  if position < warmup_factor:
+    return WARMUP_START + (1.0 - WARMUP_START) * position / warmup_factor
+  progress = min(1.0, (position - warmup_factor) / (1.0 - warmup_factor))
+  return _after_warmup(progress, schedule)
+
+
+def _after_warmup(progress: float, schedule: str) -> float:
   cosine = math.cos(math.pi * progress)
   factors = {
     'cosine': 0.5 * (1.0 + cosine),
@@ -99,3 +123,47 @@ def build_scheduler(
   """Build the schedule of a run: S = schedule_factor x budget steps."""
   steps = max(1, round(schedule_factor * budget))
   return Schedule(optimizer, steps, warmup_factor, schedule)
+
+
+def build_planned_scheduler(
+  optimizer: torch.optim.Optimizer,
+  plan: ClockPlan,
+  warmup_factor: float = 0.0,
+  schedule: str = 'cosine',
+  schedule_factor: float = 1.0,
+) -> LambdaLR:
+  """Build a schedule along the positions of a plan, which may be revised."""
+
+  def at(step: int) -> float:
+    position = plan.position(step) / schedule_factor
+    return factor_at(position, warmup_factor, schedule)
+
+  return LambdaLR(optimizer, at)
+
+
+def peak_learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+  """Return each group's learning rate without its scheduler's factor."""
+  return [
+    float(group.get('initial_lr', group['lr']))
+    for group in optimizer.param_groups
+  ]
+
+
+def warn_of_other_peaks(
+  optimizer: torch.optim.Optimizer, constructed: Sequence[float]
+) -> None:
+  """Warn if loading a state has changed a group's peak learning rate.
+
+  Args:
+    optimizer: an optimizer that has just loaded a state, hyperparameters
+      included.
+    constructed: its `peak_learning_rates` before.
+  """
+  loaded = peak_learning_rates(optimizer)
+  if loaded != list(constructed):
+    warnings.warn(
+      f'{type(optimizer).__name__} continues with the saved learning rates '
+      f"{loaded}, not the constructor's {list(constructed)}. To change them, "
+      "set group['lr'], or a scheduler's base_lrs, after loading.",
+      stacklevel=3,
+    )

@@ -12,13 +12,19 @@ import torch
 import torch.distributed as dist
 from absl import logging
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from weightavg import spec
+from weightavg.clock_plan import ClockPlan
 from weightavg.optimizers import Optimizer
 from weightavg.pytorch.averager import Averager
+from weightavg.pytorch.clock import Clock, time_limit
 from weightavg.pytorch.distributed import world_size
 from weightavg.pytorch.profiling import section
-from weightavg.pytorch.schedules import build_scheduler
+from weightavg.pytorch.schedules import (
+  build_planned_scheduler,
+  build_scheduler,
+)
 from weightavg.schemes import Scheme
 from weightavg.submission_config import SubmissionConfig
 from weightavg.workloads import batch_size_of
@@ -80,25 +86,50 @@ def init_optimizer_state(
   """
   config = SubmissionConfig.from_point(hyperparameters, optimizer, scheme)
   budget = config.schedule.budget(workload.step_hint)
+  clock = _build_clock(
+    workload, model_params, config, is_self_tuning=hyperparameters is None
+  )
   trainer = optimizer.build(model_params, config.optimizer)
+  curve = (
+    config.schedule.warmup_factor,
+    config.schedule.schedule,
+    config.schedule.schedule_factor,
+  )
+  averager = Averager(
+    model_params,
+    config.averaging,
+    budget,
+    _steps_per_epoch(workload, config, optimizer.get_batch_size),
+    collective=True,
+  )
+  timing: dict[str, Any] = {}
+  if clock is None:
+    scheduler: LRScheduler = build_scheduler(trainer, budget, *curve)
+  else:
+    scheduler = build_planned_scheduler(trainer, clock.plan, *curve)
+    clock.add_follower(averager.follow_budget)
+    # Restored in this order: the averager's state is that of the planned T.
+    timing['clock'] = clock
   return {
     'optimizer': trainer,
-    'scheduler': build_scheduler(
-      trainer,
-      budget,
-      config.schedule.warmup_factor,
-      config.schedule.schedule,
-      config.schedule.schedule_factor,
-    ),
-    'averager': Averager(
-      model_params,
-      config.averaging,
-      budget,
-      _steps_per_epoch(workload, config, optimizer.get_batch_size),
-      collective=True,
-    ),
+    'scheduler': scheduler,
+    **timing,
+    'averager': averager,
     'run': Run(model_params, config, optimizer.name, budget),
   }
+
+
+def _build_clock(
+  workload: spec.Workload,
+  model: nn.Module,
+  config: SubmissionConfig,
+  is_self_tuning: bool,
+) -> Clock | None:
+  if config.schedule.planned_by != 'clock':
+    return None
+  longest = config.schedule.budget(workload.step_hint)
+  plan = ClockPlan(longest, time_limit(workload, is_self_tuning))
+  return Clock(plan, next(model.parameters()).device)
 
 
 def _steps_per_epoch(
@@ -129,7 +160,10 @@ def update_params(
 ) -> tuple[dict[str, Any], nn.Module, Any]:
   """One training step on the raw weights, seen by the averager afterwards."""
   del current_param_container, current_params_types, hyperparameters
-  del loss_type, eval_results, train_state
+  del loss_type, eval_results
+  if 'clock' in optimizer_state:
+    billed = (train_state or {}).get('accumulated_submission_time', 0.0)
+    _plan(workload, optimizer_state['clock'], global_step, billed)
   run, averager = optimizer_state['run'], optimizer_state['averager']
   optimizer, regularization = (
     optimizer_state['optimizer'],
@@ -169,6 +203,16 @@ def update_params(
   if global_step <= _LOG_FIRST_STEPS or global_step % _LOG_EVERY_STEPS == 0:
     _log(workload, run.model, losses['summed'].detach() / total, global_step)
   return optimizer_state, run.model, new_model_state
+
+
+def _plan(
+  workload: spec.Workload, clock: Clock, global_step: int, billed: float
+) -> None:
+  is_new = clock.begin_step(billed)
+  if is_new and workload.metrics_logger is not None:
+    workload.metrics_logger.append_scalar_metrics(
+      {'planned_steps': clock.plan.total}, global_step
+    )
 
 
 def _share_of_mean(losses: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -231,6 +275,8 @@ def prepare_for_eval(
   if hasattr(optimizer, 'gather_state_for_checkpoint'):
     with section('Gather optimizer state'):
       optimizer.gather_state_for_checkpoint()
+  if 'clock' in optimizer_state:
+    optimizer_state['clock'].pause()
   return optimizer_state, optimizer_state['run'].model, model_state
 
 

@@ -14,8 +14,17 @@ import zipfile
 
 import pytest
 
+from lab.core import checkpoint_files
 from lab.core.errors import InputError
-from lab.launch import benchmark, checks, executors, jobs, launch_plan, launcher
+from lab.launch import (
+  benchmark,
+  checks,
+  executors,
+  jobs,
+  launch_plan,
+  launcher,
+  recovery,
+)
 from lab.launch.launch_plan import Run
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -106,6 +115,26 @@ def test_all_workloads_are_those_that_are_scored(tmp_path):
   )
 
 
+def test_groups_and_names_of_workloads_can_be_mixed(tmp_path):
+  _, _, runs = parse(
+    tmp_path, '--submissions=nadamw', '--workloads=all,mnist', '--studies=1'
+  )
+  found = {run.workload for run in runs}
+  assert found == {*benchmark.SCORED, 'mnist'}
+  with pytest.raises(InputError, match='ogbg is given twice'):
+    parse(tmp_path, '--submissions=nadamw', '--workloads=ogbg,all')
+
+
+def test_hours_are_the_time_limits_of_the_benchmark(tmp_path):
+  arguments = ['--submissions=nadamw', '--workloads=wmt,ogbg,click_dlrm']
+  for ruleset, factor, trials in (('external', 1, 5), ('self', 1.5, 1)):
+    _, plan, runs = parse(
+      tmp_path, *arguments, f'--tuning_ruleset={ruleset}', '--studies=2'
+    )
+    seconds = factor * 2 * trials * (16_114 + 11_303)
+    assert launcher.hours_of(plan, runs) == pytest.approx(seconds / 3600)
+
+
 def test_a_benchmark_run_is_torchrun_with_the_runners_flags(tmp_path):
   words = words_of(
     tmp_path,
@@ -135,7 +164,6 @@ def test_a_benchmark_run_is_torchrun_with_the_runners_flags(tmp_path):
     '--num_tuning_trials=5',
     '--hparam_start_index=0',
     '--hparam_end_index=1',
-    '--save_intermediate_checkpoints=false',
     '--data_dir=/data/fastmri',
     '--resume_last_run',
     '--torch_compile=false',
@@ -344,10 +372,90 @@ def test_a_cut_off_run_resumes_from_its_last_whole_checkpoint(
   plan = plan_of(tmp_path)
   whole = write_checkpoint(plan, RUN, 5)
   write_checkpoint(plan, RUN, 10, whole=False)
-  jobs.Job(plan, RUN, files_of(tmp_path))()
+  files = files_of(tmp_path)
+  (state, note) = launcher.states(plan, [RUN], files)[RUN]
+  assert state == 'cut off'
+  assert note == 'checkpoint_10 incomplete, resumes from step 5; '
+  jobs.Job(plan, RUN, files)()
   assert seen == [(RUN, True)]
   names = sorted(os.listdir(plan.directory(RUN)))
   assert names == ['broken_checkpoint_10', whole.name]
+
+
+def test_an_incomplete_checkpoint_alone_is_nothing_to_resume_from(tmp_path):
+  plan = plan_of(tmp_path)
+  write_checkpoint(plan, RUN, 5, whole=False)
+  assert launch_plan.state_of(plan, RUN) == 'waiting'
+
+
+def write_rows(path, steps):
+  with open(path, 'w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(['score', 'global_step', 'loss'])
+    writer.writerows([[10 * step, step, 'a,b'] for step in steps])
+
+
+def test_measurements_after_the_checkpoint_are_dropped(tmp_path):
+  plan = plan_of(tmp_path)
+  write_checkpoint(plan, RUN, 20)
+  directory = plan.directory(RUN)
+  write_rows(directory / 'eval_measurements.csv', [10, 20, 30])
+  write_rows(directory / 'measurements.csv', [1, 20, 21, 29, 30])
+  jobs.clear(plan, RUN)
+  for name, steps in (
+    ('eval_measurements.csv', ['10', '20']),
+    ('measurements.csv', ['1', '20']),
+  ):
+    with open(directory / name, newline='') as file:
+      rows = list(csv.DictReader(file))
+    assert [row['global_step'] for row in rows] == steps
+    assert rows[0]['loss'] == 'a,b'
+  before = (directory / 'measurements.csv').stat().st_mtime_ns
+  jobs.clear(plan, RUN)
+  assert (directory / 'measurements.csv').stat().st_mtime_ns == before
+  assert sorted(os.listdir(directory)) == [
+    'checkpoint_20',
+    'eval_measurements.csv',
+    'measurements.csv',
+  ]
+
+
+def test_the_last_two_complete_checkpoints_stay(tmp_path):
+  plan = plan_of(tmp_path)
+  directory = plan.directory(RUN)
+  pruner = recovery.Pruner(directory)
+  pruner.prune()  # before the benchmark has made the directory
+  for step in (5, 10):
+    write_checkpoint(plan, RUN, step)
+  write_checkpoint(plan, RUN, 15, whole=False)
+  # One that is being written does not count.
+  pruner.prune()
+  assert checkpoint_files.steps(str(directory)) == [5, 10, 15]
+  write_checkpoint(plan, RUN, 15)
+  pruner.prune()
+  assert checkpoint_files.steps(str(directory)) == [10, 15]
+
+
+def test_old_checkpoints_are_deleted_while_the_benchmark_runs(
+  tmp_path, monkeypatch
+):
+  plan = plan_of(tmp_path)
+  run = dataclasses.replace(RUN, workload='mnist')
+  monkeypatch.setattr(benchmark, 'check_data', lambda *_: None)
+  scripted(monkeypatch, 'pass')
+  for step in (5, 10, 15):
+    write_checkpoint(plan, run, step)
+  jobs.Job(plan, run, files_of(tmp_path))()
+  directory = plan.directory(run)
+  assert checkpoint_files.steps(str(directory)) == [10, 15]
+  # The laboratory's runner does so itself, and --keep_checkpoints asks not to.
+  write_checkpoint(plan, run, 20)
+  kept = dataclasses.replace(plan, keep_checkpoints=True)
+  jobs.Job(kept, run, files_of(tmp_path))()
+  assert checkpoint_files.steps(str(directory)) == [10, 15, 20]
+  with recovery.Pruner(directory, every=0.01):
+    while len(checkpoint_files.steps(str(directory))) > 2:
+      time.sleep(0.01)
 
 
 def test_what_a_run_without_a_checkpoint_left_is_not_added_to(

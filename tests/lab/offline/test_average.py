@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import re
+import resource
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_equals_the_explicit_weighted_sum(name, every, tmp_path):
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('name', SCHEMES)
 def test_offline_equals_online_bit_for_bit(name, dtype, tmp_path):
-  # Also in float32: the operations are the same ones. Pieces and vector tails
+  # Also in float32: the operations are the same ones. Chunks and vector tails
   # fall differently, which must not show either.
   model = nn.Sequential(nn.Linear(97, 31), nn.BatchNorm1d(31)).to(dtype)
   arguments, _ = SCHEMES[name]
@@ -233,12 +234,12 @@ def test_every_value_is_read_once(tmp_path, monkeypatch):
   assert sum(seen) == 3 * (7 * 5 + 5 + 3)
 
 
-@pytest.mark.parametrize('piece', [1, 7, 1 << 18])
-def test_pieces_of_any_size_give_the_same_bits(piece, tmp_path, monkeypatch):
+@pytest.mark.parametrize('size', [1, 7, 1 << 18])
+def test_chunks_of_any_size_give_the_same_bits(size, tmp_path, monkeypatch):
   samples = states(5)
   for i, state in enumerate(samples, 1):
     writers.save(str(tmp_path / f's_{i}.safetensors'), state.items(), {})
-  monkeypatch.setattr(chunks, 'PIECE', piece)
+  monkeypatch.setattr(chunks, 'CHUNK', size)
   assert not average(
     str(tmp_path / 's_*'), '--scheme', 'lawa', '--window', '2,5',
     '--output', tmp_path / 'avg_{window}.safetensors',
@@ -252,13 +253,14 @@ def test_pieces_of_any_size_give_the_same_bits(piece, tmp_path, monkeypatch):
       assert torch.equal(found[name], total / window)
 
 
-def test_a_light_checkpoint_that_fails_leaves_nothing(tmp_path, monkeypatch):
-  def full(piece):
-    raise OSError(errno.ENOSPC, 'No space left on device')
-
-  monkeypatch.setattr(writers, '_bytes', full)
-  with pytest.raises(InputError, match='No space left on device'):
-    light_checkpoints.save(nn.Linear(2, 2), str(tmp_path), 3)
+def test_a_light_checkpoint_that_fails_leaves_nothing(tmp_path):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+  try:
+    with pytest.raises(InputError, match='File too large'):
+      light_checkpoints.save(nn.Linear(64, 64), str(tmp_path), 3)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   assert list((tmp_path / light_files.FOLDER).iterdir()) == []
 
 

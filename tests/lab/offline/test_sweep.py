@@ -22,13 +22,9 @@ from weightavg.schemes import Ema, Lawa
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(shrink):
   for module in (click_dlrm, glyph_resnet):
-    sizes = {'eval_train': 32, 'validation': 64, 'test': 32}
-    monkeypatch.setattr(module.Workload, 'sizes', sizes)
-    monkeypatch.setattr(module.Workload, 'evaluation_batch_size', 32)
-    for name in ('validation_target_value', 'test_target_value'):
-      monkeypatch.setattr(module.Workload, name, 0.5)
+    shrink(module.Workload, target=0.5, size=64)
 
 
 def settings(folder, workload='click_dlrm', submission='nadamw', **changes):
@@ -119,7 +115,7 @@ def test_a_sweep_equals_the_submission_that_averaged_online(small, tmp_path):
   # The last sample alone is what the run itself has evaluated.
   own = rows_of(os.path.join(plain, 'eval_measurements.csv'))
   found = rows_of(os.path.join(
-    base, 'lawa_1_every_1', 'click_dlrm_pytorch', 'trial_1',
+    base, 'lawa_window_1_every_1', 'click_dlrm_pytorch', 'trial_1',
     'eval_measurements.csv',
   ))  # fmt: skip
   assert [list(row) for row in found] == [list(row) for row in own]
@@ -132,12 +128,52 @@ def test_a_sweep_equals_the_submission_that_averaged_online(small, tmp_path):
     ('lawa', '4'), ('lawa', '8'), ('lawa', '4'), ('lawa', '8'),
     ('ema', '4'), ('ema', '8'),
   ]  # fmt: skip
-  path = os.path.join(base, 'ema_0.5_every_1/click_dlrm_pytorch/trial_1')
+  path = os.path.join(base, 'ema_decay_0.5_every_1/click_dlrm_pytorch/trial_1')
   curve = curves.read_curve(
     os.path.join(path, 'eval_measurements.csv'), 'validation/loss'
   )
   assert [point.step for point in curve] == [4, 8]
   assert len({r['validation/loss'] for r in table}) == 6
+
+
+def test_a_sweep_takes_horizons_and_powers_as_average_does(small, tmp_path):
+  directory = train(settings(tmp_path))
+  # Of T = 20 steps: N = 2 and 4 samples at one per step.
+  assert not swept(
+    directory, 'click_dlrm', '--horizons', '0.1,0.2', '--powers', '4',
+    '--budget', '20',
+  )  # fmt: skip
+  assert not swept(
+    directory, 'click_dlrm', '--windows', '2,4', '--decays', '0.5,0.75',
+    '--output_dir', str(tmp_path / 'samples'),
+  )  # fmt: skip
+  table = rows_of(os.path.join(directory, 'offline', 'sweep.csv'))
+  losses = {
+    (r['scheme'], r['horizon'], r['power']): r['validation/loss']
+    for r in table
+    if r['global_step'] == '8'
+  }
+  assert [*losses] == [
+    ('lawa', '0.1', ''), ('lawa', '0.2', ''),
+    ('ema', '0.1', ''), ('ema', '0.2', ''),
+    ('polynomial', '', '4.0'),
+  ]  # fmt: skip
+  given = rows_of(tmp_path / 'samples' / 'sweep.csv')
+  expected = [r['validation/loss'] for r in given if r['global_step'] == '8']
+  assert [*losses.values()][:4] == expected
+  assert losses['polynomial', '', '4.0'] not in expected
+
+
+def test_schemes_restrict_a_sweep(small, tmp_path, capsys):
+  directory = train(settings(tmp_path, max_global_steps=4))
+  assert not swept(
+    directory, 'click_dlrm', '--horizons', '0.5', '--schemes', 'ema'
+  )
+  table = rows_of(os.path.join(directory, 'offline', 'sweep.csv'))
+  assert {r['scheme'] for r in table} == {'ema'}
+  capsys.readouterr()
+  assert swept(directory, 'click_dlrm', '--powers', '4', '--schemes', 'lawa')
+  assert 'Invalid schemes=lawa. None has a power.' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('every', [1, 2, 3])
@@ -158,7 +194,7 @@ def test_sweep_and_average_take_the_same_samples(
     build_workload('click_dlrm'), found, directory, str(tmp_path)
   )
   given = Lawa(2) if scheme == 'lawa' else Ema(0.6)
-  list(watched.run([sweep.Variant(given, every)], lambda: None))
+  list(watched.run([sweep.Variant(given, ('window', 2), every)], lambda: None))
   knobs = {'lawa': ('--window', '2'), 'ema': ('--decay', '0.6')}[scheme]
   for place, step in enumerate((2, 4, 6, 8)):
     if step <= every and scheme == 'lawa':
@@ -247,7 +283,7 @@ def test_running_statistics_are_averaged_or_the_last(how, tmp_path):
 
 
 BAD = {
-  'nothing': ((), 'Missing windows or decays'),
+  'nothing': ((), 'Missing --windows or --horizons or --decays or --powers'),
   'window': (('--windows', '0'), 'Invalid window=0'),
   'every': (('--windows', '2', '--every', '0'), 'Invalid every=0'),
   'no norm': (

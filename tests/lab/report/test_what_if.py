@@ -65,6 +65,12 @@ def test_one_more_workload_is_reached_when_another_submission_did():
   assert b['gain_by_fewer_steps'] == faster - b['score'] > 0.02
 
 
+def test_workload_that_another_reaches_comes_first():
+  times = pd.DataFrame({'x': [INF, 9.0], 'y': [INF, INF]}, index=['a', 'b'])
+  first, _ = what_if.value_of_changes(times, BASE, {'x': 1.0, 'y': 33.0})
+  assert (first['workload'], first['reached_at_seconds']) == ('x', 9.0)
+
+
 def test_workload_that_nobody_reaches_counts_at_the_budget():
   times = pd.DataFrame({'x': [10.0, 9.0], 'y': [INF, INF]}, index=['a', 'b'])
   first, _ = what_if.value_of_changes(times, BASE, {'x': 1.0, 'y': 33.0})

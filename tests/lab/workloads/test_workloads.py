@@ -66,7 +66,31 @@ def assert_same_batch(left, right):
 def test_unknown_workload_names_those_allowed():
   with pytest.raises(ValueError, match=r"workload='mnist'.*click_dlrm, den"):
     workloads.build_workload('mnist')
-  assert workloads.QUICKSTART_WORKLOAD in workloads.WORKLOADS
+
+
+def test_every_module_of_a_workload_is_found():
+  assert NAMES == ['click_dlrm', 'denoise_unet', 'glyph_resnet', 'stdlib_lm']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_regularizers_are_those_with_an_effect(name):
+  workload = built(name)
+  model, _ = workload.init_model_fn(RNG)
+  batch = next(queue_of(workload))
+
+  def loss(dropout=0.0, smoothing=0.0):
+    torch.manual_seed(0)
+    logits = forward(workload, model, batch, update=False, dropout=dropout)
+    return workload.loss_fn(
+      batch['targets'], logits, label_smoothing=smoothing
+    )['summed'].item()
+
+  effects = {
+    'dropout_rate': loss(dropout=0.5) != loss(),
+    'label_smoothing': loss(smoothing=0.5) != loss(),
+  }
+  known = workload.regularizers
+  assert [key for key, changed in effects.items() if changed] == list(known)
 
 
 @each_workload
@@ -491,7 +515,7 @@ def calibrations(tmp_path, monkeypatch):
 
 
 def test_missing_calibration_is_an_error_when_asked_for(calibrations):
-  with pytest.raises(ValueError, match=r'calibrate --workload=fake'):
+  with pytest.raises(ValueError, match=r'calibrate --workloads=fake'):
     targets.read(FakeWorkload())
 
 

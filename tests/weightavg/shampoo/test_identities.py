@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from shampoo_reference import ReferenceShampoo
 
 from weightavg.pytorch.shampoo import DistributedShampoo, blocking
 from weightavg.pytorch.shampoo import root_schedule as schedule
+from weightavg.pytorch.shampoo.reference import ReferenceShampoo
 
 
 def parameter(*shape, dtype=torch.float64):

@@ -102,7 +102,7 @@ def test_one_process_continues_from_two(two):
   ('rank', 'moment', 'reason'),
   [
     (0, 'ungathered', 'without gather_state_for_checkpoint'),
-    (0, 'stale', 'training had gone on'),
+    (0, 'stale', 'after further steps'),
     (1, 'end', 'a rank other than 0'),
   ],
 )

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from shampoo_reference import inverse_root
 
 from weightavg.pytorch.shampoo import DistributedShampoo, symmetric_pairs
 from weightavg.pytorch.shampoo import inverse_roots as roots
+from weightavg.pytorch.shampoo.reference import inverse_root
 
 
 def spectrum_matrix(values, dtype=torch.float64):

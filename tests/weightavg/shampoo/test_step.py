@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from shampoo_reference import ReferenceShampoo
 
 from weightavg.pytorch.shampoo import DistributedShampoo
+from weightavg.pytorch.shampoo.reference import ReferenceShampoo
 
 # Rounding of ten steps in float64, where epsilon = 1e-4 bounds what an error in
 # the spectrum of a rank-deficient factor can do to its root.

@@ -1,8 +1,7 @@
-"""Blocks of one shape: their state in stacked tensors, and their step.
+"""State of equal blocks in stacked tensors.
 
-Everything is batched over consecutive blocks that have a gradient. How many at
-once is a matter of speed only: on a GPU all of them, on a CPU as many as stay
-in the cache between the operations.
+Operations are batched over chunks of consecutive blocks. On a GPU a chunk holds
+all of them, on a CPU as many as stay in the cache between two operations.
 """
 
 import itertools
@@ -14,19 +13,27 @@ from weightavg.pytorch.shampoo import grafting as grafts
 from weightavg.pytorch.shampoo import symmetric_pairs
 from weightavg.pytorch.shampoo.blocking import Block
 
-# Elements of the blocks that are worked on together on a CPU.
+# Elements of a chunk on a CPU.
 _CPU_CHUNK = 1 << 17
 
 
 class BlockStack:
   """State of blocks of one shape, dtype and device, stacked along dim 0.
 
-  Tensors (only those that the hyperparameters need):
-    momentum: m, the filtered gradient's average, [n, *shape].
-    second_moment: v of the grafting method, [n, *shape].
-    velocity: h, the momentum of the update, [n, *shape].
-    pairs: per mode k of size d, the factor matrix and its inverse root,
-      [n, d, d + 1] as `packed` lays them out.
+  Attributes:
+    blocks: the n blocks, in the order of dim 0.
+    shape: shape of each block.
+    diagonal: whether the blocks have no factors.
+    dtype: dtype of m, v and h.
+    preconditioner_dtype: dtype of the factors and roots.
+    grafting: grafting method; 'adam' for blocks without factors, which take no
+      other step.
+    momentum: m, [n, *shape], or None for beta1 = 0.
+    second_moment: v of the grafting method, [n, *shape], or None if the method
+      has none.
+    velocity: h, the momentum of the update, [n, *shape], or None for mu = 0.
+    pairs: for each mode k of size d the factor A_k and its root X_k,
+      [n, d, d + 1], laid out as in `symmetric_pairs`.
   """
 
   def __init__(
@@ -43,7 +50,6 @@ class BlockStack:
     self.dtype = dtype
     self._device = device
     self.preconditioner_dtype = preconditioner_dtype
-    # A block without factors cannot be stepped by anything but its grafting.
     self.grafting = 'adam' if self.diagonal else group['grafting']
 
     def zeros(wanted: bool) -> torch.Tensor | None:
@@ -68,7 +74,7 @@ class BlockStack:
     ] = {}
 
   def tensors(self) -> dict[str, torch.Tensor]:
-    """All state tensors by name."""
+    """Return all state tensors by name."""
     named = {
       'momentum': self.momentum,
       'second_moment': self.second_moment,
@@ -78,7 +84,11 @@ class BlockStack:
     return {name: t for name, t in named.items() if t is not None}
 
   def chunks(self, classes: Mapping[Block, Hashable]) -> Iterator[slice]:
-    """Ranges of consecutive blocks of one class; blocks in none are skipped."""
+    """Yield ranges of consecutive blocks of one class.
+
+    Args:
+      classes: class by block; blocks without one are left out.
+    """
     limit = len(self.blocks)
     if self._device.type == 'cpu':
       largest = max([pair[0].numel() for pair in self.pairs], default=1)
@@ -94,46 +104,20 @@ class BlockStack:
   def gather(
     self, chunk: slice, views: Mapping[Block, torch.Tensor]
   ) -> torch.Tensor:
-    """The blocks' views as one tensor [n, *shape] of the state's dtype."""
+    """Stack the blocks' views, [n, *shape] in the state's dtype.
+
+    A single block is returned as a view where its dtype allows it.
+    """
     parts = [views[block] for block in self.blocks[chunk]]
     stacked = parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
     return stacked.to(self.dtype)
 
-  def add_factors(
-    self, chunk: slice, gradient: torch.Tensor, beta: float
-  ) -> None:
-    """A_k <- beta A_k + (1 - beta) G_(k) G_(k)^T for every mode k."""
-    keep, add = (1.0, 1.0) if beta == 1 else (beta, 1 - beta)
-    gradient = gradient.to(self.preconditioner_dtype)
-    for mode, (factor, _) in enumerate(self._halves(chunk)):
-      rows = _unfold(gradient, mode)
-      factor.add_gram(rows, keep, add)
-
-  def filter(
-    self, chunk: slice, gradient: torch.Tensor, beta: float, nadam: bool
-  ) -> torch.Tensor:
-    """Update m; returns the filtered gradient before bias correction."""
-    if self.momentum is None:
-      return gradient
-    momentum = self.momentum[chunk]
-    momentum.lerp_(gradient, 1 - beta)
-    # A new tensor for NAdam, the state itself otherwise: never write into it.
-    return torch.lerp(gradient, momentum, beta) if nadam else momentum
-
-  def precondition(self, chunk: slice, filtered: torch.Tensor) -> torch.Tensor:
-    """`filtered` times the inverse root of every mode."""
-    result = filtered.to(self.preconditioner_dtype)
-    for mode, (_, root) in enumerate(self._halves(chunk)):
-      product = root.multiply(_unfold(result, mode))
-      result = _fold(product, mode, result.shape)
-    return result.to(self.dtype)
-
-  def _halves(
+  def halves(
     self, chunk: slice
   ) -> list[
     tuple[symmetric_pairs.SymmetricHalf, symmetric_pairs.SymmetricHalf]
   ]:
-    """Factor and root of every mode; views, cut once for each chunk."""
+    """Return (factor, root) of every mode: views, made once for each chunk."""
     key = (chunk.start, chunk.stop)
     if key not in self._cut:
       if len(self._cut) > 4 * len(self.blocks):
@@ -155,14 +139,17 @@ def make_stacks(
   preconditioner_dtype: torch.dtype,
   device: torch.device | None,
 ) -> list[list[BlockStack]]:
-  """Stack equal blocks, by parameter group.
+  """Allocate the state of blocks, stacked where they are equal.
 
   Args:
-    blocks: those whose state is wanted.
-    tensors: the parameters, in the order that the blocks count them.
-    groups: the parameter groups.
-    preconditioner_dtype: of factors and roots.
-    device: of the state; None for the parameters' own.
+    blocks: the blocks to allocate for.
+    tensors: all parameters, as indexed by `Block.parameter`.
+    groups: all parameter groups.
+    preconditioner_dtype: dtype of the factors and roots.
+    device: device of the state; None for the parameters' own.
+
+  Returns:
+    The stacks of each parameter group.
   """
   members: list[dict[tuple, list[Block]]] = [{} for _ in groups]
   for block in blocks:
@@ -179,8 +166,8 @@ def make_stacks(
   ]
 
 
-def _unfold(blocks: torch.Tensor, mode: int) -> torch.Tensor:
-  """[n, d_0, ...] -> [n, d_mode, product of the others]."""
+def unfold(blocks: torch.Tensor, mode: int) -> torch.Tensor:
+  """Return G_(mode): [n, d_0, ...] -> [n, d_mode, product of the others]."""
   order = blocks.dim() - 1
   if order == 2 and mode == 1:
     return blocks.mT
@@ -191,8 +178,8 @@ def _unfold(blocks: torch.Tensor, mode: int) -> torch.Tensor:
   )
 
 
-def _fold(rows: torch.Tensor, mode: int, shape: torch.Size) -> torch.Tensor:
-  """The inverse of `_unfold`."""
+def fold(rows: torch.Tensor, mode: int, shape: torch.Size) -> torch.Tensor:
+  """Undo `unfold`: `shape` is the shape before it."""
   order = len(shape) - 1
   if order == 1:
     return rows.squeeze(2)

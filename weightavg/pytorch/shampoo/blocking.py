@@ -1,8 +1,8 @@
-"""How a parameter becomes independent blocks: merge small dims, cut large ones.
+"""Cut parameters into independent blocks: merge small dims, split large ones.
 
-Each block is a tensor of its own with its own factor matrices: the memory of a
-dimension d is d^2 numbers and its root costs d^3, so no dimension of a block
-exceeds `max_preconditioner_dim` (Shi et al. 2023, arXiv 2309.06497, section 3).
+Each block has its own factor matrices. A dimension d takes d^2 numbers and its
+root d^3 operations, so no dimension of a block exceeds `max_preconditioner_dim`
+(Shi et al. 2023, arXiv 2309.06497, section 3).
 """
 
 import dataclasses
@@ -11,14 +11,13 @@ from collections.abc import Sequence
 
 import torch
 
-# Parameters too large for factor matrices are cut only to spread them over
-# ranks, so the pieces may be long.
+# Parameters without factor matrices are cut only to spread them over ranks.
 DIAGONAL_BLOCK_DIM = 524_288
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """One block: where it lies in its parameter's merged shape.
+  """Position and shape of a block in its parameter's merged shape.
 
   Args:
     group: index of the parameter group.
@@ -26,7 +25,7 @@ class Block:
     index: position among the parameter's blocks, last dimension fastest.
     starts: first index of the block in each merged dimension.
     shape: the block's shape.
-    diagonal: without factor matrices, only ever grafted.
+    diagonal: whether it has no factor matrices and takes the grafted step.
   """
 
   group: int
@@ -42,7 +41,7 @@ class Block:
     return torch.Size(self.shape).numel()
 
   def cut(self, merged: torch.Tensor) -> torch.Tensor:
-    """The view of this block in a tensor of its parameter's merged shape."""
+    """Return this block's view of a tensor of the merged shape."""
     for dim, (start, length) in enumerate(
       zip(self.starts, self.shape, strict=True)
     ):

@@ -1,16 +1,16 @@
-"""Shampoo's state as plain data, keyed by parameter name and block.
+"""Save and load Shampoo's state, keyed by parameter name and block.
 
-Only rank 0 saves, without any collective, and every rank loads that one file,
-on any number of ranks. So the other ranks' blocks are sent to rank 0 beforehand
-(`Gathering`), over a gloo group of its own and without anybody waiting.
+Rank 0 alone saves, without a collective, and any number of ranks loads that one
+file. `Gathering` therefore sends the other ranks' blocks to rank 0 beforehand,
+in the background.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from weightavg.pytorch.gather import GatherToRankZero
 from weightavg.pytorch.shampoo import validation
 from weightavg.pytorch.shampoo.block_state import BlockStack
 from weightavg.pytorch.shampoo.blocking import Block
@@ -19,18 +19,15 @@ from weightavg.pytorch.shampoo.parameters import ParameterInfo
 
 FORMAT = 'weightavg-shampoo-1'
 
-# gloo counts bytes of a message in an int.
-_MESSAGE_BYTES = 1 << 29
-
 
 class Gathering:
-  """State on its way to rank 0.
+  """State of the other ranks' blocks on its way to rank 0.
 
   Args:
-    ranks: the group that shares the work; must be the one with rank 0.
-    version: of the state that is sent.
-    stacks: on rank 0, empty stacks on the CPU for each other rank's blocks; on
-      another rank one list, of its own stacks.
+    ranks: group that shares the work and contains rank 0.
+    version: version of the state that is sent.
+    stacks: on rank 0, newly allocated CPU stacks of each other rank's blocks;
+      on another rank a single entry, its own stacks.
   """
 
   def __init__(
@@ -39,38 +36,21 @@ class Gathering:
     version: int,
     stacks: Sequence[Sequence[BlockStack]],
   ) -> None:
+    assert ranks.saving_group is not None
     self.version = version
     self.stacks = stacks if ranks.rank == 0 else []
-    self._works: list[Any] = []
-    # Held until they are sent, and copied because training may go on.
-    self._sending: list[torch.Tensor] = []
-    group = ranks.saving_group
-    assert group is not None
-    if ranks.rank == 0:
-      for peer, theirs in enumerate(stacks, start=1):
-        source = dist.get_global_rank(group, peer)
-        for tag, piece in enumerate(_pieces(theirs)):
-          work = dist.irecv(piece, src=source, group=group, tag=tag)
-          self._works.append(work)
-      return
-    root = dist.get_global_rank(group, 0)
-    for tag, piece in enumerate(_pieces(stacks[0])):
-      copy = piece.detach().to('cpu', copy=True)
-      self._sending.append(copy)
-      self._works.append(dist.isend(copy, dst=root, group=group, tag=tag))
+    tensors = [_tensors(theirs) for theirs in stacks]
+    self._transfer = GatherToRankZero(ranks.saving_group, tensors[0], tensors)
 
   def wait(self) -> None:
-    """Until all has arrived, or has been sent."""
-    for work in self._works:
-      work.wait()
-    self._works.clear()
-    self._sending.clear()
+    """Wait until this rank has sent or received everything."""
+    self._transfer.wait()
 
 
 def why_incomplete(
   ranks: RankGroup, gathering: Gathering | None, version: int
 ) -> str:
-  """Why this rank cannot save the whole state now; empty if it can."""
+  """Return why this rank cannot save the whole state now; '' if it can."""
   if ranks.size == 1:
     return ''
   if ranks.rank != 0 or not ranks.first:
@@ -82,7 +62,7 @@ def why_incomplete(
     )
   if gathering.version != version:
     return (
-      'Saved after training had gone on since gather_state_for_checkpoint: '
+      'Saved after further steps since gather_state_for_checkpoint: '
       "the other ranks' blocks are out of date."
     )
   return ''
@@ -91,7 +71,7 @@ def why_incomplete(
 def block_states(
   stacks: Sequence[BlockStack],
 ) -> dict[Block, dict[str, torch.Tensor]]:
-  """The state tensors of each block: views, by name."""
+  """Return views of each block's state tensors by name."""
   return {
     block: {name: tensor[index] for name, tensor in stack.tensors().items()}
     for stack in stacks
@@ -103,7 +83,7 @@ def save_parameters(
   infos: Sequence[ParameterInfo],
   states: Mapping[Block, dict[str, torch.Tensor]],
 ) -> dict[str, Any]:
-  """The blocks' state by parameter name."""
+  """Return the blocks' state by parameter name."""
   return {
     info.name: {
       'shape': list(info.parameter.shape),
@@ -115,7 +95,7 @@ def save_parameters(
 
 
 def save_group(group: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-  """Hyperparameters of a group as plain values."""
+  """Return a group's hyperparameters as plain values."""
   plain = {key: _plain(value) for key, value in group.items()}
   plain.pop('param_names', None)
   return plain | {'params': names}
@@ -128,7 +108,7 @@ def check(
   names: Sequence[Sequence[str]],
   stacks: Sequence[BlockStack],
 ) -> list[dict[str, Any]]:
-  """The saved hyperparameters by group, if everything saved fits.
+  """Check a saved state; return its hyperparameters by group.
 
   Raises:
     ValueError: if the state is not Shampoo's, is incomplete, or belongs to
@@ -180,7 +160,7 @@ def load_blocks(
   infos: Sequence[ParameterInfo],
   stacks: Sequence[BlockStack],
 ) -> None:
-  """Copy the saved state into the stacks."""
+  """Copy a checked state into the stacks."""
   for block, tensors in block_states(stacks).items():
     name = infos[block.parameter].name
     theirs = saved['parameters'][name]['blocks'][block.index]
@@ -188,11 +168,8 @@ def load_blocks(
       tensor.copy_(theirs[key])
 
 
-def _pieces(stacks: Sequence[BlockStack]) -> Iterator[torch.Tensor]:
-  for stack in stacks:
-    for tensor in stack.tensors().values():
-      flat = tensor.view(-1)
-      yield from flat.split(_MESSAGE_BYTES // flat.element_size())
+def _tensors(stacks: Sequence[BlockStack]) -> list[torch.Tensor]:
+  return [t for stack in stacks for t in stack.tensors().values()]
 
 
 def _plain(value: Any) -> Any:

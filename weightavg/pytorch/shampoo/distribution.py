@@ -1,9 +1,9 @@
-"""Who computes which block, and how all ranks get the result.
+"""Distribute blocks over ranks and exchange their new weights.
 
-DDP has averaged the gradients, so every rank could do all the work. Instead
-consecutive ranks form groups; within a group each block has one owner, who
-alone holds its state, and one all-gather a step hands round what the owners
-computed. Groups duplicate each other's work and never talk to each other.
+DDP has averaged the gradients, so every rank could step every block. Instead
+consecutive ranks form groups. Within a group each block has one owner, which
+alone holds its state, and one all-gather per step brings the owners' results to
+all ranks of the group. Groups repeat each other's work without communication.
 """
 
 import dataclasses
@@ -13,20 +13,14 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from weightavg.pytorch.gather import all_gather
 from weightavg.pytorch.shampoo.blocking import Block
 
-# Multiplications that take as long, per d^3, as one eigendecomposition, and,
-# per element, as the elementwise part of a step (measured on a CPU; only the
-# balance between ranks depends on them).
+# Cost of an eigendecomposition per d^3, and of a step's elementwise part per
+# element, in multiplications of a matrix product. Measured on a CPU; only the
+# balance between ranks depends on them.
 _ROOT_COST = 12.0
 _ELEMENT_COST = 100.0
-
-# torch 2.13 gave the collective a new name and warns of the old one.
-_ALL_GATHER = (
-  'all_gather_single'
-  if hasattr(dist, 'all_gather_single')
-  else 'all_gather_into_tensor'
-)
 
 # Blocks start at multiples of this many elements in the flat buffers.
 _ALIGN = 16
@@ -34,15 +28,15 @@ _ALIGN = 16
 
 @dataclasses.dataclass(frozen=True)
 class RankGroup:
-  """The ranks that share the work, and the calling one among them.
+  """Ranks that share the work, seen from one of them.
 
   Args:
     size: number of ranks in the group.
-    rank: the caller's place in the group.
-    first: whether this is the group with rank 0, the one that saves.
-    process_group: carries the results of the steps; None if size is 1.
-    saving_group: gloo group of the first group for checkpoints; None outside
-      of it or if size is 1.
+    rank: this rank's index in the group.
+    first: whether the group contains rank 0, which saves.
+    process_group: process group of the exchange; None if size is 1.
+    saving_group: gloo group for checkpoints; None if size is 1 and in all
+      groups but the first.
   """
 
   size: int = 1
@@ -55,12 +49,12 @@ class RankGroup:
 def form_groups(
   process_group: dist.ProcessGroup | None, ranks_per_group: int
 ) -> RankGroup:
-  """Divide the ranks into groups; every rank must call this.
+  """Divide the ranks into groups; collective over `process_group`.
 
   Args:
     process_group: the ranks to divide; None for all.
-    ranks_per_group: consecutive ranks that share the work, a divisor of the
-      number of ranks, or -1 for all of them.
+    ranks_per_group: number of consecutive ranks that share the work, a divisor
+      of the number of ranks, or -1 for all.
 
   Raises:
     ValueError: if `ranks_per_group` does not divide the number of ranks.
@@ -87,7 +81,7 @@ def form_groups(
     return RankGroup(first=first)
   begin = me - me % size
   members = ranks[begin : begin + size]
-  # Only the members meet here, so subsets of the world work as well.
+  # Synchronised by the members alone, so `process_group` may be a subset.
   mine = dist.new_group(members, use_local_synchronization=True)
   saving = None
   if first:
@@ -100,7 +94,7 @@ def form_groups(
 def assign(
   blocks: Sequence[Block], frequencies: Sequence[int], ranks: int
 ) -> dict[Block, int]:
-  """The owner of each block: the most expensive first, to the least loaded.
+  """Return the owner of each block: longest processing time first.
 
   Args:
     blocks: all blocks.
@@ -118,7 +112,7 @@ def assign(
 
 
 def _cost(block: Block, frequency: int) -> float:
-  """Estimated multiplications of a step, roots spread over the steps."""
+  """Estimate a step's multiplications, with roots amortised."""
   cost = _ELEMENT_COST * block.numel
   if not block.diagonal:
     cost += sum(
@@ -128,22 +122,23 @@ def _cost(block: Block, frequency: int) -> float:
 
 
 class Exchange:
-  """One all-gather of flat buffers: a segment for each rank, its blocks in it.
+  """All-gather of flat buffers with one segment per rank for its blocks.
 
-  Segments are padded to the largest, so each step a rank sends the largest and
-  receives `size` of them. What is sent are the new weights where the dtype of
-  communication holds them exactly, as in the competition; otherwise the
-  updates, so that only steps are rounded. All ranks then write the same bits,
-  the owner too.
+  Segments are padded to the largest. If the dtype holds the weights exactly,
+  owners send new weights, otherwise updates, so that rounding affects the step
+  alone. Owners write the rounded values too, so all ranks hold equal bits.
 
   Args:
-    owners: the owner's rank of each block.
-    ranks: who takes part.
-    tensors: the parameters, all on one device.
-    dtype: of the buffers; None for the widest of the parameters, at least
+    owners: rank of each block's owner.
+    ranks: the ranks that exchange.
+    tensors: all parameters, on one device.
+    dtype: dtype of the buffers; None for the parameters' widest, at least
       float32.
-    weights: whether weights are sent rather than updates; None for the rule
-      above.
+    weights: send weights (True) or updates (False); None for the rule above.
+
+  Attributes:
+    weights: whether weights are sent.
+    sent: this rank's segment, by block.
   """
 
   def __init__(
@@ -181,14 +176,12 @@ class Exchange:
       if owner == ranks.rank:
         self.sent[block] = self._send[start:stop].view(block.shape)
 
-  @property
-  def bytes(self) -> int:
-    """Memory of the buffers."""
-    count = self._send.numel() + self._receive.numel()
-    return count * self._send.element_size()
-
   def share(self, weights: Mapping[Block, torch.Tensor]) -> None:
-    """Bring the weights of the blocks that had a gradient up to date."""
+    """Exchange the results of a step.
+
+    Args:
+      weights: views of the weights by block, for all blocks with a gradient.
+    """
     if self.weights:
       mine = [block for block in self.sent if block in weights]
       if mine:
@@ -196,8 +189,7 @@ class Exchange:
           [self.sent[block] for block in mine],
           [weights[block] for block in mine],
         )
-    gather = getattr(dist, _ALL_GATHER)
-    gather(self._receive, self._send, group=self._group)
+    all_gather(self._receive, self._send, self._group)
     if not weights:
       return
     received = [self._received[block] for block in weights]

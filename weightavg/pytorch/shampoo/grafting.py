@@ -1,6 +1,6 @@
-"""Grafting: the size of a block's step comes from a diagonal method.
+"""Grafting: a diagonal method gives the length of a block's step.
 
-With f the filtered gradient and G the gradient, the grafted direction a is
+With f the filtered gradient and G the gradient, the method's direction a is
 
   sgd      a = f
   adagrad  v <- v + G^2;                 a = f / (sqrt(v) + eps)
@@ -18,7 +18,7 @@ GRAFTINGS = ('adam', 'sgd', 'adagrad', 'rmsprop', None)
 
 
 def has_second_moment(grafting: str | None) -> bool:
-  """Whether the method keeps v, a tensor as large as the block."""
+  """Return whether the method has a second moment v, of the block's shape."""
   return grafting in ('adam', 'adagrad', 'rmsprop')
 
 
@@ -43,12 +43,12 @@ def grafted_direction(
   epsilon: float,
   step: int,
 ) -> torch.Tensor:
-  """The direction a, a new tensor (`filtered` itself for SGD).
+  """Return the direction a: a new tensor, or `filtered` itself for SGD.
 
   Args:
     grafting: one of `GRAFTINGS`; None counts as SGD.
     filtered: f.
-    moment: v, None where the method has none.
+    moment: v; None for a method without.
     beta: decay of v in (0, 1]; 1 means a plain sum.
     epsilon: added to the square root.
     step: t, from 1 on.
@@ -58,7 +58,7 @@ def grafted_direction(
   correction = 1.0
   if grafting == 'adam' and beta < 1:
     correction = math.sqrt(1 - beta**step)
-  # f / (sqrt(v) / c + eps) = c f / (sqrt(v) + c eps): one pass less.
+  # f / (sqrt(v) / c + eps) = c f / (sqrt(v) + c eps), with one pass less.
   root = moment.sqrt().add_(correction * epsilon)
   direction = torch.div(filtered, root, out=root)
   return direction.mul_(correction) if correction != 1 else direction

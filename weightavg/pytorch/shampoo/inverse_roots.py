@@ -1,9 +1,9 @@
 """Inverse roots of symmetric positive semidefinite matrices.
 
-X = (A + epsilon I)^-q = Y Y^T with Y = Q diag(w^(-q/2)), A = Q diag(w) Q^T.
-A spectrum that rounding made negative is shifted up by its smallest value, and
-epsilon is absolute: both as in the competition's Shampoo. For a matrix that is
-exactly diagonal, and hence for 1 x 1, this is (a_ii + epsilon)^-q.
+X = (A + epsilon I)^-q = Y Y^T with Y = Q diag(w^(-q/2)) and
+A + epsilon I = Q diag(w) Q^T. As in AlgoPerf's winning submission, epsilon is
+absolute, and a spectrum that rounding made negative is first shifted up so that
+its smallest value is 0. For a 1 x 1 matrix this is (a + epsilon)^-q.
 """
 
 import torch
@@ -12,10 +12,10 @@ import torch
 def half_roots(
   matrices: torch.Tensor, exponent: float, epsilon: float
 ) -> tuple[torch.Tensor, list[bool], list[int]]:
-  """Factors Y with X = Y Y^T = (matrix + epsilon I)^-exponent.
+  """Return the factors Y of X = Y Y^T = (matrix + epsilon I)^-exponent.
 
   A decomposition that fails or is not finite in the matrices' own dtype is
-  tried again in float64.
+  repeated in float64.
 
   Args:
     matrices: [batch, d, d], symmetric.
@@ -23,8 +23,8 @@ def half_roots(
     epsilon: > 0, added to the spectrum.
 
   Returns:
-    Y, [batch, d, d]; for each matrix whether its root is good, otherwise its Y
-    must not be used; and which were tried again.
+    Y, [batch, d, d]; for each matrix whether its Y may be used; and the indices
+    of those that were repeated.
   """
   finite = _finite(matrices)
   if matrices.shape[-1] == 1:
@@ -44,7 +44,7 @@ def half_roots(
       root = _attempt(matrix, exponent, epsilon)
       if root is not None:
         roots[index] = root[0]
-  # The only wait for the device, once per batch (eigh itself waits as often).
+  # The only synchronisation with the device; eigh has as many.
   usable, good = torch.stack([finite, _finite(roots)]).tolist()
   retried = [index for index, is_good in enumerate(good) if not is_good]
   for index in retried:

@@ -7,6 +7,10 @@ import torch
 import torch.distributed as dist
 from absl import logging
 
+from weightavg.pytorch.schedules import (
+  peak_learning_rates,
+  warn_of_other_peaks,
+)
 from weightavg.pytorch.shampoo import (
   checkpoint,
   distribution,
@@ -16,14 +20,14 @@ from weightavg.pytorch.shampoo import (
 )
 from weightavg.pytorch.shampoo.block_state import BlockStack, make_stacks
 from weightavg.pytorch.shampoo.blocking import Block
-from weightavg.pytorch.shampoo.group_step import step_group
+from weightavg.pytorch.shampoo.step import step_group
 
 
 class DistributedShampoo(torch.optim.Optimizer):
-  """Shampoo with grafting, its blocks dealt to all ranks.
+  """Shampoo with grafting, its blocks distributed over all ranks.
 
-  With t the number of calls, and for each block G of the gradient (dims merged
-  and cut to at most `max_preconditioner_dim`) and each of its modes k:
+  With t the number of calls, for each block G of the gradient (dims merged and
+  cut to at most `max_preconditioner_dim`) and each of its modes k:
 
     A_k <- beta2 A_k + (1 - beta2) G_(k) G_(k)^T      every step
     X_k <- (A_k / (1 - beta2^t) + epsilon I)^(-q)     at T0, then every F steps
@@ -32,11 +36,12 @@ class DistributedShampoo(torch.optim.Optimizer):
     S = f multiplied by X_k on every mode,  P = S |a| / |S|
     W <- W - lr (P + weight_decay W)
 
-  where a is the direction of the grafting method (and P = a before T0) and
-  q = exponent_multiplier / (2 order). Behaves as the winning submission of
-  AlgoPerf v0.5 by default, its slips included (see `directions`); differences:
-  moments of 16-bit parameters are float32, roots have preconditioner_dtype, a
-  failing root does not raise, and .grad is never written.
+  where a is the direction of the grafting method (P = a before T0) and
+  q = exponent_multiplier / (2 order). `reference.py` spells this out. The
+  defaults reproduce AlgoPerf v0.5's winning submission, two flaws included (see
+  `step.py`), with these differences: moments of 16-bit parameters are float32,
+  roots have preconditioner_dtype, a root that cannot be computed keeps its last
+  value instead of raising, and .grad is never written.
 
   Parameters with a dimension of `diagonal_dim_threshold` or more (embedding
   tables) have no factors and take the step of (N)AdamW. Under DDP every rank
@@ -44,43 +49,51 @@ class DistributedShampoo(torch.optim.Optimizer):
   `gather_state_for_checkpoint` on all of them before rank 0's `state_dict`.
 
   Args:
-    params: parameters, (name, parameter) pairs, or groups of either. Names
-      key the saved state; give them if there are any.
-    lr: >= 0.
-    betas: decay of m, in [0, 1) with 0 for no filter, and of the factors, in
-      (0, 1] with 1 for plain sums.
-    epsilon: > 0, added to the factors' spectra.
-    momentum: mu in [0, 1): of an average of P, h <- mu h + (1 - mu) P.
+    params: parameters, (name, parameter) pairs, or groups of either. The saved
+      state is keyed by name; without names, by position.
+    lr: learning rate, >= 0.
+    betas: decay of m, in [0, 1), 0 for none; decay of the factors, in (0, 1],
+      1 for plain sums.
+    epsilon: added to the factors' spectra, > 0.
+    momentum: mu in [0, 1), decay of an average of P: h <- mu h + (1 - mu) P.
     weight_decay: >= 0.
     max_preconditioner_dim: largest dimension of a block.
     precondition_frequency: F, steps between roots.
     start_preconditioning_step: T0 >= F; -1 for F.
-    inv_root_override: p for the exponent -exponent_multiplier / p, or a list
-      of them by order (index 0 is unused); 0 for 2 x order.
+    inv_root_override: p of the exponent -exponent_multiplier / p, or a list of
+      p by order (index 0 is unused); 0 for 2 x order.
     exponent_multiplier: > 0.
-    grafting: 'adam', 'adagrad', 'rmsprop', 'sgd', or None: no step before T0.
-    grafting_beta2: in (0, 1]; None for betas[1].
+    grafting: 'adam', 'adagrad', 'rmsprop', 'sgd', or None for no step before
+      T0.
+    grafting_beta2: decay of the grafting method's v, in (0, 1]; None for
+      betas[1].
     grafting_epsilon: >= 0.
     use_nadam: look ahead with f.
     use_nesterov: look ahead with h: P <- (1 - mu) P + mu h.
-    use_decoupled_weight_decay: otherwise the decay is added to G.
-    preconditioner_dtype: of factors and roots, torch.float32 or float64.
-    communication_dtype: of what ranks exchange; None for the widest dtype of
-      the parameters, at least float32.
-    communicate_params: exchange weights (True) or updates; None for weights
-      unless communication_dtype would round them.
-    num_trainers_per_group: consecutive ranks that share the work; -1 for all.
-    spread_roots: take roots at T0 + p, T0 + p + F, ... with a phase p of its
-      own for each block, so that no step takes them all.
+    use_decoupled_weight_decay: add the decay to P (True) or to G (False).
+    preconditioner_dtype: dtype of factors and roots, torch.float32 or float64.
+    communication_dtype: dtype that ranks exchange; None for the parameters'
+      widest, at least float32.
+    communicate_params: exchange weights (True) or updates (False); None for
+      weights unless communication_dtype would round them.
+    num_trainers_per_group: number of consecutive ranks that share the work; -1
+      for all.
+    spread_roots: take each block's roots at T0 + p, T0 + p + F, ... with a
+      phase p of its own, so that no step takes them all.
     diagonal_dim_threshold: see above.
-    skip_nonfinite_gradients: skip such a step (counted in `skipped_steps`)
-      instead of raising.
+    skip_nonfinite_gradients: skip a step with a non-finite gradient, counted in
+      `skipped_steps`, instead of raising.
     process_group: the ranks to use; None for all.
 
+  Search spaces (`ShampooConfig`) set all of these but grafting_beta2,
+  use_nesterov (on), use_decoupled_weight_decay (on), preconditioner_dtype,
+  communicate_params, diagonal_dim_threshold, process_group, grafting=None and
+  lists for inv_root_override. Those are for the constructor only.
+
   Attributes:
-    retried_roots: how many decompositions were tried again in float64.
-    kept_roots: how often that failed too, and the last good root was kept.
-    skipped_steps: how many steps were skipped.
+    retried_roots: number of decompositions repeated in float64.
+    kept_roots: number of roots that kept their last value after that failed.
+    skipped_steps: number of skipped steps.
 
   Raises:
     ValueError: for a hyperparameter out of range, no parameters, or sparse or
@@ -154,8 +167,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     self.retried_roots = 0
     self.kept_roots = 0
     self.skipped_steps = 0
-    # Grows with every change of the state: tells whether what rank 0 has
-    # gathered is still the state.
+    # Counts changes of the state: what rank 0 has gathered may be out of date.
     self._version = 0
     self._gathering: checkpoint.Gathering | None = None
     self._names = names
@@ -181,7 +193,7 @@ class DistributedShampoo(torch.optim.Optimizer):
       )
 
   def state_bytes(self) -> int:
-    """Bytes of this rank's state (not of the buffers for communication)."""
+    """Return the bytes of this rank's state, without exchange buffers."""
     return sum(
       tensor.numel() * tensor.element_size()
       for stack in _flatten(self._stacks)
@@ -199,8 +211,9 @@ class DistributedShampoo(torch.optim.Optimizer):
 
     Raises:
       ValueError: for a sparse or complex gradient.
-      FloatingPointError: for a non-finite one, unless those are skipped. In
-        both cases neither weights nor state have changed.
+      FloatingPointError: for a non-finite gradient, unless
+        skip_nonfinite_gradients is set. Both errors leave weights and state
+        unchanged.
     """
     loss = None
     if closure is not None:
@@ -217,7 +230,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     weights: dict[Block, torch.Tensor] = {}
     copies = []
     for info in present:
-      # Copies where a view of the merged shape cannot be: channels-last.
+      # Channels-last tensors have no view of the merged shape: copy them.
       assert info.parameter.grad is not None
       gradients |= info.views(info.parameter.grad.contiguous())
       values = info.parameter.detach()
@@ -237,9 +250,9 @@ class DistributedShampoo(torch.optim.Optimizer):
   def gather_state_for_checkpoint(self) -> None:
     """Start sending all blocks' state to rank 0; every rank must call this.
 
-    Does not wait: `state_dict` on rank 0 does. Costs each rank but rank 0 a
-    copy of its state in host memory, and rank 0 one of everybody else's, until
-    training has gone on. Calling it again before that does nothing.
+    Returns at once; `state_dict` on rank 0 waits. Until the next step rank 0
+    holds all other ranks' state in host memory, and each other rank a copy of
+    its own. A second call before that step does nothing.
     """
     ranks = self._ranks
     if ranks.size == 1 or not ranks.first:
@@ -258,11 +271,11 @@ class DistributedShampoo(torch.optim.Optimizer):
     self._gathering = checkpoint.Gathering(ranks, self._version, stacks)
 
   def state_dict(self) -> dict[str, Any]:
-    """The whole state as plain data, on the rank that saves.
+    """Return the whole state as plain data, on the rank that saves.
 
-    With several ranks that is rank 0, after `gather_state_for_checkpoint` on
-    all of them and before the next step; a state that could not be gathered
-    says so and is refused by `load_state_dict`. Tensors are the live ones.
+    With several ranks, that is rank 0 after `gather_state_for_checkpoint` on
+    all of them and before the next step. `load_state_dict` refuses a state that
+    was not gathered, with the reason. Tensors are not copied.
     """
     reason = checkpoint.why_incomplete(
       self._ranks, self._gathering, self._version
@@ -290,16 +303,20 @@ class DistributedShampoo(torch.optim.Optimizer):
 
   @torch.no_grad()
   def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-    """Continue from a state that was saved on any number of ranks.
+    """Restore a state that any number of ranks saved.
+
+    The saved hyperparameters replace the constructor's, the learning rate
+    included. A warning names a peak learning rate that changes.
 
     Raises:
-      ValueError: if the state is incomplete or belongs to another model; then
-        nothing has changed.
+      ValueError: if the state is incomplete or belongs to another model. This
+        optimizer is then unchanged.
     """
     stacks = _flatten(self._stacks)
     groups = checkpoint.check(
       state_dict, self._infos, self.param_groups, self._names, stacks
     )
+    peaks = peak_learning_rates(self)
     self._version += 1
     checkpoint.load_blocks(state_dict, self._infos, stacks)
     for group, saved in zip(self.param_groups, groups, strict=True):
@@ -308,13 +325,14 @@ class DistributedShampoo(torch.optim.Optimizer):
     self.retried_roots = state_dict['retried_roots']
     self.kept_roots = state_dict['kept_roots']
     self.skipped_steps = state_dict['skipped_steps']
+    warn_of_other_peaks(self, peaks)
 
   def add_param_group(self, param_group: dict[str, Any]) -> None:
-    """Only the constructor may: blocks are dealt to the ranks once."""
+    """Raise RuntimeError: blocks are distributed once, by the constructor."""
     if hasattr(self, '_infos'):
       raise RuntimeError(
-        'Invalid call of add_param_group. All parameters must be given to the '
-        'constructor, which deals their blocks to the ranks.'
+        'Invalid call of add_param_group. Pass all parameters to the '
+        'constructor, which distributes their blocks over the ranks.'
       )
     super().add_param_group(param_group)
 
@@ -364,7 +382,7 @@ class DistributedShampoo(torch.optim.Optimizer):
   def _make_stacks(
     self, rank: int, device: torch.device | None = None
   ) -> list[list[BlockStack]]:
-    """The stacks of a rank's blocks, by parameter group."""
+    """Allocate the state of a rank's blocks, by parameter group."""
     return make_stacks(
       [block for block in self._blocks if self._owners[block] == rank],
       [info.parameter for info in self._infos],

@@ -1,9 +1,9 @@
-"""Independent work on a CPU: one thread per block beats many per operation.
+"""Run independent work on a CPU's threads, whole items per thread.
 
-Operations on one block are too small to be divided well: threads wait for each
-other after every one of them, and on a busy machine for a long time. Blocks
-have nothing to wait for. So each worker thread takes whole blocks and runs
-their operations single-threaded. A GPU gets the work in order.
+Operations on one block are too small to divide: threads would synchronise after
+every one of them, which is slow on a busy machine. Blocks are independent, so
+each worker thread takes whole blocks and runs their operations single-threaded.
+On a GPU the work runs in order on the calling thread.
 """
 
 import concurrent.futures
@@ -22,10 +22,10 @@ def run_all(
   """[function(*item) for item in items], on as many threads as torch may use.
 
   Args:
-    function: called without recording gradients; must not touch what another
-      item's call does.
-    items: arguments; the most expensive first.
-    device: where the tensors are.
+    function: called without recording gradients; calls must not change what
+      other calls use.
+    items: arguments of each call, the most expensive first.
+    device: device of the tensors.
   """
   threads = min(torch.get_num_threads(), len(items))
   if device.type != 'cpu' or threads < 2:
@@ -35,7 +35,7 @@ def run_all(
 
 
 def _without_gradients(function: Callable[..., Any], item: tuple) -> Any:
-  # Whether gradients are recorded is a property of the thread.
+  # Gradient recording is a setting of the thread.
   with torch.no_grad():
     return function(*item)
 
@@ -45,7 +45,7 @@ def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
   return concurrent.futures.ThreadPoolExecutor(
     threads,
     thread_name_prefix='shampoo',
-    # Counts for the worker alone; the caller keeps its threads.
+    # Applies to the worker; the caller keeps its number of threads.
     initializer=torch.set_num_threads,
     initargs=(1,),
   )

@@ -1,4 +1,4 @@
-"""The parameters as the optimizer sees them: names, merged views, gradients."""
+"""Parameters with clean names, cut into blocks; checks of their gradients."""
 
 import dataclasses
 import itertools
@@ -16,10 +16,10 @@ class ParameterInfo:
   """A parameter, its clean name and its blocks.
 
   Args:
-    name: without wrappers' prefixes (`module.`, `_orig_mod.`).
+    name: name without the wrappers' prefixes (`module.`, `_orig_mod.`).
     parameter: the weights.
-    merged: the shape that blocks are cut from.
-    blocks: in order.
+    merged: shape with merged dims, from which blocks are cut.
+    blocks: all blocks, in order.
   """
 
   name: str
@@ -28,7 +28,7 @@ class ParameterInfo:
   blocks: tuple[Block, ...]
 
   def views(self, tensor: torch.Tensor) -> dict[Block, torch.Tensor]:
-    """The blocks' views of a contiguous tensor of the parameter's shape."""
+    """Return the blocks' views of a contiguous tensor like the parameter."""
     merged = tensor.view(self.merged)
     return {block: block.cut(merged) for block in self.blocks}
 
@@ -36,15 +36,15 @@ class ParameterInfo:
 def named_groups(
   params: Iterable[Any],
 ) -> tuple[list[dict[str, Any]], list[list[str]]]:
-  """Parameter groups as torch wants them, and the names beside them.
+  """Split `params` into torch's parameter groups and the names of each.
 
   Args:
     params: parameters, (name, parameter) pairs, or dicts whose `params` hold
       either. A parameter that occurs twice in a group (tied weights) counts
-      once; parameters without a name are called `<group>.<index>`.
+      once; a parameter without a name is called `<group>.<index>`.
 
   Raises:
-    ValueError: if there is none, or two share a name.
+    ValueError: if there are no parameters, or two share a name.
   """
   items = list(params)
   if not items:
@@ -79,7 +79,7 @@ def named_groups(
 
 
 def clean_name(name: str) -> str:
-  """A parameter's name without the prefixes of DDP and torch.compile."""
+  """Remove the prefixes of DDP and torch.compile from a parameter's name."""
   name = name.replace('_orig_mod.', '')
   while name.startswith('module.'):
     name = name.removeprefix('module.')
@@ -136,11 +136,10 @@ def check_gradients(infos: Sequence[ParameterInfo]) -> None:
 
 
 def nonfinite_gradients(infos: Sequence[ParameterInfo]) -> list[str]:
-  """Names of the parameters whose gradient's norm is not finite.
+  """Return the names of parameters whose gradient's norm is not finite.
 
-  The norm, and not the elements, because the factor matrices hold squares: a
-  gradient whose square overflows would spoil them just as well. One read of
-  the gradients and one wait for the device.
+  The norm covers gradients whose square overflows, which would spoil the factor
+  matrices too. Takes one read of the gradients and one synchronisation.
   """
   present = [info for info in infos if info.parameter.grad is not None]
   if not present:

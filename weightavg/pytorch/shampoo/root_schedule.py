@@ -1,25 +1,30 @@
-"""When each block's inverse roots are taken.
+"""Schedule of the inverse roots: the steps at which each block takes them.
 
-As in the competition, all at t = T0 and then at every t > T0 that
-`precondition_frequency` F divides. Spread over the steps instead, a block has
-its own phase p in [0, F) and is due at T0 + p and every F steps from there;
-until its first root it takes the grafted step. Phases balance the cubes of the
-dimensions and depend on all blocks, not on those of one rank, so that any
-number of ranks computes the same.
+As in AlgoPerf's winning submission, all blocks take roots at t = T0 and then at
+every t > T0 that F = `precondition_frequency` divides. With `spread_roots` each
+block has a phase p in [0, F) instead and takes them at T0 + p and every F steps
+after that; before its first root it takes the grafted step. Phases balance the
+sum of the cubed dimensions per step. They depend on all blocks, not on those of
+one rank, so every number of ranks computes the same.
 """
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from weightavg.pytorch.shampoo import validation
 from weightavg.pytorch.shampoo.blocking import Block
+
+
+def start_step(group: Mapping[str, Any]) -> int:
+  """Return T0, the step that takes and uses the first roots."""
+  start = group['start_preconditioning_step']
+  return group['precondition_frequency'] if start == -1 else start
 
 
 def phases(
   blocks: Iterable[Block], groups: Sequence[Mapping[str, Any]]
 ) -> dict[Block, int]:
-  """The phase of each block; 0 where the group does not spread its roots."""
+  """Return each block's phase; 0 in groups that do not spread their roots."""
   loads = [
     [(0, phase) for phase in range(group['precondition_frequency'])]
     for group in groups
@@ -38,8 +43,8 @@ def phases(
 def due_blocks(
   group: Mapping[str, Any], phases: Mapping[Block, int], number: int
 ) -> set[Block]:
-  """Blocks of the group (its number) whose roots are taken in this step."""
-  step, start = group['step'], validation.start_step(group)
+  """Return the blocks of group `number` that take roots in this step."""
+  step, start = group['step'], start_step(group)
   frequency = group['precondition_frequency']
   if not group['spread_roots']:
     due = step == start or (step > start and step % frequency == 0)
@@ -54,7 +59,7 @@ def due_blocks(
 
 
 def is_rooted(step: int, start: int, phase: int) -> bool:
-  """Whether a block has had its first root by `step`."""
+  """Return whether a block of this phase has its first root at `step`."""
   return step >= start + phase
 
 

@@ -1,22 +1,22 @@
-"""Two symmetric matrices in the memory of one, and products in that layout.
+"""Store two symmetric matrices in the memory of one, and multiply by them.
 
-A factor matrix A and its inverse root X are symmetric, d x d. Storage is a
-d x (d + 1) array whose lower triangle (with the diagonal) is A's and whose
-remaining entries, shifted by one column, are X's upper triangle: d (d + 1)
-numbers for both, and neither is ever unpacked as a whole in a step.
+A factor matrix A and its inverse root X are symmetric, d x d. One d x (d + 1)
+array holds both in d (d + 1) numbers: A in its lower triangle, diagonal
+included, and X in the remaining entries as an upper triangle shifted by one
+column. Only taking a root unpacks a whole matrix.
 
-`SymmetricHalf` is a view of that array in which only the lower triangle belongs
-to the matrix; nothing here touches its strict upper triangle. Work goes tile
-column by tile column: tiles on the diagonal are computed whole and masked, the
-panel below one is a single matrix product. So the product of G with its own
-transpose takes little more than half of the multiplications (36 of 64 tiles at
-d = 1024), and multiplying by X reads each panel twice, once transposed.
+`SymmetricHalf` is a view of one of the two. Entries above its diagonal belong
+to the other and are neither used nor changed. Products run by columns of tiles:
+a tile on the diagonal is computed whole and masked, the panel below it is one
+matrix product. G G^T therefore takes little more than half of the
+multiplications (36 of 64 tiles at d = 1024), and multiplying by X reads each
+panel twice, once transposed.
 """
 
 import torch
 
-# Small tiles save multiplications, large ones calls; on a CPU products run at
-# full speed from 128 on, a GPU wants more work per kernel.
+# Small tiles save multiplications, large ones calls. A CPU reaches full speed
+# at 128, a GPU needs more work per kernel.
 _TILES = {'cpu': 128}
 _OTHER_TILE = 256
 
@@ -24,27 +24,27 @@ _OTHER_TILE = 256
 def new_pair(
   batch: int, dim: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-  """Storage of `batch` pairs: A = 0, X = identity."""
+  """Allocate `batch` pairs with A = 0 and X = I."""
   storage = torch.zeros(batch, dim, dim + 1, dtype=dtype, device=device)
   storage.diagonal(offset=1, dim1=1, dim2=2).fill_(1)
   return storage
 
 
 def factor_half(storage: torch.Tensor) -> 'SymmetricHalf':
-  """A of the storage [batch, d, d + 1]."""
+  """Return A of the storage [batch, d, d + 1]."""
   return SymmetricHalf(storage[:, :, :-1])
 
 
 def root_half(storage: torch.Tensor) -> 'SymmetricHalf':
-  """X of the storage [batch, d, d + 1]."""
+  """Return X of the storage [batch, d, d + 1]."""
   return SymmetricHalf(storage[:, :, 1:].mT)
 
 
 class SymmetricHalf:
-  """Symmetric matrices, [batch, d, d], of which a view holds the lower half.
+  """Symmetric matrices [batch, d, d], given by a view's lower triangle.
 
-  The views are cut once: cutting them in every step takes as long as
-  multiplying small ones. A batch of one is kept without its batch dimension,
+  The views of tiles are made once, because making them in every step takes as
+  long as multiplying small ones. A batch of one has no batch dimension here,
   because single products have less overhead than batched ones.
 
   Args:
@@ -57,8 +57,8 @@ class SymmetricHalf:
     dim = view.shape[-1]
     tile = _TILES.get(view.device.type, _OTHER_TILE)
     half, whole = tile // 2, dim - dim % tile
-    # A full tile on the diagonal is two triangles of half its size, and the
-    # square below the first; the smaller last tile is one triangle.
+    # A full tile on the diagonal is two triangles of half its size and the
+    # square below the first one. The smaller last tile is one triangle.
     self._triangles: list[tuple[int, int, torch.Tensor]] = []
     self._squares: list[tuple[int, int, torch.Tensor]] = []
     if whole:
@@ -76,7 +76,7 @@ class SymmetricHalf:
   def _every(
     self, step: int, start: int, stop: int, size: int, below: int
   ) -> torch.Tensor:
-    """Squares, [batch, count, size, size], `below` rows under the diagonal."""
+    """Return the squares `below` rows under the diagonal, every `step` rows."""
     *batch, row, column = self._view.stride()
     return self._view.as_strided(
       (*self._view.shape[:-2], (stop - start) // step, size, size),
@@ -85,7 +85,7 @@ class SymmetricHalf:
     )
 
   def unpack(self) -> torch.Tensor:
-    """The full matrices, a new tensor [batch, d, d]."""
+    """Return the full matrices, a new tensor [batch, d, d]."""
     lower = torch.tril(self._view)
     full = lower + torch.tril(self._view, -1).mT
     return full.unsqueeze(0) if self._single else full
@@ -95,7 +95,7 @@ class SymmetricHalf:
 
     Args:
       rows: [batch, d, k], any strides.
-      keep: factor of the old matrix: 1 - add, or 1.
+      keep: factor of the old matrix, 1 - add or 1.
       add: factor of the product.
     """
     rows = rows[0] if self._single else rows
@@ -124,7 +124,7 @@ class SymmetricHalf:
       )
 
   def multiply(self, right: torch.Tensor) -> torch.Tensor:
-    """The matrices times `right`.
+    """Multiply by the matrices from the left.
 
     Args:
       right: [batch, d, k], any strides.
@@ -169,7 +169,7 @@ class SymmetricHalf:
 def _alternate(
   rows: torch.Tensor, tiles: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-  """Rows in turns of the tiles' size: those above and those left of them."""
+  """Return the rows above the squares and the rows at their height."""
   count, size = tiles.shape[-3:-1]
   turns = rows.unflatten(-2, (count, 2, size))
   return turns[..., 0, :, :], turns[..., 1, :, :]
@@ -179,7 +179,7 @@ _weights: dict[tuple, torch.Tensor] = {}
 
 
 def _lower_weights(size: int, value: float, like: torch.Tensor) -> torch.Tensor:
-  """`value` in the lower triangle with the diagonal, 0 above; cached."""
+  """Return `value` on and below the diagonal, 0 above; cached."""
   key = (size, value, like.dtype, like.device)
   if key not in _weights:
     full = torch.full((size, size), value, dtype=like.dtype, device=like.device)
@@ -188,7 +188,7 @@ def _lower_weights(size: int, value: float, like: torch.Tensor) -> torch.Tensor:
 
 
 def _lower_mask(size: int, device: torch.device) -> torch.Tensor:
-  """The same as booleans."""
+  """Return True on and below the diagonal; cached."""
   key = (size, device)
   if key not in _weights:
     ones = torch.ones(size, size, dtype=torch.bool, device=device)

@@ -1,4 +1,4 @@
-"""Checks of hyperparameters: one line naming the argument, value and range."""
+"""Check hyperparameters; errors name the argument, its value and its range."""
 
 import math
 from collections.abc import Mapping
@@ -70,22 +70,6 @@ def check_dtypes(
     )
 
 
-def start_step(group: Mapping[str, Any]) -> int:
-  """T0: the step at which the first roots are taken and used."""
-  start = group['start_preconditioning_step']
-  return group['precondition_frequency'] if start == -1 else start
-
-
-def exponent(group: Mapping[str, Any], order: int) -> float:
-  """q of the inverse root A^-q for blocks of the given order."""
-  override = group['inv_root_override']
-  if isinstance(override, (list, tuple)):
-    root = override[order] if order < len(override) else 2 * order
-  else:
-    root = override if override > 0 else 2 * order
-  return group['exponent_multiplier'] / root
-
-
 def _is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -128,7 +112,7 @@ def _check_override(override: Any) -> None:
   values = override if isinstance(override, (list, tuple)) else [override]
   low = 1 if isinstance(override, (list, tuple)) else 0
   for index, value in enumerate(values):
-    # Index 0 of a list stands for scalars, which are vectors here: unused.
+    # Index 0 of a list is unused: order-0 parameters become vectors.
     bound = 0 if isinstance(override, (list, tuple)) and index == 0 else low
     good = isinstance(value, int) and not isinstance(value, bool)
     if not good or value < bound:

@@ -1,0 +1,133 @@
+"""Checkpoints and measurements that a killed run of the benchmark left behind.
+
+The benchmark writes a checkpoint in place, and with
+--save_intermediate_checkpoints=false it deletes the old one first: a kill in
+between loses the run. So the launcher lets it keep all of them and deletes the
+older ones itself, once two newer ones are complete.
+"""
+
+import csv
+import os
+import pathlib
+import shutil
+import threading
+import zipfile
+from types import TracebackType
+
+from lab.core import checkpoint_files, logs
+
+KEPT_CHECKPOINTS = 2
+
+
+def is_complete(path: pathlib.Path) -> bool:
+  """Tell if a checkpoint was written to its end: a zip file's index is last."""
+  return path.is_file() and zipfile.is_zipfile(path)
+
+
+def complete_steps(directory: pathlib.Path) -> list[int]:
+  """Steps of the complete checkpoints in a trial's directory, ascending."""
+  return [
+    step
+    for step in checkpoint_files.steps(str(directory))
+    if is_complete(_path(directory, step))
+  ]
+
+
+def _path(directory: pathlib.Path, step: int) -> pathlib.Path:
+  return pathlib.Path(checkpoint_files.path_of(str(directory), step))
+
+
+def prepare(directory: pathlib.Path) -> int | None:
+  """Make a trial's directory fit to be resumed or to be started from.
+
+  Newer checkpoints than the last complete one are renamed to `broken_...`: the
+  benchmark would choose them. Rows of measurements after that checkpoint's step
+  are removed: the resumed run measures again, and both would be scored. Without
+  a complete checkpoint the directory is removed.
+
+  Returns:
+    The step from which the run resumes, or None.
+  """
+  complete = complete_steps(directory)
+  if not complete:
+    if directory.exists():
+      shutil.rmtree(directory)
+    return None
+  last = complete[-1]
+  for step in checkpoint_files.steps(str(directory)):
+    if step > last:
+      path = _path(directory, step)
+      path.rename(directory / f'broken_{path.name}')
+  for name in (logs.EVAL_MEASUREMENTS, logs.MEASUREMENTS):
+    _drop_rows_after(last, directory / name)
+  return last
+
+
+def _drop_rows_after(last: int, path: pathlib.Path) -> None:
+  try:
+    with open(path, newline='', encoding='utf-8') as file:
+      reader = csv.DictReader(file)
+      rows, header = list(reader), list(reader.fieldnames or [])
+  except OSError:
+    return
+  kept = [row for row in rows if _step(row) is None or _step(row) <= last]  # type: ignore[operator]
+  if len(kept) == len(rows):
+    return
+  new = path.with_name(f'.{path.name}.new')
+  with open(new, 'w', newline='', encoding='utf-8') as file:
+    writer = csv.DictWriter(file, header)
+    writer.writeheader()
+    writer.writerows(kept)
+  os.replace(new, path)
+
+
+def _step(row: dict[str, str]) -> int | None:
+  try:
+    return int(float(row['global_step']))
+  except (KeyError, TypeError, ValueError):
+    return None  # a row cut short by the kill
+
+
+class Pruner:
+  """While it is entered, a thread deletes all but the newest checkpoints.
+
+  Args:
+    directory: of a trial; need not exist yet.
+    kept: number of complete checkpoints that stay, at least 1.
+    every: seconds between two looks.
+  """
+
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    kept: int = KEPT_CHECKPOINTS,
+    every: float = 5.0,
+  ) -> None:
+    self._directory = directory
+    self._kept = kept
+    self._every = every
+    self._ended = threading.Event()
+    self._thread = threading.Thread(target=self._work, daemon=True)
+
+  def __enter__(self) -> 'Pruner':
+    self._thread.start()
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    self._ended.set()
+    self._thread.join()
+    self.prune()
+
+  def _work(self) -> None:
+    while not self._ended.wait(self._every):
+      self.prune()
+
+  def prune(self) -> None:
+    """Delete complete checkpoints that have enough newer complete ones."""
+    for step in complete_steps(self._directory)[: -self._kept]:
+      _path(self._directory, step).unlink(missing_ok=True)

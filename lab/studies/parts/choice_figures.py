@@ -1,0 +1,146 @@
+"""Figures of the choice among averages."""
+
+import collections
+import math
+import pathlib
+from collections.abc import Sequence
+
+from lab.studies.parts import plots
+from lab.studies.parts.choice_log import Choice
+from lab.studies.parts.choice_tables import (
+  AUTO,
+  DEFAULT,
+  NADAMW,
+  Times,
+  label_of,
+)
+from lab.studies.parts.frame import Row
+
+_SCHEDULES = ('cosine', 'cosine_to_half', 'constant')
+
+
+def draw_steps(rows: Sequence[Row], path: pathlib.Path) -> None:
+  """A panel for each workload: fraction of T to the target at every setting.
+
+  Args:
+    rows: of auto.json.
+    path: of the figure.
+  """
+  times = Times(rows)
+  table = times.medians[[NADAMW, DEFAULT, AUTO]].rename(columns=label_of)
+  table['best fixed'] = times.best_fixed
+  names = times.workloads
+  with plots.panels(1, len(names), 2.9 * len(names), 3.8) as (figure, panels):
+    for axes, name in zip(panels[0], names, strict=True):
+      own = table.loc[name]
+      order = sorted(own.index, key=lambda s: (_SCHEDULES.index(s[1]), s[0]))
+      own = own.reindex(order)
+      own.index = [f'{s.replace("_", " ")}, x{f:g}' for f, s in order]
+      plots.heat_map(axes, own, low=0.5, high=1.0)
+      axes.set_title(name)
+      if axes is not panels[0][0]:
+        axes.tick_params(labelleft=False)
+    figure.suptitle('steps to target, fraction of T (–: not reached)')
+    plots.save(figure, path)
+
+
+def shares(
+  runs: Sequence[Row], number: int
+) -> tuple[list[float], list[list[float]]]:
+  """Share of all runs that choose each candidate, at each evaluation.
+
+  Args:
+    runs: of choices.json, with candidates in one order.
+    number: of candidates; a choice of none counts as the first, raw.
+
+  Returns:
+    Fractions of T; for each candidate, its shares there. Their sum is below 1
+    where some runs are over.
+  """
+  counts: dict[float, list[int]] = collections.defaultdict(lambda: [0] * number)
+  for run in runs:
+    for step, which in run['choices'][AUTO]:
+      counts[round(step / run['budget_steps'], 9)][max(which, 0)] += 1
+  times = sorted(counts)
+  columns = [[counts[t][i] / len(runs) for t in times] for i in range(number)]
+  return times, columns
+
+
+def draw_choices(choices: Sequence[Row], path: pathlib.Path) -> None:
+  """What was chosen when: a row for each schedule, a column for each workload.
+
+  Args:
+    choices: of choices.json.
+    path: of the figure.
+  """
+  workloads = sorted({run['workload'] for run in choices})
+  schedules = [
+    s for s in _SCHEDULES if any(run['schedule'] == s for run in choices)
+  ]
+  size = (3.2 * len(workloads), 0.8 + 1.9 * len(schedules))
+  shape = (len(schedules), len(workloads))
+  with plots.panels(*shape, *size, sharex=True, sharey=True) as (fig, panels):
+    handles = {}
+    for schedule, row in zip(schedules, panels, strict=True):
+      for workload, axes in zip(workloads, row, strict=True):
+        key = (workload, schedule)
+        runs = [r for r in choices if (r['workload'], r['schedule']) == key]
+        if not runs:
+          axes.set_axis_off()
+          continue
+        names = runs[0]['candidates']
+        times, columns = shares(runs, len(names))
+        bottom = [0.0] * len(times)
+        width = min(times, default=1.0)
+        for number, (name, column) in enumerate(
+          zip(names, columns, strict=True)
+        ):
+          handles[name] = axes.bar(
+            [time - width / 2 for time in times],
+            column,
+            width,
+            bottom,
+            color='0.7' if name == 'raw' else f'C{number - 1}',
+          )
+          bottom = [a + b for a, b in zip(bottom, column, strict=True)]
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.set_title(f'{workload}, {schedule.replace("_", " ")}')
+        axes.grid(False)
+    fig.supxlabel('fraction of T')
+    fig.supylabel('share of runs (white: run is over)')
+    fig.legend(
+      handles.values(),
+      handles.keys(),
+      loc='outside upper center',
+      ncols=len(handles),
+    )
+    plots.save(fig, path)
+
+
+def draw_trial(choices: Sequence[Choice], path: pathlib.Path) -> None:
+  """One run: above, what was shown; below, losses above the lowest one."""
+  steps = [choice.step for choice in choices]
+  names = list(choices[0].losses)
+  shown = list(dict.fromkeys([*names, *(choice.shown for choice in choices)]))
+  with plots.panels(2, 1, 8, 5, sharex=True) as (figure, ((above,), (below,))):
+    above.plot(steps, [shown.index(c.shown) for c in choices], 's', color='C0')
+    above.set_yticks(range(len(shown)), shown)
+    above.set_ylim(len(shown) - 0.5, -0.5)
+    above.set_title('average that evaluation sees')
+    lowest = [
+      min(filter(math.isfinite, choice.losses.values()), default=math.nan)
+      for choice in choices
+    ]
+    for name in names:
+      losses = [choice.losses[name] for choice in choices]
+      gaps = [
+        loss - least if math.isfinite(loss) else math.nan
+        for loss, least in zip(losses, lowest, strict=True)
+      ]
+      below.plot(steps, gaps, '.-', label=name, linewidth=0.8)
+    below.set(xlabel='step', ylabel='loss on the probe above the lowest')
+    # Between a probe's best losses and a long average's early ones: decades.
+    below.set_yscale('symlog', linthresh=1e-3)
+    below.set_ylim(bottom=0)
+    below.legend()
+    plots.save(figure, path)

@@ -1,0 +1,92 @@
+"""Runs on all cores, each kept on the disk and never made twice.
+
+A result is kept in a file named after the run's content, beside that content.
+A run that changed in any way has another name and is made anew.
+"""
+
+import concurrent.futures
+import multiprocessing
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import torch
+from absl import logging
+from tqdm import tqdm
+
+from lab.core import logs
+from lab.studies.parts.training import Result, Training
+
+
+def _path(training: Training, directory: str) -> pathlib.Path:
+  return pathlib.Path(directory, f'{training.name}.json')
+
+
+def kept(training: Training, directory: str) -> Result | None:
+  """The run's result, if it is finished."""
+  found = logs.read_json(str(_path(training, directory)))
+  if not isinstance(found, dict) or found.get('content') != training.content:
+    return None
+  return found['result']
+
+
+def finished(trainings: Sequence[Training], directory: str) -> list[Result]:
+  """Results of the finished runs, in order; nothing is run."""
+  results = (kept(training, directory) for training in trainings)
+  return [result for result in results if result is not None]
+
+
+def execute(training: Training, directory: str) -> Result:
+  """Run with one thread and keep the result."""
+  torch.set_num_threads(1)
+  logging.set_verbosity(logging.WARNING)
+  result = training.execute(directory)
+  content = {'content': training.content, 'result': result}
+  logs.write_json(str(_path(training, directory)), content)
+  return result
+
+
+def run_all(
+  trainings: Sequence[Training], directory: str, jobs: int
+) -> list[Result]:
+  """Results of all runs, in order; finished ones are read.
+
+  Args:
+    trainings: in the order in which they are to start.
+    directory: where results and logs are kept.
+    jobs: number of processes, one thread each.
+  """
+  pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+  results = {t.name: kept(t, directory) for t in trainings}
+  missing = {t.name: t for t in trainings if results[t.name] is None}
+  bar = tqdm(
+    total=len(results),
+    initial=len(results) - len(missing),
+    unit='run',
+    disable=None,
+  )
+  if missing:
+    # spawn: a forked child would inherit torch's thread pool, half dead.
+    with concurrent.futures.ProcessPoolExecutor(
+      min(jobs, len(missing)), mp_context=multiprocessing.get_context('spawn')
+    ) as pool:
+      futures = {
+        pool.submit(execute, training, directory): name
+        for name, training in missing.items()
+      }
+      try:
+        for future in concurrent.futures.as_completed(futures):
+          results[futures[future]] = future.result()
+          bar.update()
+          if bar.disable:
+            done = sum(result is not None for result in results.values())
+            print(
+              f'[{done}/{len(results)}] {futures[future]}',
+              file=sys.stderr,
+              flush=True,
+            )
+      finally:
+        for future in futures:
+          future.cancel()
+  bar.close()
+  return [result for t in trainings if (result := results[t.name]) is not None]

@@ -1,0 +1,106 @@
+"""From results to rows, and from rows to a frame.
+
+A row is one run and one candidate. A run that never reaches the target takes
+infinitely many steps: null in a file, infinity in a frame. The median is the
+plain one: where two values are in the middle, their mean, which is infinite if
+one of them is.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lab.core import curves
+from lab.studies.parts.training import Result
+
+Row = dict[str, Any]
+
+# Columns in which null means "not reached".
+_TIMES = (
+  'steps_to_target',
+  'seconds_to_target',
+  'fraction_of_budget',
+  'ratio_to_nadamw',
+)
+
+
+def rows_of(
+  results: Iterable[Result],
+  baseline: Mapping[str, Any],
+  by: Sequence[str] = ('workload', 'seed'),
+) -> list[Row]:
+  """A row for each run and candidate, with all columns that are known.
+
+  Args:
+    results: of finished runs.
+    baseline: values of columns that a row has to which others are compared.
+    by: columns that a row and its baseline share.
+  """
+  rows = [row for result in results for row in _rows_of_run(result)]
+  plain = {
+    tuple(row[key] for key in by): row['steps_to_target']
+    for row in rows
+    if all(row[key] == value for key, value in baseline.items())
+  }
+  for row in rows:
+    steps = row['steps_to_target']
+    other = plain.get(tuple(row[key] for key in by))
+    row['ratio_to_nadamw'] = steps / other if steps and other else None
+  return rows
+
+
+def _rows_of_run(result: Result) -> list[Row]:
+  higher, budget = result['higher_is_better'], result['budget_steps']
+  shared = {
+    key: value
+    for key, value in result.items()
+    if not isinstance(value, dict | list)
+  }
+  rows = []
+  for name, values in result['curves'].items():
+    points = [curves.Point(int(step), *rest) for step, *rest in values]
+    point = curves.first_at_target(points, result['target'], higher)
+    rows.append(
+      {
+        **shared,
+        'candidate': name,
+        'steps_to_target': None if point is None else point.step,
+        'seconds_to_target': None if point is None else point.seconds,
+        'fraction_of_budget': None if point is None else point.step / budget,
+        # It may have been there for long.
+        'at_first_evaluation': point is not None
+        and point.step == points[0].step,
+        'best_validation': curves.best(points, higher),
+      }
+    )
+  return rows
+
+
+def select(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:
+  """Rows with some columns, in their order.
+
+  >>> select([{'a': 1, 'b': 2, 'c': 3}], ['b', 'a'])
+  [{'b': 2, 'a': 1}]
+  """
+  return [{column: row[column] for column in columns} for row in rows]
+
+
+def read(rows: Iterable[Row]) -> pd.DataFrame:
+  """The rows as a frame, with infinity where the target was not reached."""
+  data = pd.DataFrame(list(rows))
+  for column in data.columns.intersection(_TIMES):
+    data[column] = data[column].astype(float).fillna(math.inf)
+  return data
+
+
+def median(values: Iterable[float]) -> float:
+  """Median; infinite where the runs in the middle never arrive.
+
+  >>> median([0.7, math.inf, 0.8]), median([0.7, math.inf])
+  (0.8, inf)
+  """
+  values = list(values)
+  return statistics.median(values) if values else math.inf

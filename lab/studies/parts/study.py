@@ -1,0 +1,197 @@
+"""A study from its declaration: command line, runs, files, tables, figures."""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lab.core import command_line, logs
+from lab.core.errors import InputError
+from lab.studies.parts import execution
+from lab.studies.parts.frame import Row
+from lab.studies.parts.training import Result, Training
+from lab.workloads import WORKLOADS
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """A list on the command line, each of whose values must be known.
+
+  Args:
+    name: of the flag.
+    values: those allowed; all by default.
+    help: one line.
+  """
+
+  name: str
+  values: Sequence[Any]
+  help: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+  """What a study consists of.
+
+  Args:
+    folder: of the committed results, in results/.
+    seeds: by default.
+    trainings: the grid of runs, from workloads, seeds and options.
+    files: name of a JSON file to the rows that it gets from the results.
+    tables: title to a file of `files` and a function from its rows to Markdown.
+    figures: name of a PNG file to a file of `files` and a function that draws
+      its rows to a path.
+    options: flags beside --workloads and --seeds.
+    workloads: by default.
+    order: keys of a result by which the results are sorted.
+  """
+
+  folder: str
+  seeds: tuple[int, ...]
+  trainings: Callable[[argparse.Namespace], list[Training]]
+  files: Mapping[str, Callable[[list[Result]], list[Row]]]
+  tables: Mapping[str, tuple[str, Callable[[list[Row]], str]]]
+  figures: Mapping[
+    str, tuple[str, Callable[[list[Row], pathlib.Path], None]]
+  ] = dataclasses.field(default_factory=dict)
+  options: tuple[Option, ...] = ()
+  workloads: tuple[str, ...] = tuple(sorted(WORKLOADS))
+  order: tuple[str, ...] = ('workload', 'seed')
+
+  def committed(self, file: str) -> list[Row]:
+    """The committed rows of one of the study's files."""
+    return logs.read_json(str(ROOT / 'results' / self.folder / file))
+
+
+def parser_of(name: str, text: str) -> command_line.Parser:
+  """A parser of `python -m lab.studies NAME`, described by a docstring."""
+  parser = command_line.Parser(
+    f'python -m lab.studies {name}', description=text
+  )
+  parser.formatter_class = command_line.Formatter
+  return parser
+
+
+def seeds_of(text: str) -> list[int]:
+  """Numbers in a comma-separated list.
+
+  Raises:
+    InputError: one is not a number, or is given twice.
+  """
+  names = [name.strip() for name in text.split(',')]
+  for name in names:
+    if not name.isdecimal():
+      raise InputError(f'Invalid seeds={name!r}. Must be integers in [0, inf).')
+    if names.count(name) > 1:
+      raise InputError(f'Invalid seeds={text}. {name} is given twice.')
+  return [int(name) for name in names]
+
+
+def values_of(text: str, allowed: Sequence[Any], what: str) -> list[Any]:
+  """Known values in a comma-separated list, in its order.
+
+  Raises:
+    InputError: one is unknown, or is given twice.
+  """
+  known = {_text(value): value for value in allowed}
+  return [known[name] for name in command_line.names_of(text, [*known], what)]
+
+
+def _text(value: Any) -> str:
+  return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def jobs_of(number: int) -> int:
+  """The number of processes.
+
+  Raises:
+    InputError: it is below 1.
+  """
+  if number < 1:
+    raise InputError(f'Invalid jobs={number}. Must be in [1, inf).')
+  return number
+
+
+def _options(
+  name: str, text: str, study: Study, arguments: Sequence[str]
+) -> Any:
+  parser = parser_of(name, text)
+  lists = [
+    Option('workloads', sorted(WORKLOADS), 'local workloads'),
+    *study.options,
+  ]
+  defaults = {'workloads': study.workloads}
+  for option in lists:
+    default = ','.join(map(_text, defaults.get(option.name, option.values)))
+    parser.add_argument(
+      f'--{option.name}', default=default, help=f'{option.help} (%(default)s)'
+    )
+  seeds = ','.join(map(str, study.seeds))
+  parser.add_argument(
+    '--seeds', default=seeds, help='of the runs (%(default)s)'
+  )
+  parser.add_argument(
+    '--jobs',
+    type=int,
+    default=2,
+    help='processes, one thread each (%(default)s)',
+  )
+  parser.add_argument(
+    '--output_dir',
+    type=pathlib.Path,
+    default=pathlib.Path('results', study.folder),
+    help='rows and figures, and runs/ with the finished runs (%(default)s)',
+  )
+  parser.add_argument(
+    '--report_only',
+    action='store_true',
+    help='run nothing: report on the finished runs, or, where there are none, '
+    'on the rows in --output_dir',
+  )
+  options = parser.parse_args(arguments)
+  for option in lists:
+    given = getattr(options, option.name)
+    setattr(options, option.name, values_of(given, option.values, option.name))
+  options.seeds = seeds_of(options.seeds)
+  options.jobs = jobs_of(options.jobs)
+  return options
+
+
+def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
+  """Make the runs that are missing, write rows and figures, print the tables.
+
+  Args:
+    name: of the study.
+    text: its description.
+    study: its declaration.
+    arguments: of the command line.
+
+  Raises:
+    InputError: an argument cannot be used, or there is nothing to report.
+  """
+  options = _options(name, text, study, arguments)
+  folder, runs = options.output_dir, options.output_dir / 'runs'
+  trainings = study.trainings(options)
+  if options.report_only:
+    results = execution.finished(trainings, str(runs))
+  else:
+    command_line.check_writable(folder)
+    results = execution.run_all(trainings, str(runs), options.jobs)
+  results.sort(key=lambda result: [result[key] for key in study.order])
+  rows = {file: make(results) for file, make in study.files.items()}
+  for file in study.files:
+    if results:
+      logs.write_rows(str(folder / file), rows[file])
+    else:
+      rows[file] = logs.read_json(str(folder / file))
+      if rows[file] is None:
+        raise InputError(
+          f'No finished run of these is in {runs}, and no {file} in {folder}.'
+        )
+  for title, (file, table) in study.tables.items():
+    print(f'{title}\n\n{table(rows[file])}\n')
+  for figure, (file, draw) in study.figures.items():
+    draw(rows[file], folder / figure)
+  print(f'Rows and figures: {folder}')

@@ -1,0 +1,204 @@
+"""One training run of a study, and the content by which it is kept."""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from lab.core import search_space
+from lab.run import from_python
+from lab.run.observers import Observer
+from lab.workloads import build_workload
+
+Result = dict[str, Any]
+
+
+class Follower(Observer):
+  """An observer whose findings a study keeps.
+
+  Attributes:
+    rule: names of modules and packages whose code decides what is found,
+      beside the follower's own; a change of their code (not of comments or
+      docstrings) makes kept results stale.
+  """
+
+  rule: ClassVar[tuple[str, ...]] = ()
+
+  def findings(self) -> dict[str, Any]:
+    """Plain values, after the run; 'curves' among them.
+
+    A curve is a list of [step, seconds, value] for each candidate.
+    """
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """A run that a study wants.
+
+  Args:
+    workload: name of a local workload.
+    submission: name of a folder in submissions/.
+    point: hyperparameters of the submission.
+    seed: of the run.
+    follower: observes the run; called with `follows` as keyword arguments.
+    follows: plain values.
+    columns: what the rows of the run say beside workload and seed.
+    epochs: passes over the data; 1 draws every batch anew.
+    budget_factor: steps of the run and T, as a multiple of the step hint.
+    needs_target: whether the result depends on the workload's target.
+  """
+
+  workload: str
+  submission: str
+  point: Mapping[str, Any]
+  seed: int
+  follower: type[Follower]
+  follows: Mapping[str, Any]
+  columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  epochs: int = 1
+  budget_factor: float = 1.0
+  needs_target: bool = True
+
+  @property
+  def submission_path(self) -> str:
+    """The submission's file, relative to the clone."""
+    return f'submissions/{self.submission}/submission.py'
+
+  @functools.cached_property
+  def content(self) -> dict[str, Any]:
+    """Everything that the result depends on, as plain values.
+
+    That is the run's description, the workload's data, sizes and target, and
+    the code of the rule, of the submission's file and of the workload.
+    """
+    fields = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name != 'follower'
+    }
+    modules = [
+      self.follower.__module__,
+      *self.follower.rule,
+      f'lab.workloads.{self.workload}',
+    ]
+    content = fields | {
+      'follower': self.follower.__qualname__,
+      'data': _identity(self.workload),
+      'target': build_workload(self.workload).validation_target_value
+      if self.needs_target
+      else None,
+      'code': {name: _module_digest(name) for name in modules}
+      | {self.submission: _file_digest(self.submission_path)},
+      'torch': torch.__version__,
+    }
+    # Tuples are lists in a file.
+    return json.loads(json.dumps(content))
+
+  @property
+  def name(self) -> str:
+    """The run in a word, with a digest of its content."""
+    text = json.dumps(self.content, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f'{self.workload}_{self.submission}_{self.seed}_{digest}'
+
+  def execute(self, directory: str) -> Result:
+    """Train in this process; the follower's findings beside the columns."""
+    workload = build_workload(self.workload)
+    workload.epochs = self.epochs
+    point, steps = dict(self.point), None
+    if self.budget_factor != 1.0:
+      point['step_hint_factor'] = self.budget_factor
+      steps = round(self.budget_factor * workload.step_hint)
+    follower = self.follower(**self.follows)
+    from_python.train(
+      workload,
+      self.submission_path,
+      point,
+      self.seed,
+      str(pathlib.Path(directory, 'logs', self.name)),
+      [follower],
+      steps,
+    )
+    return {
+      **self.columns,
+      'workload': self.workload,
+      'seed': self.seed,
+      'budget_steps': steps or workload.step_hint,
+      'evaluated_every': workload.eval_every_steps,
+      'target': self.content['target'],
+      'higher_is_better': workload.higher_is_better,
+      **follower.findings(),
+    }
+
+
+def _identity(name: str) -> dict[str, Any]:
+  workload = build_workload(name)
+  return {
+    'fingerprint': _fingerprint(name),
+    'step_hint': workload.step_hint,
+    'batch_size': workload.batch_size,
+    'sizes': workload.sizes,
+  }
+
+
+@functools.cache
+def _fingerprint(name: str) -> str:
+  return build_workload(name).data_fingerprint()
+
+
+@functools.cache
+def _module_digest(name: str) -> str:
+  """Hash of a module's code, or of that of all modules in a package."""
+  path = importlib.import_module(name).__file__
+  assert path is not None
+  file = pathlib.Path(path)
+  files = (
+    sorted(file.parent.glob('*.py')) if file.stem == '__init__' else [file]
+  )
+  return ' '.join(_file_digest(str(file)) for file in files)
+
+
+def _file_digest(path: str) -> str:
+  """Hash of a file's code without comments, docstrings and layout."""
+  tree = ast.parse(pathlib.Path(path).read_text(encoding='utf-8'))
+  for node in ast.walk(tree):
+    body = getattr(node, 'body', None)
+    if isinstance(body, list):
+      node.body = [s for s in body if not _is_text(s)]  # type: ignore[attr-defined]
+  return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def _is_text(statement: ast.stmt) -> bool:
+  return (
+    isinstance(statement, ast.Expr)
+    and isinstance(statement.value, ast.Constant)
+    and isinstance(statement.value.value, str)
+  )
+
+
+def tuned_point(workload: str, optimizer: str = 'nadamw') -> dict[str, Any]:
+  """The point that the workload's baseline is run with.
+
+  Shampoo, grafted from Adam, is run with NadamW's, in its own terms.
+  """
+  path = build_workload(workload).tuned_search_space
+  (point,) = search_space.load(path, 1, seed=0)
+  return shampoo_point(point) if optimizer == 'shampoo' else dict(point)
+
+
+def shampoo_point(point: Mapping[str, float]) -> dict[str, float]:
+  """NadamW's point in Shampoo's terms.
+
+  >>> shampoo_point({'learning_rate': 0.1, 'beta2': 0.75})
+  {'learning_rate': 0.1, 'one_minus_beta2': 0.25}
+  """
+  rest = {key: value for key, value in point.items() if key != 'beta2'}
+  return rest | {'one_minus_beta2': 1.0 - point['beta2']}

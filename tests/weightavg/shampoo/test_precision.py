@@ -1,0 +1,149 @@
+"""Full float32 products inside a block, the host's setting after it."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from weightavg.pytorch.shampoo import DistributedShampoo
+from weightavg.pytorch.shampoo.inverse_roots import half_roots
+from weightavg.pytorch.shampoo.precision import full_float32_products
+from weightavg.pytorch.shampoo.symmetric_pairs import new_pair, root_half
+
+
+@pytest.fixture(params=['highest', 'high', 'medium'])
+def host(request):
+  torch.set_float32_matmul_precision(request.param)
+  yield request.param
+  torch.set_float32_matmul_precision('highest')
+
+
+def test_the_block_is_exact_and_the_hosts_setting_returns(host):
+  with full_float32_products():
+    assert torch.get_float32_matmul_precision() == 'highest'
+  assert torch.get_float32_matmul_precision() == host
+
+
+def test_the_hosts_setting_returns_after_an_exception(host):
+  with pytest.raises(KeyError), full_float32_products():
+    raise KeyError
+  assert torch.get_float32_matmul_precision() == host
+
+
+def test_blocks_nest(host):
+  with full_float32_products():
+    with full_float32_products():
+      pass
+    assert torch.get_float32_matmul_precision() == 'highest'
+  assert torch.get_float32_matmul_precision() == host
+
+
+def test_blocks_overlap_in_threads(host):
+  """The first to enter leaves first, while the second is still inside."""
+  first_in, second_in, first_out = (threading.Event() for _ in range(3))
+  seen = []
+
+  def first():
+    with full_float32_products():
+      first_in.set()
+      second_in.wait()
+    first_out.set()
+
+  def second():
+    first_in.wait()
+    with full_float32_products():
+      second_in.set()
+      first_out.wait()
+      seen.append(torch.get_float32_matmul_precision())
+
+  threads = [threading.Thread(target=f) for f in (first, second)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert seen == ['highest']
+  assert torch.get_float32_matmul_precision() == host
+
+
+# torch refuses to mix both interfaces in one process, so this needs its own.
+_PER_BACKEND = """
+import torch
+from weightavg.pytorch.shampoo.precision import full_float32_products
+matmul = torch.backends.cuda.matmul
+if hasattr(matmul, 'fp32_precision'):
+  matmul.fp32_precision = 'tf32'
+  with full_float32_products():
+    assert matmul.fp32_precision == 'ieee'
+  assert matmul.fp32_precision == 'tf32'
+  assert torch.backends.mkldnn.matmul.fp32_precision == 'none'
+else:
+  matmul.allow_tf32 = True
+  with full_float32_products():
+    assert not matmul.allow_tf32
+  assert matmul.allow_tf32
+"""
+
+
+def test_a_setting_per_backend_returns():
+  subprocess.run([sys.executable, '-c', _PER_BACKEND], check=True)
+
+
+class SettingOfPanels(torch.overrides.TorchFunctionMode):
+  """Note the setting beside each product that adds to a panel of tiles."""
+
+  def __init__(self):
+    super().__init__()
+    self.building, self.others = set(), set()
+
+  def __torch_function__(self, func, types, args=(), kwargs=None):
+    kwargs = kwargs or {}
+    if func is torch.Tensor.addmm_:
+      # A new root replaces the old one (beta = 0), other products add.
+      seen = self.others if kwargs.get('beta', 1) else self.building
+      seen.add(torch.get_float32_matmul_precision())
+    return func(*args, **kwargs)
+
+
+def test_roots_alone_are_built_in_full_float32(host):
+  # 130 rows are more than one tile, so all three kinds of products have panels.
+  weight = torch.nn.Parameter(torch.zeros(130, 2))
+  optimizer = DistributedShampoo([weight], lr=0.1, precondition_frequency=1)
+  weight.grad = torch.randn(130, 2)
+  with SettingOfPanels() as settings:
+    optimizer.step()
+  assert settings.building == {'highest'}
+  assert settings.others == {host}
+  assert torch.get_float32_matmul_precision() == host
+
+
+@pytest.mark.cuda
+def test_a_root_on_a_gpu_is_as_exact_as_without_tf32():
+  if not torch.cuda.is_available():
+    pytest.skip('no CUDA device')
+  generator = torch.Generator().manual_seed(0)
+  rows = torch.randn(256, 1024, generator=generator, dtype=torch.float64)
+  rows *= torch.logspace(0, -1.5, 256, dtype=torch.float64)[:, None]
+  matrix = rows @ rows.mT / 1024
+  expected = half_roots(matrix[None], 1 / 4, 1e-8)[0][0]
+  expected = expected @ expected.mT
+  errors = {}
+  torch.set_float32_matmul_precision('high')
+  try:
+    halves = half_roots(matrix[None].float().cuda(), 1 / 4, 1e-8)[0]
+    for name in ('host', 'full'):
+      pair = new_pair(1, 256, torch.float32, torch.device('cuda'))
+      if name == 'full':
+        with full_float32_products():
+          root_half(pair).add_gram(halves, keep=0.0, add=1.0)
+      else:
+        root_half(pair).add_gram(halves, keep=0.0, add=1.0)
+      root = root_half(pair).unpack()[0].cpu().double()
+      errors[name] = float((root - expected).norm() / expected.norm())
+    assert torch.get_float32_matmul_precision() == 'high'
+  finally:
+    torch.set_float32_matmul_precision('highest')
+  # TF32 has 11 significant bits: about 2^-12 per operand.
+  assert errors['host'] > 1e-4
+  assert errors['full'] < errors['host'] / 10
