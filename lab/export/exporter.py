@@ -27,7 +27,9 @@ from weightavg import __version__
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = 'weightavg'
 # What the benchmark installs; a submission may not ask for other versions.
-PROVIDED = frozenset({'absl', 'algoperf', 'numpy', 'torch'})
+PROVIDED = frozenset(
+  {'absl', 'algoperf', 'flax', 'jax', 'numpy', 'optax', 'torch'}
+)
 FOLDERS = {'external': 'external_tuning', 'self': 'self_tuning'}
 _RULESETS = {'external': 'external', 'self': 'self-tuning'}
 _WORDS = {
@@ -36,6 +38,7 @@ _WORDS = {
   'lawa': 'LAWA',
   'ema': 'EMA',
   'auto': 'chosen average',
+  'jax': 'JAX',
 }
 # More than anybody could have a use for: a list of trials may be a whole study.
 _MOST_POINTS = 1000
@@ -59,7 +62,12 @@ def title(name: str) -> str:
 
 
 def _info(
-  name: str, ruleset: str, docstring: str, authors: str, affiliations: str
+  name: str,
+  ruleset: str,
+  framework: str,
+  docstring: str,
+  authors: str,
+  affiliations: str,
 ) -> str:
   fields = {
     'submission_name': title(name),
@@ -69,7 +77,7 @@ def _info(
     'affiliations': affiliations,
     'version': __version__,
     'ruleset': _RULESETS[ruleset],
-    'framework': 'PyTorch',
+    'framework': framework,
     'description': ' '.join(docstring.split()),
   }
   for key, value in fields.items():
@@ -158,11 +166,12 @@ def contents(
   docstring = ast.get_docstring(ast.parse(source)) or title(name)
   shown = str(face.relative_to(root))
   needs = ', '.join(sorted(graph.outside))
+  framework = 'JAX' if 'jax' in graph.outside else 'PyTorch'
   files = {
     '__init__.py': f'"""{title(name)}."""\n',
     'submission.py': relative(source, shown, 'submission', PACKAGE),
     'submission_info.yml': _info(
-      name, ruleset, docstring, authors, affiliations
+      name, ruleset, framework, docstring, authors, affiliations
     ),
     'requirements.txt': (
       f'# Nothing but what the benchmark itself installs: {needs}.\n'
