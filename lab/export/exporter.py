@@ -7,7 +7,8 @@ reaches by imports (imports made relative), tuning_search_space.json,
 submission_info.yml, requirements.txt, LICENSE and __init__.py; `--ruleset self`
 makes DIR/self_tuning/nadamw_lawa, without a search space. That is what the
 benchmark's submission_checker.py takes and what github.com/mlcommons/
-submissions_algorithms keeps below `submissions/`. `all` stands for all names.
+submissions_algorithms keeps below `submissions/`. Its pull requests carry the
+content of submission_info.yml as a YAML block. `all` stands for all names.
 
 Nothing is written unless everything can be; each folder appears at once.
 """
@@ -166,12 +167,16 @@ def contents(
   docstring = ast.get_docstring(ast.parse(source)) or title(name)
   shown = str(face.relative_to(root))
   needs = ', '.join(sorted(graph.outside))
-  framework = 'JAX' if 'jax' in graph.outside else 'PyTorch'
   files = {
     '__init__.py': f'"""{title(name)}."""\n',
     'submission.py': relative(source, shown, 'submission', PACKAGE),
     'submission_info.yml': _info(
-      name, ruleset, framework, docstring, authors, affiliations
+      name,
+      ruleset,
+      'JAX' if 'jax' in graph.outside else 'PyTorch',
+      docstring,
+      authors,
+      affiliations,
     ),
     'requirements.txt': (
       f'# Nothing but what the benchmark itself installs: {needs}.\n'
@@ -275,3 +280,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(path)
   if not values['authors']:
     print('Fill in the authors in submission_info.yml before a pull request.')
+  for name in names:
+    print(f'Title of its pull request: [submission] {title(name)}')

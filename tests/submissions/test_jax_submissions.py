@@ -1,5 +1,7 @@
 """The contract of the submissions in JAX."""
 
+import itertools
+
 import numpy as np
 import pytest
 from jax_support import import_jax
@@ -118,12 +120,39 @@ def test_several_devices(placement, tmp_path):
   assert_equal(fresh.everything(), host.everything())
 
 
-def test_self_tuning_needs_no_hyperparameters():
-  host = Host('nadamw_ema_jax')
-  state, trainer = host.submission.init_optimizer_state(
-    host.workload, host.params, host.model_state, None, None
-  )
-  assert trainer.budget == int(state.budget) == 750
+def test_self_tuning_plans_by_the_clock_and_resumes_its_plan(tmp_path):
+  """The plan's numbers come back exactly, in float64."""
+
+  class Billed(jax_host.Workload):
+    max_allowed_runtime_sec = 1000.0
+
+  def host():
+    made = Host('nadamw_ema_jax', workload=Billed())
+    made.state = made.submission.init_optimizer_state(
+      made.workload, made.params, made.model_state, None, None
+    )
+    made.hyperparameters = None
+    return made
+
+  first, resumed = host(), host()
+  trainer = first.state[1]
+  assert trainer.budget == 500
+  assert trainer.pacer.clock.plan.seconds == 1500.0
+  # Durations of the test's own: a hundredth of the time in ten steps.
+  now = itertools.count(0, 1.5 / 7)
+  for made in (first, resumed):
+    made.state[1].pacer.clock.now = lambda: next(now)
+  for _ in range(6):
+    first.update(train_state={'accumulated_submission_time': 1 / 3})
+  first.prepare_for_eval()
+  first.save(tmp_path)
+  resumed.restore(tmp_path, device_axis=True)
+  resumed.update()
+  plan = resumed.state[1].pacer.clock.plan
+  expected = trainer.pacer.clock.plan
+  assert plan.state_dict() == expected.state_dict()
+  assert plan.step == 6
+  assert 0.3 < plan.elapsed < 2.0
 
 
 def test_a_step_uses_its_state_up_and_not_the_hosts_parameters():

@@ -11,7 +11,6 @@ from weightavg.jax.ema import ema_weights
 from weightavg.jax.evaluation import eval_params, observe
 from weightavg.jax.lawa import lawa_weights
 from weightavg.jax.polynomial import polynomial_weights
-from weightavg.sampling import Sampling
 from weightavg.schemes import Ema, Polynomial, Raw, Scheme, Windowed
 
 
@@ -61,13 +60,11 @@ class Averages:
   in one, so that a sample holds both or none.
 
   Args:
-    sampling: when a sample enters.
     scheme: with its length in samples.
   """
 
-  def __init__(self, sampling: Sampling, scheme: Scheme) -> None:
+  def __init__(self, scheme: Scheme) -> None:
     self.names = scheme.part_names
-    self._sampling = sampling
     # A sample is looked at once for all: the parts take what they are given.
     self._parts = [
       None if isinstance(part, Raw) else build_averaging(part, False)
@@ -89,12 +86,24 @@ class Averages:
     )
 
   def update(
-    self, state: AveragesState, values: optax.Params, step: jax.Array
+    self,
+    state: AveragesState,
+    values: optax.Params,
+    step: jax.Array,
+    every: jax.Array,
+    start: jax.Array,
   ) -> AveragesState:
-    """Take the values after `step` steps (1, 2, ...) in, if a sample is due."""
+    """Take the values in, if a sample is due.
+
+    Args:
+      state: of the averages.
+      values: after the step.
+      step: steps so far, 1 after the first.
+      every: steps between two samples.
+      start: step before which nothing is sampled.
+    """
     if not self._kept:
       return state
-    every, start = self._sampling.every, self._sampling.start
     is_sampled = (step >= start) & (step % every == 0)
     # A branch, so that the other steps do not touch the averages' memory.
     return jax.lax.cond(

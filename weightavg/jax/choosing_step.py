@@ -35,7 +35,9 @@ def init_optimizer_state(
   Arguments and errors are those of `train_step.init_optimizer_state`.
   """
   config = SubmissionConfig.from_point(hyperparameters, optimizer, Auto)
-  trainer = ChoosingTrainer(workload, config, optimizer)
+  trainer = ChoosingTrainer(
+    workload, config, optimizer, hyperparameters is None
+  )
   return trainer.init(model_params, model_state), trainer
 
 
@@ -79,7 +81,7 @@ def update_params(
       was asked for, or the workload's loss cannot be computed on it.
   """
   del workload, current_param_container, current_params_types, model_state
-  del hyperparameters, loss_type, eval_results, train_state
+  del hyperparameters, loss_type, eval_results
   state, trainer = optimizer_state
   batch = dict(batch)
   fresh = batch.pop(PROBE, None)
@@ -87,7 +89,8 @@ def update_params(
   trainer.fit(state, batch)
   if fresh is not None:
     state = trainer.set_aside(state, fresh, rng)
-  state = trainer.step(state, batch, rng, global_step)
+  billed = (train_state or {}).get('accumulated_submission_time', 0.0)
+  state = trainer.step(state, batch, rng, global_step, billed)
   return (state, trainer), state.train.params, state.train.model_state
 
 
@@ -110,4 +113,5 @@ def prepare_for_eval(
   state = trainer.choose(trainer.own(state), rng, global_step)
   which = int(state.choice.selection.chosen)
   params, statistics = trainer.shown(state, which)
+  state = trainer.pause(state)
   return (state, trainer), params, statistics

@@ -24,6 +24,7 @@ class ChoosingTrainer(Trainer):
     workload: the host's.
     config: of the submission, whose scheme is `auto`.
     optimizer: of the submission.
+    is_self_tuning: whether no point was given.
 
   Raises:
     ValueError: for a setting that JAX does not have.
@@ -34,8 +35,9 @@ class ChoosingTrainer(Trainer):
     workload: spec.Workload,
     config: SubmissionConfig,
     optimizer: Optimizer,
+    is_self_tuning: bool = False,
   ) -> None:
-    super().__init__(workload, config, optimizer)
+    super().__init__(workload, config, optimizer, is_self_tuning)
     scheme = config.averaging.scheme
     assert isinstance(scheme, Auto), 'the submission gives the scheme'
     self._auto = scheme
@@ -179,8 +181,7 @@ class ChoosingTrainer(Trainer):
     metrics = {f'probe_loss/{name}': loss for name, loss in losses.items()}
     which = int(chosen.chosen)
     metrics['averaging_choice'] = which
-    if self._workload.metrics_logger is not None:
-      self._workload.metrics_logger.append_scalar_metrics(metrics, global_step)
+    self._append(metrics, global_step)
     logging.info(
       '%d) evaluation sees %s; losses on the probe: %s',
       global_step,

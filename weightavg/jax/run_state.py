@@ -55,11 +55,13 @@ class RunState(NamedTuple):
   Attributes:
     budget: T in steps, to refuse the state of another one.
     train: arrays of the compiled step.
+    clock: the plan of the budget, encoded (`weightavg.jax.pace`); dtype=uint8.
     choice: a `ChoiceState`; an empty tuple if nothing is chosen.
   """
 
   budget: Any
   train: TrainState
+  clock: Any
   choice: Any
 
 

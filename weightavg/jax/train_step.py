@@ -42,7 +42,7 @@ def init_optimizer_state(
     ValueError: for a point that is not allowed.
   """
   config = SubmissionConfig.from_point(hyperparameters, optimizer, scheme)
-  trainer = Trainer(workload, config, optimizer)
+  trainer = Trainer(workload, config, optimizer, hyperparameters is None)
   return trainer.init(model_params, model_state), trainer
 
 
@@ -62,9 +62,10 @@ def update_params(
 ) -> tuple[tuple[Any, Trainer], Any, Any]:
   """One training step on the raw weights, sampled by the averages."""
   del workload, current_param_container, current_params_types, model_state
-  del hyperparameters, loss_type, eval_results, train_state
+  del hyperparameters, loss_type, eval_results
   state, trainer = optimizer_state
-  state = trainer.step(trainer.own(state), batch, rng, global_step)
+  billed = (train_state or {}).get('accumulated_submission_time', 0.0)
+  state = trainer.step(trainer.own(state), batch, rng, global_step, billed)
   return (state, trainer), state.train.params, state.train.model_state
 
 
@@ -86,6 +87,7 @@ def prepare_for_eval(
   state, trainer = optimizer_state
   state = trainer.own(state)
   params, statistics = trainer.shown(state, which=0)
+  state = trainer.pause(state)
   return (state, trainer), params, statistics
 
 

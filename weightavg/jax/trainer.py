@@ -13,8 +13,8 @@ from weightavg import spec
 from weightavg.averaging_config import AveragingConfig
 from weightavg.jax import run_state, trees
 from weightavg.jax.averages import Averages
+from weightavg.jax.pace import Pace, Pacer
 from weightavg.jax.run_state import RunState, TrainState
-from weightavg.jax.schedules import warmup_schedule
 from weightavg.optimizers import Optimizer
 from weightavg.submission_config import SubmissionConfig
 from weightavg.workloads import batch_size_of
@@ -40,6 +40,7 @@ class Trainer:
     config: of the submission.
     optimizer: of the submission; `build` takes a learning rate, traced or not,
       and the optimizer's configuration.
+    is_self_tuning: whether no point was given.
 
   Raises:
     ValueError: for a setting that JAX does not have.
@@ -50,24 +51,17 @@ class Trainer:
     workload: spec.Workload,
     config: SubmissionConfig,
     optimizer: Optimizer,
+    is_self_tuning: bool = False,
   ) -> None:
     _check(config.averaging)
     self.config = config
     self._workload = workload
-    self.budget = config.schedule.budget(workload.step_hint)
-    schedule = config.schedule
-    self._learning_rate = warmup_schedule(
-      config.optimizer.learning_rate,
-      max(1, round(schedule.schedule_factor * self.budget)),
-      schedule.warmup_factor,
-      schedule.schedule,
-    )
+    epoch = _steps_per_epoch(workload, config, optimizer)
+    self.pacer = Pacer(workload, config, is_self_tuning, epoch)
+    self.budget = self.pacer.budget
     self._optimizer = optimizer
-    self.averages = Averages(
-      *config.averaging.resolve(
-        self.budget, _steps_per_epoch(workload, config, optimizer)
-      )
-    )
+    _, scheme = config.averaging.resolve(self.budget, epoch)
+    self.averages = Averages(scheme)
     self.mesh = run_state.batch_mesh()
     self._everywhere = NamedSharding(self.mesh, PartitionSpec())
     # Set by `init`: shapes, for checks and placement of restored states.
@@ -75,6 +69,8 @@ class Trainer:
     self._shardings: Any = None
     # The state that was returned last: another one comes from a checkpoint.
     self._latest: Any = None
+    # Steps of that state: reading them from the device would wait for it.
+    self._steps = 0
     self._num_skipped = 0
     # Step, loss and gradient norm that are still to be logged.
     self._row: tuple[int, jax.Array, jax.Array] | None = None
@@ -91,7 +87,9 @@ class Trainer:
       tx.init(params),
       self.averages.init(self._values(params, model_state)),
     )
-    state = RunState(np.array(self.budget, np.int32), train, choice)
+    state = RunState(
+      np.array(self.budget, np.int32), train, self.pacer.saved(), choice
+    )
     self._like = jax.tree.map(_shape, state)._replace(budget=state.budget)
     is_sharded = self.config.averaging.averaging_placement == 'sharded'
     self._shardings = run_state.state_shardings(
@@ -115,7 +113,10 @@ class Trainer:
     """
     if state is self._latest:
       return state
-    return self.returned(self._placed(run_state.restored(state, self._like)))
+    state = run_state.restored(state, self._like)
+    self.pacer.restore(state.clock)
+    self._steps = int(state.train.step)
+    return self.returned(self._placed(state))
 
   def returned(self, state: RunState) -> RunState:
     """Remember a state as this process's own."""
@@ -126,19 +127,51 @@ class Trainer:
     # Copies in any case: the caller may keep what a step would donate.
     train = jax.device_put(state.train, self._shardings, may_alias=False)
     choice = jax.tree.map(np.asarray, state.choice)
-    return RunState(np.asarray(state.budget), train, choice)
+    budget, clock = np.asarray(state.budget), np.asarray(state.clock)
+    return RunState(budget, train, clock, choice)
 
   def step(
-    self, state: RunState, batch: dict[str, Any], rng: Any, global_step: int
+    self,
+    state: RunState,
+    batch: dict[str, Any],
+    rng: Any,
+    global_step: int,
+    billed: float = 0.0,
   ) -> RunState:
-    """Make one step; the arrays of `state` are used up."""
+    """Make one step; the arrays of `state` are used up.
+
+    Args:
+      state: owned by this run.
+      batch: of all devices.
+      rng: key of the step.
+      global_step: of the host, for logs.
+      billed: seconds that the host has billed so far, if it tells.
+    """
     self.flush()
+    clock = self.pacer.clock
+    if clock is not None and clock.begin_step(billed):
+      self._append({'planned_steps': clock.plan.total}, global_step)
     train, loss, norm = self._compiled_step(
-      state.train, run_state.put_batch(batch, self.mesh), rng
+      state.train,
+      run_state.put_batch(batch, self.mesh),
+      rng,
+      self.pacer.at(self._steps),
     )
+    self._steps += 1
     if global_step <= _LOG_FIRST_STEPS or global_step % _LOG_EVERY_STEPS == 0:
       self._row = global_step, loss, norm
     return self.returned(state._replace(train=train))
+
+  def pause(self, state: RunState) -> RunState:
+    """Stop the clock before an evaluation, and keep its plan in the state."""
+    if self.pacer.clock is None:
+      return state
+    self.pacer.clock.pause()
+    return self.returned(state._replace(clock=self.pacer.saved()))
+
+  def _append(self, metrics: dict[str, float], global_step: int) -> None:
+    if self._workload.metrics_logger is not None:
+      self._workload.metrics_logger.append_scalar_metrics(metrics, global_step)
 
   def flush(self) -> None:
     """Log the row of the step before, by now computed: nothing waits."""
@@ -146,8 +179,7 @@ class Trainer:
       return
     (global_step, loss, norm), self._row = self._row, None
     metrics = {'loss': float(loss), 'grad_norm': float(norm)}
-    if self._workload.metrics_logger is not None:
-      self._workload.metrics_logger.append_scalar_metrics(metrics, global_step)
+    self._append(metrics, global_step)
     logging.info(
       '%d) loss = %0.3f, grad_norm = %0.3f',
       global_step,
@@ -161,7 +193,7 @@ class Trainer:
     return params, model_state if averaged else None
 
   def _step(
-    self, state: TrainState, batch: dict[str, Any], rng: Any
+    self, state: TrainState, batch: dict[str, Any], rng: Any, pace: Pace
   ) -> tuple[TrainState, jax.Array, jax.Array]:
     regularization = self.config.regularization
 
@@ -196,9 +228,7 @@ class Trainer:
       scale = regularization.grad_clip / (norm + _CLIP_EPSILON)
       scale = jnp.minimum(scale, 1.0)
       gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
-    tx = self._optimizer.build(
-      self._learning_rate(state.step), self.config.optimizer
-    )
+    tx = self._optimizer.build(pace.learning_rate, self.config.optimizer)
     updates, optimizer = tx.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     # A workload may return the same leaves in another container.
@@ -207,7 +237,11 @@ class Trainer:
     )
     step = state.step + 1
     averages = self.averages.update(
-      state.averages, self._values(params, model_state), step
+      state.averages,
+      self._values(params, model_state),
+      step,
+      pace.every,
+      pace.start,
     )
     new = TrainState(step, params, model_state, optimizer, averages)
     return new, loss, norm

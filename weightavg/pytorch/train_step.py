@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from weightavg import spec
+from weightavg.clock import time_limit
 from weightavg.clock_plan import ClockPlan
 from weightavg.optimizers import Optimizer
 from weightavg.pytorch.averager import Averager
-from weightavg.pytorch.clock import Clock, time_limit
+from weightavg.pytorch.clock import Clock
 from weightavg.pytorch.distributed import world_size
 from weightavg.pytorch.profiling import section
 from weightavg.pytorch.schedules import (
@@ -95,19 +96,19 @@ def init_optimizer_state(
     config.schedule.schedule,
     config.schedule.schedule_factor,
   )
-  averager = Averager(
-    model_params,
-    config.averaging,
-    budget,
-    _steps_per_epoch(workload, config, optimizer.get_batch_size),
-    collective=True,
+  averaging = config.averaging
+  epoch = _steps_per_epoch(workload, config, optimizer.get_batch_size)
+  averager = Averager.from_config(
+    model_params, averaging, budget, epoch, collective=True
   )
   timing: dict[str, Any] = {}
   if clock is None:
     scheduler: LRScheduler = build_scheduler(trainer, budget, *curve)
   else:
     scheduler = build_planned_scheduler(trainer, clock.plan, *curve)
-    clock.add_follower(averager.follow_budget)
+    clock.add_follower(
+      lambda total: averager.resample(averaging.sampling(total, epoch))
+    )
     # Restored in this order: the averager's state is that of the planned T.
     timing['clock'] = clock
   return {
