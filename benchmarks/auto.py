@@ -40,7 +40,7 @@ def _samples() -> dict[str, Ratio]:
   weights = [(str(i), p) for i, p in enumerate(transformer_parameters())]
 
   def averager(scheme: str) -> Averager:
-    return Averager(
+    return Averager.from_config(
       weights,
       AveragingConfig.from_point(
         averaging_scheme=scheme, averaging_every_steps=1

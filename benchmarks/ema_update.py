@@ -23,7 +23,7 @@ class Model(nn.Module):
 
 def measure() -> dict[str, Ratio]:
   model = Model()
-  averager = Averager(
+  averager = Averager.from_config(
     model,
     AveragingConfig.from_point(
       averaging_scheme='ema', ema_decay=DECAY, averaging_every_steps=1

@@ -20,7 +20,7 @@ FEWER = 'raw, ema 0.01, ema 0.1, polynomial 4'
 
 def _bytes(placement: str, scheme: str, candidates: str | None = None) -> float:
   parameters = transformer_parameters()
-  averager = Averager(
+  averager = Averager.from_config(
     [(str(i), p) for i, p in enumerate(parameters)],
     AveragingConfig.from_point(
       averaging_scheme=scheme,

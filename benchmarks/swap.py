@@ -9,7 +9,7 @@ from weightavg.pytorch import Averager
 
 def measure() -> dict[str, Ratio]:
   parameters = transformer_parameters()
-  averager = Averager(
+  averager = Averager.from_config(
     [(str(i), p) for i, p in enumerate(parameters)],
     AveragingConfig.from_point(averaging_scheme='ema', averaging_every_steps=1),
     budget=1000,

@@ -15,6 +15,7 @@ from absl import logging
 
 from weightavg.config_fields import (
   check_fields,
+  check_value,
   config_field,
   fields_by_key,
 )
@@ -152,16 +153,7 @@ class AveragingConfig:
       When to sample, and the scheme with its length in samples.
     """
     sampling = self.sampling(budget, steps_per_epoch)
-    every = sampling.every
-    scheme = self.scheme.resolved(
-      lambda fraction: samples_in(fraction, budget, every)
-    )
-    if not isinstance(scheme, Raw) and not sampling.steps(budget):
-      raise ValueError(
-        f'Invalid cadence: a sample every {every} steps from step '
-        f'{sampling.start} on is none in a budget of {budget}.'
-      )
-    return sampling, scheme
+    return resolve(self.scheme, sampling.every, sampling.start, budget)
 
   def sampling(
     self, budget: int, steps_per_epoch: int | None = None
@@ -179,6 +171,59 @@ class AveragingConfig:
     return Sampling(every, round(self.averaging_start * budget))
 
 
+def resolve(
+  scheme: Scheme,
+  every: int | None,
+  start: int,
+  budget: int | None,
+) -> tuple[Sampling, Scheme]:
+  """Find the cadence, and the scheme's length in samples.
+
+  Args:
+    scheme: as configured.
+    every: steps between two samples; None for the scheme's default.
+    start: step before which nothing is sampled.
+    budget: T, in steps; None where it is not known.
+
+  Raises:
+    ValueError: for a number out of range, a horizon without a budget, or a
+      budget without a sample.
+  """
+  for name, value in (
+    ('every', every),
+    ('total_steps', budget),
+  ):
+    if value is not None:
+      _check_steps(name, value)
+  if not isinstance(start, int) or start < 0:
+    raise ValueError(
+      f'Invalid {start=}. Must be an integer in [0, inf), in steps.'
+    )
+  if every is None:
+    every = scheme.default_every(budget, None)
+  sampling = Sampling(every, start)
+
+  def samples(fraction: float) -> int:
+    if budget is None:
+      raise ValueError(
+        f'Missing total_steps. {scheme} has a horizon, which is a fraction of '
+        'it.'
+      )
+    return samples_in(fraction, budget, every)
+
+  resolved = scheme.resolved(samples)
+  if (
+    budget is not None
+    and not isinstance(scheme, Raw)
+    and not sampling.steps(budget)
+  ):
+    raise ValueError(
+      f'Invalid cadence: a sample every {every} steps from step {start} on is '
+      f'none in a budget of {budget}.'
+    )
+  return sampling, resolved
+
+
 def samples_in(fraction: float, budget: int, every: int) -> int:
   """Samples in a fraction of the budget: max(1, round(fraction T / every))."""
   samples = max(1, round(fraction * budget / every))
@@ -188,6 +233,17 @@ def samples_in(fraction: float, budget: int, every: int) -> int:
       fraction,
     )
   return samples
+
+
+def check_storage(batch_norm: str, placement: str, swap: str) -> None:
+  """Raise ValueError for a value that the fields of the same names exclude."""
+  fields = fields_by_key(AveragingConfig)
+  for name, value in (
+    ('batch_norm', batch_norm),
+    ('placement', placement),
+    ('swap', swap),
+  ):
+    check_value(name, fields[f'averaging_{name}'], value)
 
 
 def point_fields() -> dict[str, dataclasses.Field]:

@@ -18,7 +18,7 @@ Config = TypeVar('Config')
 
 def config_field(
   default: Any,
-  kind: type,
+  kind: Any,
   allowed: Any,
   help: str,
   stands_for: Any = None,
@@ -28,7 +28,7 @@ def config_field(
 
   Args:
     default: value where a point does not give one; REQUIRED if it must.
-    kind: float (accepts integers), int, bool or str.
+    kind: float (accepts integers), int, bool, str or a tuple of types.
     allowed: an interval such as '(0, 1]', a tuple of values, or None for
       values that their owner checks.
     help: one line for the table of hyperparameters.

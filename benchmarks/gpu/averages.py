@@ -34,7 +34,7 @@ class Model(nn.Module):
 def _averager(model: nn.Module, scheme: str, **knobs: object) -> Averager:
   knobs = {'averaging_every_steps': 1} | knobs
   config = AveragingConfig.from_point(averaging_scheme=scheme, **knobs)
-  return Averager(model, config, budget=1000)
+  return Averager.from_config(model, config, budget=1000)
 
 
 def _peers(model: nn.Module) -> dict[str, Callable[[], object]]:

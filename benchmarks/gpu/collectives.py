@@ -43,7 +43,7 @@ def torchrun(processes: int, *arguments: str, timeout: float = 150) -> None:
 
 
 def measure(setting: Setting) -> Rows:
-  """Rows of the ranks, then of two runs of the laboratory."""
+  """Rows of the ranks, then of a run of the laboratory."""
   backends = setting.pick({'nccl': 1, 'gloo': 2}, {'gloo': 2})
   for backend, processes in backends.items():
     with tempfile.TemporaryDirectory() as folder:
@@ -61,40 +61,32 @@ def measure(setting: Setting) -> Rows:
 
 
 def _laboratory(setting: Setting) -> Rows:
-  """The laboratory's runner under torchrun, one rank on each GPU."""
+  """The laboratory's runner under torchrun with a sharded average."""
   if setting.smoke:
     return
-  losses = {}
-  for placement in ('device', 'sharded'):
-    with tempfile.TemporaryDirectory() as folder:
-      space = json.loads(
-        (ROOT / 'tuning_search_spaces/nadamw_ema.json').read_text()
-      )
-      points = pathlib.Path(folder, 'points.json')
-      points.write_text(
-        json.dumps([space[-1] | {'averaging_placement': placement}])
-      )
-      torchrun(
-        1,
-        'lab.run',
-        '--workload=stdlib_lm',
-        '--submission_path=submissions/nadamw_ema/submission.py',
-        f'--tuning_search_space={points}',
-        f'--experiment_dir={folder}/runs',
-        '--experiment_name=gpu',
-        '--rng_seed=0',
-        '--max_global_steps=100',
-        '--eval_every_steps=50',
-      )
-      (path,) = pathlib.Path(folder).rglob(logs.EVAL_MEASUREMENTS)
-      rows = logs.Table(str(path)).rows
-      losses[placement] = float(rows[-1]['validation/loss'])
-      yield (
-        f'lab.run on stdlib_lm, nccl/{placement}',
-        {'evaluations': len(rows), 'validation_loss': losses[placement]},
-      )
-  difference = losses['sharded'] - losses['device']
-  yield (
-    'lab.run on stdlib_lm, nccl/sharded minus device',
-    {'validation_loss': difference},
+  space = json.loads(
+    (ROOT / 'tuning_search_spaces/nadamw_ema.json').read_text()
   )
+  with tempfile.TemporaryDirectory() as folder:
+    points = pathlib.Path(folder, 'points.json')
+    points.write_text(
+      json.dumps([space[-1] | {'averaging_placement': 'sharded'}])
+    )
+    torchrun(
+      1,
+      'lab.run',
+      '--workload=stdlib_lm',
+      '--submission_path=submissions/nadamw_ema/submission.py',
+      f'--tuning_search_space={points}',
+      f'--experiment_dir={folder}/runs',
+      '--experiment_name=gpu',
+      '--rng_seed=0',
+      '--max_global_steps=100',
+      '--eval_every_steps=50',
+    )
+    (path,) = pathlib.Path(folder).rglob(logs.EVAL_MEASUREMENTS)
+    for row in logs.Table(str(path)).rows:
+      yield (
+        f'lab.run on stdlib_lm, nccl, sharded/step {row["global_step"]}',
+        {'validation_loss': float(row['validation/loss'])},
+      )

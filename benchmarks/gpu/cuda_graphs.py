@@ -27,7 +27,7 @@ class _Run:
     self.compiled: nn.Module = torch.compile(self.model, **options)  # type: ignore[assignment]
     self.tokens = torch.randint(vocabulary, shape, device=setting.device)
     self.optimizer = NadamW(self.model.parameters(), lr=1e-3)
-    self.averager = Averager(
+    self.averager = Averager.from_config(
       self.model,
       AveragingConfig.from_point(
         averaging_scheme='ema', averaging_every_steps=1, averaging_swap=swap

@@ -36,13 +36,17 @@ def measure(setting: Setting) -> Rows:
       raise RuntimeError(
         f'pytest ended with {finished.returncode} and no report.'
       ) from None
-  outcomes: dict[str, int] = {'passed': 0, 'failed': 0, 'skipped': 0}
+  outcomes = dict.fromkeys(('passed', 'failed', 'skipped', 'not importable'), 0)
   for case in cases:
     kinds = {child.tag for child in case}
     failed = bool(kinds & {'failure', 'error'})
     outcome = 'failed' if failed else 'passed'
     if 'skipped' in kinds:
       outcome = 'skipped'
+    error = case.find('error')
+    if error is not None and error.get('message') == 'collection failure':
+      # A module that needs a package which this machine lacks.
+      outcome = 'not importable'
     outcomes[outcome] += 1
     yield case.get('name', ''), {'outcome': outcome}
   yield 'all', outcomes

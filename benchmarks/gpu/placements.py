@@ -4,6 +4,9 @@ An average takes one sample in SAMPLE_EVERY steps. `sample_ms` is what a sample
 adds to those steps together, which for host memory overlaps with them.
 """
 
+import time
+from collections.abc import Callable
+
 import torch
 
 from benchmarks.gpu import timing
@@ -12,7 +15,7 @@ from benchmarks.gpu.synchronisations import total, waits
 from benchmarks.gpu.trainer import Trainer
 from benchmarks.gpu.workloads import Case, build
 
-SAMPLE_EVERY = 8
+SAMPLE_EVERY = 6
 SCHEMES = ('ema', 'lawa')
 PLACEMENTS = ('device', 'cpu', 'sharded')
 # Two samples, so that LAWA's buffers are those of a short window.
@@ -23,8 +26,8 @@ def measure(setting: Setting) -> Rows:
   """Rows `<model>/<scheme>/<placement>`."""
   case = build('finewebedu_lm', setting)
   if not setting.smoke:
-    # A quarter of the batch: times of samples, not of steps, are asked for.
-    case.examples //= 4
+    # A part of the batch: times of samples, not of steps, are asked for.
+    case.examples //= 8
     case.batch = {
       key: value if value is None else value[: case.examples]
       for key, value in case.batch.items()
@@ -69,7 +72,7 @@ def _placed(
       'averaged': lambda: trainer.steps(SAMPLE_EVERY),
     },
     device,
-    rounds=setting.pick(3, 1),
+    rounds=setting.pick(4, 1),
     warmup=0,
   )
   raw = [p.detach().clone() for p in case.model.parameters()]
@@ -97,16 +100,30 @@ def _placed(
     'device_gigabytes': None if kept is None else kept - (before or 0.0),
     'kept_gigabytes': averager.placement.nbytes() / 1e9,
     'peak_gigabytes': peak,
+    'host_ms_of_sample': _host_milliseconds(trainer, device),
     'waits_of_sample': total(waits(_sampling(trainer), device)),
   }
 
 
-def _sampling(trainer: Trainer):
+def _sampling(trainer: Trainer) -> Callable[[], None]:
   """The averager's update at the next step that samples."""
   averager = trainer.averager
   while not averager.sampling.is_sampled(averager.step + 1):
     averager.update()
   return averager.update
+
+
+def _host_milliseconds(trainer: Trainer, device: torch.device) -> float:
+  """How long a sample holds the host up when the device has nothing to do."""
+  taken = []
+  for _ in range(3):
+    update = _sampling(trainer)
+    trainer.averager.state_dict()  # waits for the sample before
+    timing.synchronize(device)
+    start = time.perf_counter()
+    update()
+    taken.append((time.perf_counter() - start) * 1e3)
+  return min(taken)
 
 
 def _allocated(device: torch.device) -> float | None:

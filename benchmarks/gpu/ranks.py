@@ -51,7 +51,7 @@ def _averager(model: torch.nn.Module, scheme: str, placement: str) -> Averager:
     averaging_placement=placement,
     **window,
   )
-  return Averager(model, config, budget=1000, collective=True)
+  return Averager.from_config(model, config, budget=1000, collective=True)
 
 
 def _placements(setting: Setting) -> Rows:

@@ -25,15 +25,15 @@ LIMITS = {
   'environment': 40,
   'cuda_tests': 90,
   'averages': 60,
-  'optimizers': 70,
+  'optimizers': 90,
   'shampoo': 70,
-  'placements': 80,
-  'collectives': 110,
-  'train_imagenet_vit': 120,
-  'train_finewebedu_lm': 150,
   'cuda_graphs': 80,
-  'train_wmt': 100,
+  'placements': 90,
+  'collectives': 110,
+  'train_imagenet_vit': 140,
+  'train_finewebedu_lm': 150,
   'train_imagenet_resnet': 100,
+  'train_wmt': 100,
 }
 
 

@@ -110,18 +110,21 @@ def _gradient(
   shape: torch.Size, step: int, place: int, device: torch.device
 ) -> torch.Tensor:
   """A gradient as training has them: a decaying spectrum under noise."""
-  generator = torch.Generator().manual_seed(1_000 * step + place)
-  noise = 1e-5 * torch.randn(shape, generator=generator)
-  if len(shape) < 2:
-    return (100 * noise).to(device)
+  generator = torch.Generator(device).manual_seed(1_000 * step + place)
   # The dominant directions stay, their sizes change from step to step.
-  fixed = torch.Generator().manual_seed(place)
+  fixed = torch.Generator(device).manual_seed(place)
+
+  def random(source: torch.Generator, *size: int) -> torch.Tensor:
+    return torch.randn(size, generator=source, device=device)
+
+  noise = 1e-5 * random(generator, *shape)
+  if len(shape) < 2:
+    return 100 * noise
   rank = min(32, *shape)
-  left = torch.randn(shape[0], rank, generator=fixed)
-  right = torch.randn(rank, shape[1], generator=fixed)
-  sizes = torch.randn(rank, generator=generator)
-  sizes *= torch.logspace(-3, -6, rank)
-  return (left * sizes @ right + noise).to(device)
+  left, right = random(fixed, shape[0], rank), random(fixed, rank, shape[1])
+  sizes = torch.logspace(-3, -6, rank, device=device)
+  with matmul_precision('highest'):
+    return left * (sizes * random(generator, rank)) @ right + noise
 
 
 def _errors(

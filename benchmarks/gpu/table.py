@@ -30,12 +30,15 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def section(entry: Mapping[str, Any]) -> str:
-  """One section: a table for each set of columns, and how it ended."""
+  """One section: rows that share a column in one table, and how it ended."""
   blocks: list[list[tuple[str, Mapping[str, Any]]]] = []
+  known: set[str] = set()
   for name, values in entry['rows'].items():
-    if not blocks or {*blocks[-1][0][1]} != {*values}:
+    if not known & {*values}:
       blocks.append([])
+      known = set()
     blocks[-1].append((name, values))
+    known |= {*values}
   parts = [_table(block) for block in blocks]
   if entry['status'] != 'complete':
     message = entry['message'].strip().splitlines()
@@ -47,11 +50,11 @@ def section(entry: Mapping[str, Any]) -> str:
 
 
 def _table(rows: list[tuple[str, Mapping[str, Any]]]) -> str:
-  columns = list(rows[0][1])
+  columns = list(dict.fromkeys(c for _, values in rows for c in values))
   header = ' | '.join(column.replace('_', ' ') for column in columns)
   lines = [f'| | {header} |', '|---' * (len(columns) + 1) + '|']
   lines += [
-    f'| {name} | {" | ".join(_text(values[c]) for c in columns)} |'
+    f'| {name} | {" | ".join(_text(values.get(c)) for c in columns)} |'
     for name, values in rows
   ]
   return '\n'.join(lines)

@@ -7,7 +7,8 @@ reaches by imports (imports made relative), tuning_search_space.json,
 submission_info.yml, requirements.txt, LICENSE and __init__.py; `--ruleset self`
 makes DIR/self_tuning/nadamw_lawa, without a search space. That is what the
 benchmark's submission_checker.py takes and what github.com/mlcommons/
-submissions_algorithms keeps below `submissions/`. `all` stands for all names.
+submissions_algorithms keeps below `submissions/`. Its pull requests carry the
+content of submission_info.yml as a YAML block. `all` stands for all names.
 
 Nothing is written unless everything can be; each folder appears at once.
 """
@@ -27,7 +28,9 @@ from weightavg import __version__
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = 'weightavg'
 # What the benchmark installs; a submission may not ask for other versions.
-PROVIDED = frozenset({'absl', 'algoperf', 'numpy', 'torch'})
+PROVIDED = frozenset(
+  {'absl', 'algoperf', 'flax', 'jax', 'numpy', 'optax', 'torch'}
+)
 FOLDERS = {'external': 'external_tuning', 'self': 'self_tuning'}
 _RULESETS = {'external': 'external', 'self': 'self-tuning'}
 _WORDS = {
@@ -36,6 +39,7 @@ _WORDS = {
   'lawa': 'LAWA',
   'ema': 'EMA',
   'auto': 'chosen average',
+  'jax': 'JAX',
 }
 # More than anybody could have a use for: a list of trials may be a whole study.
 _MOST_POINTS = 1000
@@ -59,7 +63,12 @@ def title(name: str) -> str:
 
 
 def _info(
-  name: str, ruleset: str, docstring: str, authors: str, affiliations: str
+  name: str,
+  ruleset: str,
+  framework: str,
+  docstring: str,
+  authors: str,
+  affiliations: str,
 ) -> str:
   fields = {
     'submission_name': title(name),
@@ -69,7 +78,7 @@ def _info(
     'affiliations': affiliations,
     'version': __version__,
     'ruleset': _RULESETS[ruleset],
-    'framework': 'PyTorch',
+    'framework': framework,
     'description': ' '.join(docstring.split()),
   }
   for key, value in fields.items():
@@ -162,7 +171,12 @@ def contents(
     '__init__.py': f'"""{title(name)}."""\n',
     'submission.py': relative(source, shown, 'submission', PACKAGE),
     'submission_info.yml': _info(
-      name, ruleset, docstring, authors, affiliations
+      name,
+      ruleset,
+      'JAX' if 'jax' in graph.outside else 'PyTorch',
+      docstring,
+      authors,
+      affiliations,
     ),
     'requirements.txt': (
       f'# Nothing but what the benchmark itself installs: {needs}.\n'
@@ -266,3 +280,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(path)
   if not values['authors']:
     print('Fill in the authors in submission_info.yml before a pull request.')
+  for name in names:
+    print(f'Title of its pull request: [submission] {title(name)}')

@@ -79,7 +79,7 @@ class Accumulators:
     self._model = unwrap(model)
     self._powers = tuple(powers) or tuple(map(power_of_sigma, SIGMAS))
     self._averagers = [
-      Averager(
+      Averager.from_config(
         model,
         AveragingConfig.from_point(
           averaging_scheme='polynomial',

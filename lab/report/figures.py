@@ -46,6 +46,9 @@ def save_all(report: Report, folder: pathlib.Path) -> list[str]:
   with matplotlib.rc_context(_STYLE):
     for name, draw in _figures(report).items():
       figure = draw(report)
+      # Placed once, not for each format again.
+      figure.draw_without_rendering()
+      figure.set_layout_engine('none')
       for kind, metadata in _METADATA.items():
         path = folder / f'{name}.{kind}'
         figure.savefig(path, dpi=110, metadata=metadata)

@@ -26,10 +26,10 @@ FITTED = (HORIZON,)
 
 def _schedule(point: Mapping[str, Any]) -> str | None:
   """Name of a point's schedule with its length, as a fraction of T."""
-  name = point.get(SCHEDULE)
-  if name is None and 'schedule_factor' not in point:
+  name, factor = point.get(SCHEDULE), point.get('schedule_factor')
+  if name is None and factor is None:
     return None
-  return f'{name or "cosine"} x {point.get("schedule_factor", 1.0):g}'
+  return f'{name or "cosine"} x {1 if factor is None else factor}'
 
 
 def points(

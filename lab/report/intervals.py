@@ -36,6 +36,47 @@ def percentiles(
   return float(low), float(high)
 
 
+def seconds_by_study(
+  studies: pd.DataFrame, column: str = 'seconds'
+) -> dict[tuple[str, str], pd.Series]:
+  """Times of the studies, by submission and workload."""
+  groups = studies.groupby(['submission', 'workload'], sort=True)
+  return {
+    (str(submission), str(workload)): group.set_index('study')[column]
+    for (submission, workload), group in groups
+  }
+
+
+def paired_medians(
+  mine: pd.Series,
+  other: pd.Series,
+  rng: np.random.Generator,
+  resamples: int = RESAMPLES,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Medians of two submissions in the same resamples.
+
+  Studies of the same names are drawn together, since `lab.launch` gives them
+  the same seed; studies of different names are drawn apart.
+  """
+  if set(mine.index) != set(other.index):
+    return (
+      resampled_medians(mine.tolist(), rng, resamples),
+      resampled_medians(other.tolist(), rng, resamples),
+    )
+  draws = rng.integers(len(mine), size=(resamples, len(mine)))
+  both = mine.to_numpy(float), other[mine.index].to_numpy(float)
+  first, second = (np.median(values[draws], axis=1) for values in both)
+  return first, second
+
+
+def ratio_percentiles(
+  mine: np.ndarray, other: np.ndarray
+) -> tuple[float, float]:
+  """Interval of a ratio; draws in which both are infinite say nothing."""
+  told = np.isfinite(mine) | np.isfinite(other)
+  return percentiles(mine[told] / other[told])
+
+
 def of_medians(studies: pd.DataFrame, column: str) -> pd.DataFrame:
   """Interval of the median over studies, a row per submission and workload."""
   rng = np.random.default_rng(SEED)

@@ -140,7 +140,7 @@ def steps_per_call(
   evaluations at the budget's seconds per step.
   """
   fraction = hyperparameters.get('lawa_inner_steps_frac')
-  if fraction is None or goal is None:
+  if not isinstance(fraction, int | float) or goal is None:
     return 1
   if not (goal.eval_period_seconds and goal.budget_seconds):
     return 1
@@ -324,13 +324,16 @@ def _evaluation_share(row: Mapping[Any, Any]) -> float | None:
 
 def _averaging_share(profile: Mapping[str, Any]) -> float | None:
   """Averaging and swaps as a share of the calls that the benchmark bills."""
-  seconds = {'billed': 0.0, 'averaging': 0.0}
-  for row in profile.get('sections', ()):
-    if row['section'] in ('Update parameters', 'Prepare for eval'):
-      seconds['billed'] += row['total_seconds']
-    if row['section'] in ('Averaging', 'Swap', 'Probe'):
-      seconds['averaging'] += row['total_seconds']
-  return seconds['averaging'] / seconds['billed'] if seconds['billed'] else None
+  billed = averaging = 0.0
+  try:
+    for row in profile.get('sections', ()):
+      if row['section'] in ('Update parameters', 'Prepare for eval'):
+        billed += row['total_seconds']
+      if row['section'] in ('Averaging', 'Swap', 'Probe'):
+        averaging += row['total_seconds']
+  except (KeyError, TypeError):
+    return None
+  return averaging / billed if billed else None
 
 
 def _gpus(meta_data: Mapping[str, Any]) -> int | None:

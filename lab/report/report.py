@@ -17,6 +17,7 @@ from lab.report import (
   time_to_target,
   what_if,
 )
+from lab.report import relative as relative_times
 from lab.report.log_files import Trial
 from lab.report.targets import Targets
 
@@ -190,8 +191,10 @@ def build(
   counted = hours[hours['workload'].isin(base)]
   saved, relative = pd.DataFrame(), pd.DataFrame()
   if options.baseline is not None:
-    saved = savings.against(counted, options.baseline, options.missed)
-    relative = pd.DataFrame(savings.by_workload(medians, options.baseline))
+    saved = savings.against(counted, studies, options.baseline, options.missed)
+    relative = pd.DataFrame(
+      relative_times.by_workload(medians, studies, options.baseline)
+    )
   sweeps = {
     name: hyperparameters.points(trials, goals, name)
     for name in (*hyperparameters.NUMERIC, hyperparameters.SCHEDULE)
@@ -272,8 +275,9 @@ def _notes(
       if len(wrong):
         counts = ', '.join(str(n) for n in sorted(set(wrong['trials'])))
         notes.append(
-          f'{submission}, {workload}: {counts} trials in {len(wrong)} studies, '
-          f'the {options.ruleset} ruleset asks for {expected}.'
+          f'{submission}, {workload}: {counts} trials in {len(wrong)} of '
+          f'{len(rows)} studies, the {options.ruleset} ruleset asks for '
+          f'{expected}.'
         )
   calls = {
     (t.submission, t.workload, t.steps_per_call)

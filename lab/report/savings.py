@@ -9,10 +9,11 @@ Ajroldi et al. (2025, arXiv 2502.06761), Table 1, reports such totals.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from lab.report import intervals
 
 MISSED_RULES = ('budget', 'spent', 'reached')
 _SECONDS_PER_HOUR = 3600.0
@@ -51,6 +52,7 @@ def gpu_hours(
         'gpus': count,
         'for_budget': math.nan if budget is None else budget * hours,
         'spent': float(np.median(longest)) * hours,
+        'studies': len(longest),
       }
     )
   table = pd.DataFrame(rows).merge(medians[[*keys, 'seconds']], on=keys)
@@ -69,59 +71,69 @@ def _costs(hours: pd.DataFrame, rule: str) -> pd.Series:
   return hours['to_target'].where(np.isfinite(hours['to_target']), missed)
 
 
-def against(hours: pd.DataFrame, baseline: str, rule: str) -> pd.DataFrame:
+def against(
+  hours: pd.DataFrame, studies: pd.DataFrame, baseline: str, rule: str
+) -> pd.DataFrame:
   """Total GPU-hours beside the baseline's, over workloads both have.
 
   Args:
     hours: From `gpu_hours`, of the workloads that count.
+    studies: From `time_to_target.of_studies`, for the interval.
     baseline: Submission to compare with.
     rule: What a missed target costs, one of MISSED_RULES.
 
   Returns:
-    A row per submission: workloads compared, workloads reached, GPU-hours,
-    those of the baseline, saving = 1 - ratio of the totals, and the median over
-    workloads of the ratio.
+    A row per submission: workloads compared, workloads reached, fewest studies,
+    GPU-hours, those of the baseline, saving = 1 - ratio of the totals with its
+    interval, and the median over workloads of the ratio.
   """
-  reference = _costs(hours[hours['submission'] == baseline], rule)
+  rng = np.random.default_rng(intervals.SEED)
+  seconds = intervals.seconds_by_study(studies)
+  keyed = {name: rows for name, rows in hours.groupby('submission', sort=True)}
+  reference = _costs(keyed[baseline], rule)
   rows = []
-  for submission, group in hours.groupby('submission', sort=True):
+  for submission, group in keyed.items():
     costs = _costs(group, rule).dropna()
     common = costs.index.intersection(reference.dropna().index)
     mine, other = costs[common].sum(), reference[common].sum()
+    totals = np.zeros((2, intervals.RESAMPLES))
+    for workload in common:
+      drawn = intervals.paired_medians(
+        seconds[submission, workload], seconds[baseline, workload], rng
+      )
+      for i, name in enumerate((submission, baseline)):
+        totals[i] += _drawn_costs(drawn[i], keyed[name], workload, rule)
+    low = high = math.nan
+    if other > 0:
+      low, high = intervals.percentiles(1 - totals[0] / totals[1])
     rows.append(
       {
         'submission': submission,
         'workloads': len(common),
         'reached': int(np.isfinite(group['to_target']).sum()),
+        'fewest_studies': min(
+          (len(seconds[submission, w]) for w in common), default=0
+        ),
         'gpu_hours': mine,
         'baseline_gpu_hours': other,
         'saving': 1 - mine / other if other > 0 else math.nan,
+        'saving_low': low,
+        'saving_high': high,
         'median_ratio': (costs[common] / reference[common]).median(),
       }
     )
   return pd.DataFrame(rows)
 
 
-def by_workload(medians: pd.DataFrame, baseline: str) -> list[dict[str, Any]]:
-  """Steps and seconds relative to the baseline's, where both reach."""
-  keyed = medians.set_index(['submission', 'workload'])
-  rows = []
-  for submission, workload in keyed.index:
-    if (baseline, workload) not in keyed.index or submission == baseline:
-      continue
-    mine, other = (
-      keyed.loc[(submission, workload)],
-      keyed.loc[(baseline, workload)],
-    )
-    both = math.isfinite(mine['seconds']) and math.isfinite(other['seconds'])
-    rows.append(
-      {
-        'submission': submission,
-        'workload': workload,
-        'steps_ratio': mine['steps'] / other['steps'] if both else math.nan,
-        'seconds_ratio': mine['seconds'] / other['seconds']
-        if both
-        else math.nan,
-      }
-    )
-  return rows
+def _drawn_costs(
+  seconds: np.ndarray, hours: pd.DataFrame, workload: str, rule: str
+) -> np.ndarray:
+  """GPU-hours of resampled medians on a workload.
+
+  Under `reached`, too, a resample that misses the target costs the runs' time:
+  leaving the workload out would compare other workloads than the table does.
+  """
+  row = hours.set_index('workload').loc[workload]
+  missed = row['for_budget'] if rule == 'budget' else row['spent']
+  cost = seconds * row['gpus'] / _SECONDS_PER_HOUR
+  return np.where(np.isfinite(cost), cost, missed)

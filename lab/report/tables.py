@@ -121,6 +121,10 @@ def significant(value: float) -> str:
   return f'{value:.4g}'
 
 
+_INTERVAL = (
+  f'Low and high: {intervals.LEVEL:.0%} bootstrap interval over studies.'
+)
+_STUDIES = Column('fewest_studies', 'fewest studies', lambda v: f'{v:.0f}')
 _SUBMISSION = Column('submission', 'submission', is_number=False)
 _WORKLOAD = Column('workload', 'workload', is_number=False)
 
@@ -193,14 +197,24 @@ def _pivot(
   matrix = table.pivot(index='submission', columns='workload', values=column)
   names = [n for n in report.submissions if n in matrix.index]
   matrix = matrix.reindex(index=names, columns=report.workloads)
-  return [
+  rows = [
     {'submission': name} | {str(k): v for k, v in row.items()}
     for name, row in matrix.iterrows()
   ]
+  return _with_studies(report, rows)
+
+
+def _with_studies(
+  report: Report, rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+  """Rows of submissions with the number of studies behind them."""
+  fewest = report.scores.set_index('submission')['fewest_studies']
+  return [{**row, 'fewest_studies': fewest[row['submission']]} for row in rows]
 
 
 def _by_workload(report: Report, text: Callable[[Any], str]) -> list[Column]:
-  return [_SUBMISSION, *(Column(n, n, text) for n in report.workloads)]
+  columns = [Column(name, name, text) for name in report.workloads]
+  return [_SUBMISSION, *columns, _STUDIES]
 
 
 def _matrix(
@@ -268,6 +282,7 @@ def _hours(report: Report) -> Table:
     Column('to_target', 'to target', three),
     Column('for_budget', 'for the budget', three),
     Column('spent', 'spent', three),
+    Column('studies', 'studies', whole),
   ]
   note = (
     'GPU-hours of one trial. For the budget: billed time that the '
@@ -283,15 +298,18 @@ def _savings(report: Report) -> Table:
     _SUBMISSION,
     Column('workloads', 'workloads compared', whole),
     Column('reached', 'targets reached', whole),
+    Column('fewest_studies', 'fewest studies', whole),
     Column('gpu_hours', 'GPU-hours', significant),
     Column('baseline_gpu_hours', 'of the baseline', significant),
     Column('saving', 'saving', percent),
+    Column('saving_low', 'low', percent),
+    Column('saving_high', 'high', percent),
     Column('median_ratio', 'median ratio', three),
   ]
   note = (
     f'GPU-hours over the base workloads beside those of {baseline}. A missed '
     f'target {_MISSED_TEXT[report.options.missed]} '
-    f'(rule {report.options.missed}).'
+    f'(rule {report.options.missed}). {_INTERVAL}'
   )
   return Table(
     'savings', 'Saving of GPU-hours', note, columns, _rows(report.savings)
@@ -304,14 +322,19 @@ def _relative(report: Report) -> Table:
     _SUBMISSION,
     _WORKLOAD,
     Column('steps_ratio', 'steps', three),
+    Column('steps_ratio_low', 'low', three),
+    Column('steps_ratio_high', 'high', three),
     Column('seconds_ratio', 'seconds', three),
-  ]
-  rows = [
-    row for row in _rows(report.relative) if math.isfinite(row['seconds_ratio'])
+    Column('seconds_ratio_low', 'low', three),
+    Column('seconds_ratio_high', 'high', three),
+    Column('studies', 'fewest studies', whole),
   ]
   note = (
-    f'Medians relative to those of {baseline}, where both reach the target.'
+    f'Medians relative to those of {baseline}, where both reach the target. '
+    f'{_INTERVAL} A low of 0: in some resamples only the baseline misses; a '
+    f'high of {MISSING}: only the submission.'
   )
+  rows = _rows(report.relative)
   return Table('relative', 'Relative to the baseline', note, columns, rows)
 
 
@@ -323,6 +346,7 @@ def _values(report: Report) -> Table:
     Column('gain_by_one_more_workload', 'one more workload', signed),
     Column('workload', 'which', is_number=False),
     Column('reached_at_seconds', 'at seconds', whole),
+    _STUDIES,
   ]
   note = (
     'Gain in score by 10 % fewer steps at the same time per step, and by one '
@@ -332,7 +356,7 @@ def _values(report: Report) -> Table:
   )
   return Table(
     'value_of_changes', 'Value of fewer steps and of one more workload', note,
-    columns, report.values,
+    columns, _with_studies(report, report.values),
   )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ LOWER = frozenset(
 )
 HIGHER = frozenset(('accuracy', 'ssim', 'mean_average_precision', 'bleu'))
 DEFAULT_VERSION = '1.0'
+# Of targets files; 0.6 has the base workloads of 0.5, later those of 1.0.
+VERSIONS = ('0.5', '0.6', '1.0')
 TARGETS_FILE = 'workload_targets.json'
 
 
@@ -160,10 +162,15 @@ def read(path: pathlib.Path) -> Targets:
       invalid.append(f'{path}: no usable target of {name} ({error}).')
   missing = [name for name in base if name not in workloads]
   invalid += [f'{path}: no target of base workload {name}.' for name in missing]
+  number = content.get('benchmark_version')
   if known is None:
-    number = content.get('benchmark_version')
     invalid.append(
       f'{path}: unknown version {number!r}, time budgets are unknown.'
+    )
+  elif number is not None and str(number) not in VERSIONS:
+    invalid.append(
+      f'{path}: unknown version {number!r}, time budgets are those of '
+      f'{known.version}, which has the same base workloads.'
     )
   return Targets(
     source=path.name,

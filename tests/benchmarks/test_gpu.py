@@ -213,12 +213,11 @@ def test_training_is_measured_on_a_stand_in(name):
     assert rows[pair]['raw_bit_identical']
     assert rows[pair]['weights_finite']
     assert rows[pair]['graphs_compiled_by_swap'] == 0
-    every = rows[pair]['every']
+    values = rows[pair]
     assert math.isclose(
-      (rows[pair]['default_ratio'] - 1) * every,
-      rows[pair]['every_step_ratio'] - 1,
-      rel_tol=1e-6,
-      abs_tol=1e-9,
+      values['percent_at_that_cadence'] * values['steps_between_samples'],
+      100 * values['sample_ms'] / values['control_ms'],
+      rel_tol=1e-9,
     )
 
 
@@ -267,23 +266,23 @@ def test_waits_are_not_counted_on_a_cpu():
   assert total({'a.py:1': 2, 'torch': 1}) == 3
 
 
-def test_tables_hold_the_rows_of_one_set_of_columns_and_say_how_they_ended():
+def test_tables_join_rows_that_share_a_column_and_say_how_they_ended():
   entry = {
     'status': 'out of time',
     'message': 'Ended after 60 s.',
     'rows': {
       'a': {'step_ms': 1.23456, 'waits': {'x.py:3': 2}},
-      'b': {'step_ms': None, 'waits': {}},
+      'b': {'waits': {}, 'ratio': 12},
       'c': {'outcome': True},
     },
   }
   assert table.page({'shampoo': entry}) == textwrap.dedent("""\
     ### Shampoo in float32 and TF32
 
-    | | step ms | waits |
-    |---|---|---|
-    | a | 1.235 | 2 x `x.py:3` |
-    | b |  | none |
+    | | step ms | waits | ratio |
+    |---|---|---|---|
+    | a | 1.235 | 2 x `x.py:3` |  |
+    | b |  | none | 12 |
 
     | | outcome |
     |---|---|

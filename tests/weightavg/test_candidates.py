@@ -14,6 +14,8 @@ from weightavg.pytorch.choice import RAW
 from weightavg.pytorch.placement import build_placement
 from weightavg.schemes import Candidates, Ema, Lawa, Polynomial, Raw, auto
 
+averager_of = Averager.from_config
+
 NAMES = 'raw, ema 0.2, lawa 0.3, polynomial 1.5, ema 0.4'
 PLACEMENTS = ('device', 'cpu', 'sharded')
 
@@ -144,9 +146,9 @@ SINGLE = {
 def test_every_candidate_is_what_it_would_be_alone(placement, dtype, swap):
   named = weights(dtype)
   knobs = {'averaging_placement': placement, 'averaging_swap': swap}
-  several = Averager(named, config(**knobs), budget=10)
+  several = averager_of(named, config(**knobs), budget=10)
   alone = {
-    which: Averager(
+    which: averager_of(
       named,
       AveragingConfig.from_point(averaging_every=0.1, **single),
       budget=10,
@@ -186,7 +188,7 @@ def through_a_file(state):
 @pytest.mark.parametrize('target', PLACEMENTS)
 def test_states_convert_between_placements(source, target, selected):
   named = weights()
-  averager = Averager(named, config(averaging_placement=source), budget=10)
+  averager = averager_of(named, config(averaging_placement=source), budget=10)
   for step in range(4):
     change(named, step)
     averager.update()
@@ -194,7 +196,7 @@ def test_states_convert_between_placements(source, target, selected):
   averager.swap_in()
   saved = through_a_file(averager.state_dict())
   other = [(n, nn.Parameter(p.detach().clone())) for n, p in named]
-  restored = Averager(other, config(averaging_placement=target), budget=10)
+  restored = averager_of(other, config(averaging_placement=target), budget=10)
   restored.load_state_dict(saved)
   assert restored.choice.selected == selected
   assert restored.swapped == averager.swapped == (selected > 0)
@@ -213,19 +215,19 @@ def test_states_convert_between_placements(source, target, selected):
 
 def test_states_of_other_candidates_are_refused():
   named = weights()
-  saved = Averager(named, config(), budget=10).state_dict()
-  other = Averager(named, config('raw, ema 0.2'), budget=10)
+  saved = averager_of(named, config(), budget=10).state_dict()
+  other = averager_of(named, config('raw, ema 0.2'), budget=10)
   with pytest.raises(ValueError, match='saved with candidates='):
     other.load_state_dict(saved)
   with pytest.raises(ValueError, match='selected=5'):
-    Averager(named, config(), budget=10).load_state_dict(
+    averager_of(named, config(), budget=10).load_state_dict(
       saved | {'selected': 5}
     )
 
 
 def test_a_choice_needs_the_raw_weights_in_place_and_a_candidate():
   named = weights()
-  averager = Averager(named, config(), budget=10)
+  averager = averager_of(named, config(), budget=10)
   for which in (-2, 5):
     with pytest.raises(ValueError, match=r'Must be in \[-1, 5\)'):
       averager.select(which)
@@ -249,8 +251,8 @@ def test_bytes_are_those_of_the_accumulators():
 
 def _sharded(rank, selected):
   named, same = weights(torch.bfloat16), weights(torch.bfloat16)
-  sharded = Averager(named, config(averaging_placement='sharded'), budget=10)
-  whole = Averager(same, config(), budget=10)
+  sharded = averager_of(named, config(averaging_placement='sharded'), budget=10)
+  whole = averager_of(same, config(), budget=10)
   for step in range(4):
     change(named, step)
     change(same, step)

@@ -129,11 +129,11 @@ def test_without_a_plan_positions_give_the_schedule_by_steps(schedule, warmup):
 def test_the_averages_horizon_follows_the_plan():
   weight = nn.Parameter(torch.zeros(1))
   config = AveragingConfig.from_point(averaging_scheme='ema')
-  averager = Averager([('weight', weight)], config, budget=10_000)
+  averager = Averager.from_config([('weight', weight)], config, budget=10_000)
   assert (averager.sampling.every, averager.scheme) == (20, Ema(0.8))
   for _ in range(40):
     averager.update()
-  averager.follow_budget(4000)
+  averager.resample(config.sampling(4000))
   # Still five samples, which are 1 % of the new budget.
   assert (averager.sampling.every, averager.scheme) == (8, Ema(0.8))
   assert averager.samples == 2
@@ -142,10 +142,10 @@ def test_the_averages_horizon_follows_the_plan():
   assert averager.samples == 3
   # An averager that was told the same can continue; another one cannot.
   state = averager.state_dict()
-  other = Averager([('weight', weight)], config, budget=10_000)
+  other = Averager.from_config([('weight', weight)], config, budget=10_000)
   with pytest.raises(ValueError, match='saved with every=8'):
     other.load_state_dict(state)
-  other.follow_budget(4000)
+  other.resample(config.sampling(4000))
   other.load_state_dict(state)
   assert other.samples == 3
 

@@ -100,7 +100,7 @@ def test_nothing_of_parameter_size_is_allocated_after_warm_up(
   monkeypatch.setattr(multi_tensor, 'PIECE', 64)
   p = torch.nn.Parameter(torch.randn(40, 50).to(dtype))
   optimizer = NadamW([p], lr=0.1)
-  averager = Averager(
+  averager = Averager.from_config(
     [('p', p)],
     AveragingConfig.from_point(averaging_every_steps=1, **knobs),
     budget=10,

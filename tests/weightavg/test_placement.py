@@ -18,6 +18,8 @@ from weightavg.pytorch.offload import HostPlacement
 from weightavg.pytorch.sharding import Layout
 from weightavg.schemes import Ema, Lawa
 
+averager_of = Averager.from_config
+
 PLACEMENTS = ('device', 'cpu', 'sharded')
 SCHEMES = {
   'lawa': {'averaging_scheme': 'lawa', 'lawa_window': 3},
@@ -49,7 +51,7 @@ def build(named, scheme, placement, every=1, **knobs):
     **SCHEMES[scheme],
     **knobs,
   )
-  return Averager(named, config, budget=100)
+  return averager_of(named, config, budget=100)
 
 
 def change(named, step):
@@ -410,7 +412,7 @@ def statistics_ranks(rank, folder):
       averaging_every_steps=1,
       averaging_placement=placement,
     )
-    averager = Averager(model, config, budget=2, collective=collective)
+    averager = averager_of(model, config, budget=2, collective=collective)
     for value in samples[rank]:
       model.running_mean.fill_(value)
       averager.update()

@@ -185,7 +185,7 @@ def test_a_scheme_of_ones_own_needs_a_class_and_nothing_else():
     several = Auto('raw, halving')
     assert several.schemes == (Raw(), Halving())
     model = nn.Linear(1, 1, bias=False)
-    averager = Averager(model, config, budget=500)
+    averager = Averager.from_config(model, config, budget=500)
     for value in (1.0, 5.0):
       model.weight.data.fill_(value)
       averager.update()

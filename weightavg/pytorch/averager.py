@@ -1,6 +1,5 @@
 """Averaging the weights of a model while something else trains it."""
 
-import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,13 +10,16 @@ import torch.distributed as dist
 from absl import logging
 from torch import Tensor, nn
 
+from weightavg import averaging_config
 from weightavg.averaging_config import AveragingConfig
-from weightavg.pytorch import averager_state, models, multi_tensor
+from weightavg.pytorch import averager_state, multi_tensor, shown
 from weightavg.pytorch.choice import Choice
 from weightavg.pytorch.device_placement import DevicePlacement
 from weightavg.pytorch.distributed import world_size
 from weightavg.pytorch.placement import build_placement
-from weightavg.schemes import Raw
+from weightavg.pytorch.weights import Weights
+from weightavg.sampling import Sampling
+from weightavg.schemes import Raw, Scheme
 
 
 def _outside_autograd(method: Callable[..., None]) -> Callable[..., None]:
@@ -32,55 +34,66 @@ class Averager:
 
     a_k = sum_j w_j x_j,   sum_j w_j = 1
 
-  where the w_j are those of LAWA, EMA or the polynomial average
-  (`weightavg.schemes`). Trained are the model's own weights, which stay
-  bit for bit what they were; stored are the averages, in float32 (float64 for
-  float64 weights; LAWA's samples in the weights' dtype); evaluated is the
-  average, between `swap_in` and `swap_out`. Before the first sample, and with
-  the scheme 'none', evaluation sees the raw weights.
-
-  With averaging_scheme='auto' several averages are kept over the same samples,
-  `choice.names` names them, and evaluation sees the one that was selected last;
-  the raw weights before that.
+  where the w_j are those of a scheme (`weightavg.schemes`): `Ema`, `Lawa`,
+  `Polynomial`, or `Auto`, which keeps several averages and shows the one that
+  was chosen last. Trained are the model's own weights, which stay bit for bit
+  what they were; stored are the averages, in float32 (float64 for float64
+  weights; LAWA's samples in the weights' dtype); evaluated is the average,
+  between `swap_in` and `swap_out` or inside `evaluating()`. Before the first
+  sample, evaluation sees the raw weights.
 
   A sample that holds a NaN or an infinity never enters: it is counted in
   `skipped` and logged.
 
-  With averaging_swap='exchange' (the default) a swap exchanges storages
-  (`p.data = average`) and copies nothing. Optimizers, DistributedDataParallel
-  and torch.compile look parameters up anew and do not notice. Who holds on to
-  the storage itself must not do so across a swap: CUDA graphs (also
-  torch.compile's mode='reduce-overhead'), views such as `p.data[0]` or
-  `p.numpy()` taken before it, and inference copies that share memory. For them
-  averaging_swap='copy' copies the average into the parameters and the raw
-  weights back. While the average is shown it is for reading: what is written to
-  the parameters is written to the average itself. Running statistics may be
-  written to, and are the average's again at the next swap.
+  While the average is shown, an optimizer's step on the model and a
+  `load_state_dict` of it raise before they write, and so does another averager.
+  Writes that bypass both are lost with swap='copy' and damage the average with
+  swap='exchange'. Running statistics may be written to, and are the average's
+  again at the next swap.
+
+  Parameters are bound by their place in the model: one that is replaced by
+  another of the same name, shape and dtype is followed, any other change of the
+  trained parameters raises at the next sample.
 
   Args:
     weights: the model (wrapped by DistributedDataParallel or torch.compile or
       not), or pairs of a name and a tensor, which is floating-point or complex.
-      Tied parameters count once; those of a model that require no gradient now
-      are left alone, then and later. Running statistics of a model's BatchNorm
-      are averaged like parameters; with averaging_batch_norm='current' they
-      stay the live model's. Pairs are parameters, or tensors of your own: of
-      those, a swap changes the content (as with averaging_swap='copy').
-    config: scheme and horizon; fractions are of `budget`.
-    budget: T, number of optimizer steps that the run is planned for, >= 1.
-    steps_per_epoch: steps; for averaging_preset='kaddour2022' only.
-    collective: whether all ranks of the default process group call `update`
-      alike. Running statistics differ between ranks without SyncBatchNorm; they
-      are then sampled from rank 0, as DistributedDataParallel broadcasts them.
-      With averaging_placement='sharded' so it is in any case.
+      Tied parameters count once; those of a model that require no gradient are
+      left alone. Pairs are parameters, or tensors of your own: of those, a swap
+      changes the content (as with swap='copy').
+    scheme: the average, such as Ema(0.999).
+    every: steps between two samples, >= 1. By default 1; 0.2 % of `total_steps`
+      for a horizon and for LAWA.
+    start: step before which nothing is sampled, >= 0.
+    total_steps: T, number of optimizer steps that the run is planned for, >= 1;
+      needed by a horizon only, which is a fraction of it.
+    batch_norm: 'averaged': running statistics are averaged like parameters;
+      'current': they stay the live model's.
+    placement: 'device' keeps the average beside the weights, 'cpu' in host
+      memory, 'sharded' divides it over the ranks of the default process group.
+    swap: 'copy' copies the average into the parameters and the raw weights
+      back. 'exchange' exchanges storages (`p.data = average`) and copies
+      nothing: optimizers, DistributedDataParallel and torch.compile look
+      parameters up anew and do not notice, but a storage that is held across a
+      swap is the wrong one: in CUDA graphs (also torch.compile's
+      mode='reduce-overhead'), in views such as `p.data[0]` or `p.numpy()`, and
+      in inference copies that share memory.
+    checkpoints: False saves a sharded average the gathering on rank 0 that a
+      checkpoint needs.
+    collective: all ranks of the default process group call `update` alike.
+      Running statistics differ between ranks without SyncBatchNorm; they are
+      then sampled from rank 0, as DistributedDataParallel broadcasts them. With
+      placement='sharded' so it is in any case.
 
   Raises:
-    ValueError: for a name given twice, an integer tensor or a budget below 1.
-    RuntimeError: from `update` while the average is swapped in.
+    ValueError: for an argument out of range, a horizon without `total_steps`, a
+      name given twice or an integer tensor.
+    RuntimeError: from `update` while an average is shown, and where the model's
+      parameters are no longer those that are averaged.
 
+  >>> from weightavg import Lawa
   >>> model = nn.Linear(1, 1, bias=False)
-  >>> config = AveragingConfig.from_point(
-  ...   averaging_scheme='lawa', averaging_every_steps=1, lawa_window=2)
-  >>> averager = Averager(model, config, budget=3)
+  >>> averager = Averager(model, Lawa(window=2), every=1)
   >>> for value in (1.0, 2.0, 4.0):
   ...   _ = model.weight.data.fill_(value)  # in place of optimizer.step()
   ...   averager.update()
@@ -94,41 +107,37 @@ class Averager:
   def __init__(
     self,
     weights: nn.Module | Iterable[tuple[str, Tensor]],
-    config: AveragingConfig,
-    budget: int,
-    steps_per_epoch: int | None = None,
+    scheme: Scheme,
+    *,
+    every: int | None = None,
+    start: int = 0,
+    total_steps: int | None = None,
+    batch_norm: str = 'averaged',
+    placement: str = 'device',
+    swap: str = 'copy',
+    checkpoints: bool = True,
     collective: bool = False,
   ) -> None:
-    self._names, self._weights = _named_weights(weights)
-    self._statistics: list[models.Statistic] = []
-    is_model = isinstance(weights, nn.Module)
-    if (
-      isinstance(weights, nn.Module)
-      and not isinstance(config.scheme, Raw)
-      and config.averaging_batch_norm == 'averaged'
-    ):
-      self._statistics = list(models.running_statistics(weights))
-      self._names += [statistic.name for statistic in self._statistics]
-    is_sharded = config.averaging_placement == 'sharded'
-    self._collective = collective or is_sharded
-    # A tensor that is no parameter may be an alias, as in a state dict: an
-    # exchange of its storage would not reach the model.
-    self._exchange = config.averaging_swap == 'exchange' and (
-      is_model or all(isinstance(t, nn.Parameter) for t in self._weights)
+    if not isinstance(scheme, Scheme):
+      raise ValueError(
+        f'Invalid scheme={scheme!r}. Must be a scheme such as Ema(0.999); '
+        'Averager.from_config takes a configuration.'
+      )
+    averaging_config.check_storage(batch_norm, placement, swap)
+    self.sampling, self.scheme = averaging_config.resolve(
+      scheme, every, start, total_steps
     )
-    self._config = config
-    self._steps_per_epoch = steps_per_epoch
-    self.sampling, self.scheme = config.resolve(budget, steps_per_epoch)
-    self._recipe = averager_state.recipe(config, self.sampling, self.scheme)
+    self._weights = Weights(
+      weights,
+      with_statistics=batch_norm == 'averaged' and not isinstance(scheme, Raw),
+    )
+    self._collective = collective or placement == 'sharded'
+    self._exchange = swap == 'exchange' and self._weights.are_parameters
+    self._recipe = averager_state.recipe(self.scheme, self.sampling, batch_norm)
     self.placement = (
       None
       if isinstance(self.scheme, Raw)
-      else build_placement(
-        config.averaging_placement,
-        self.scheme,
-        self._data(),
-        config.averaging_checkpoints,
-      )
+      else build_placement(placement, self.scheme, self._data(), checkpoints)
     )
     self.choice = Choice(self.scheme)
     self.step = 0
@@ -137,6 +146,38 @@ class Averager:
     # 'exchange', copies of them under 'copy'.
     self._raw: list[Tensor] | None = None
     self._backup: list[Tensor] | None = None
+    self._showing: shown.Showing | None = None
+
+  @classmethod
+  def from_config(
+    cls,
+    weights: nn.Module | Iterable[tuple[str, Tensor]],
+    config: AveragingConfig,
+    budget: int,
+    steps_per_epoch: int | None = None,
+    collective: bool = False,
+  ) -> 'Averager':
+    """Build the averager that a point of a search space describes.
+
+    Args:
+      weights: as in the constructor.
+      config: scheme and horizon; fractions are of `budget`.
+      budget: T, number of optimizer steps that the run is planned for, >= 1.
+      steps_per_epoch: steps; for averaging_preset='kaddour2022' only.
+      collective: as in the constructor.
+    """
+    sampling, scheme = config.resolve(budget, steps_per_epoch)
+    return cls(
+      weights,
+      scheme,
+      every=sampling.every,
+      start=sampling.start,
+      batch_norm=config.averaging_batch_norm,
+      placement=config.averaging_placement,
+      swap=config.averaging_swap,
+      checkpoints=config.averaging_checkpoints,
+      collective=collective,
+    )
 
   @property
   def samples(self) -> int:
@@ -148,18 +189,15 @@ class Averager:
     """Whether the model holds the average at the moment."""
     return self._raw is not None
 
-  def follow_budget(self, budget: int) -> None:
-    """Sample at the cadence of another budget from the next step on.
+  def resample(self, sampling: Sampling) -> None:
+    """Sample at another cadence from the next step on.
 
     The length of the average stays what it is in samples. So a horizon that is
-    a fraction of T follows T; what has been sampled keeps its weight.
-
-    Args:
-      budget: T, in steps, >= 1.
+    a fraction of T follows a new T; what has been sampled keeps its weight.
     """
-    self.sampling = self._config.sampling(budget, self._steps_per_epoch)
+    self.sampling = sampling
     if self.placement is not None:
-      self._recipe |= dataclasses.asdict(self.sampling)
+      self._recipe |= dataclasses.asdict(sampling)
 
   def update(self, finite: bool | None = None) -> None:
     """Call after every optimizer step: counts it, and samples if it is due.
@@ -171,7 +209,7 @@ class Averager:
     """
     if self.swapped:
       raise RuntimeError(
-        'The model holds the average. Call swap_out() before training goes on.'
+        'The model holds the average. Call swap_out() before update().'
       )
     self.step += 1
     if self.placement is not None and self.sampling.is_sampled(self.step):
@@ -179,7 +217,10 @@ class Averager:
 
   @_outside_autograd
   def _sample(self, placement: DevicePlacement, finite: bool | None) -> None:
-    tensors = [weight.data for weight in self._weights] + self._statistics_now()
+    self._weights.follow()
+    shown.check_not_shown(self._weights.parameters, 'update()')
+    tensors = [p.data for p in self._weights.parameters]
+    tensors += self._statistics_now()
     if multi_tensor.all_finite(tensors) if finite is None else finite:
       placement.add(tensors)
     else:
@@ -192,7 +233,7 @@ class Averager:
       )
 
   def select(self, which: int) -> None:
-    """Choose what evaluation sees from now on, with averaging_scheme='auto'.
+    """Choose what evaluation sees from now on, among the averages of `Auto`.
 
     Args:
       which: index into `choice.names`; -1 for the raw weights.
@@ -207,24 +248,58 @@ class Averager:
       )
     self.choice.select(which)
 
+  def choose(self, losses: Sequence[float]) -> str:
+    """Select the average of `Auto` with the lowest loss, the first of equals.
+
+    Args:
+      losses: one for each of `choice.names`, on examples that were never
+        trained on, the same for all; a loss that is not finite is out.
+
+    Returns:
+      Its name; 'raw' where no loss is finite.
+
+    >>> from weightavg import Auto
+    >>> model = nn.Linear(2, 1)
+    >>> averager = Averager(
+    ...   model, Auto('raw, ema 0.1, polynomial 4'), total_steps=100)
+    >>> averager.update()
+    >>> losses = []
+    >>> for which in range(len(averager.choice.names)):
+    ...   with averager.evaluating(which):
+    ...     losses.append(model(torch.ones(1, 2)).item() ** 2)
+    >>> averager.choose(losses)
+    'raw'
+    """
+    which = self.choice.lowest(losses)
+    self.select(which)
+    return 'raw' if which < 0 else self.choice.names[which]
+
   @_outside_autograd
   def swap_in(self) -> None:
     """Show the average; nothing happens if it is shown already.
 
-    With averaging_placement='sharded' every rank must call it: one all-gather,
-    and the start of another one to rank 0 for the checkpoint.
+    With placement='sharded' every rank must call it: one all-gather, and the
+    start of another one to rank 0 for the checkpoint.
+
+    Raises:
+      RuntimeError: another averager shows its average in the same weights.
     """
     if self.swapped or self.placement is None or not self.samples:
       return
+    self._weights.follow()
     self.placement.collect()
+    self.choice.warn_if_none()
     if self.choice.shows_raw:
       return
     raw = self._data()
-    shown = self.placement.shown(raw, self.choice.selected)
+    average = self.placement.shown(raw, self.choice.selected)
+    parameters = self._weights.parameters
+    self._showing = shown.Showing(self, parameters, self._weights.modules())
+    shown.clear_autocast_cache()
     if self._exchange:
-      self._exchange_in(raw, shown)
+      self._exchange_in(raw, average)
     else:
-      self._copy_in(raw, shown)
+      self._copy_in(raw, average)
 
   @_outside_autograd
   def swap_out(self) -> None:
@@ -232,22 +307,37 @@ class Averager:
     if self._raw is None:
       return
     if self._exchange:
-      for tensor, raw in zip(self._tensors(), self._raw, strict=True):
+      for tensor, raw in zip(self._weights.tensors, self._raw, strict=True):
         tensor.data = raw
     else:
       multi_tensor.copy_(self._data(), self._raw)
     self._raw = None
+    shown.clear_autocast_cache()
+    if self._showing is not None:
+      self._showing.end()
+      self._showing = None
 
   @contextlib.contextmanager
-  def evaluating(self) -> Iterator[None]:
-    """Show the average inside the block, the raw weights after it."""
-    was_swapped = self.swapped
+  def evaluating(self, which: int | None = None) -> Iterator[None]:
+    """Show the average inside the block, the raw weights after it.
+
+    Args:
+      which: index into `choice.names` of another average than the chosen one;
+        -1 for the raw weights.
+
+    Raises:
+      RuntimeError: an average is shown already and another one is asked for.
+    """
+    was_swapped, selected = self.swapped, self.choice.selected
+    if which is not None and which != selected:
+      self.select(which)
     try:
       self.swap_in()
       yield
     finally:
       if not was_swapped:
         self.swap_out()
+      self.choice.selected = selected
 
   def state_dict(self) -> dict[str, Any]:
     """Everything needed to continue, in tensors, numbers, strings and dicts.
@@ -257,7 +347,7 @@ class Averager:
     state does not depend on the placement and loads into any other. It makes
     no collective: what a sharded average needs of other ranks is on its way to
     rank 0 since `swap_in`. Where it is not (on another rank, after a sample
-    since, or with averaging_checkpoints=False) the state says so and cannot be
+    since, or with checkpoints=False) the state says so and cannot be
     loaded.
     """
     buffers = [] if self.placement is None else self.placement.buffers()
@@ -280,20 +370,19 @@ class Averager:
 
     The model has to be restored too, before or after. If the average was
     swapped in, the model holds it again afterwards and `swap_out` gives the raw
-    weights; that is a collective with averaging_placement='sharded'.
+    weights; that is a collective with placement='sharded'.
 
     Raises:
       ValueError: for a state of another scheme, horizon or model; nothing has
         been changed then.
     """
-    shapes = zip(self._names, (t.shape for t in self._tensors()), strict=True)
+    tensors = self._weights.tensors
+    shapes = zip(self._weights.names, (t.shape for t in tensors), strict=True)
     averager_state.check(state_dict, self.scheme, self._recipe, dict(shapes))
     raw = state_dict['raw']
     if self._raw is not None:
       # They may be this averager's own, which are about to be overwritten.
       raw = {name: tensor.clone() for name, tensor in raw.items()}
-      # The model may have been restored already, in place of the average.
-      multi_tensor.copy_(self._raw, self._data())
       self.swap_out()
     self.step = state_dict['step']
     self.skipped = state_dict['skipped']
@@ -305,19 +394,15 @@ class Averager:
       multi_tensor.copy_(self._data(), self._in_order(raw))
       self.swap_in()
 
-  def _tensors(self) -> list[Tensor]:
-    """Weights and running statistics, as `_names` names them."""
-    return self._weights + [s.tensor for s in self._statistics]
-
   def _data(self) -> list[Tensor]:
-    return [tensor.data for tensor in self._tensors()]
+    return [tensor.data for tensor in self._weights.tensors]
 
   def _statistics_now(self) -> list[Tensor]:
     """Running statistics for a sample: copies, which outlive the next forward.
 
     One buffer for each device and dtype, and one broadcast.
     """
-    result = [s.tensor for s in self._statistics]
+    result = [s.tensor for s in self._weights.statistics]
     for kind in dict.fromkeys((t.device, t.dtype) for t in result):
       places = [i for i, t in enumerate(result) if (t.device, t.dtype) == kind]
       parts = [result[i] for i in places]
@@ -329,51 +414,25 @@ class Averager:
         result[i] = copy.view(result[i].shape)
     return result
 
-  def _exchange_in(self, raw: list[Tensor], shown: list[Tensor]) -> None:
+  def _exchange_in(self, raw: list[Tensor], average: list[Tensor]) -> None:
     # Before anything is exchanged: swap_out can then undo half a swap.
     self._raw = raw
-    count = len(self._weights)
+    count = len(self._weights.parameters)
     # Layers write to statistics in place: whoever recomputes them for the
     # average (torch's update_bn) must not write to the average itself.
-    shown = shown[:count] + [t.clone() for t in shown[count:]]
-    for tensor, average in zip(self._tensors(), shown, strict=True):
-      tensor.data = average
+    average = average[:count] + [t.clone() for t in average[count:]]
+    for tensor, own in zip(self._weights.tensors, average, strict=True):
+      tensor.data = own
 
-  def _copy_in(self, raw: list[Tensor], shown: list[Tensor]) -> None:
+  def _copy_in(self, raw: list[Tensor], average: list[Tensor]) -> None:
     if self._backup is None:
       self._backup = [torch.empty_like(t) for t in raw]
     multi_tensor.copy_(self._backup, raw)
     self._raw = self._backup
-    multi_tensor.copy_(raw, shown)
+    multi_tensor.copy_(raw, average)
 
   def _by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    return dict(zip(self._names, tensors, strict=True))
+    return dict(zip(self._weights.names, tensors, strict=True))
 
   def _in_order(self, named: dict[str, Tensor]) -> list[Tensor]:
-    return [named[name] for name in self._names]
-
-
-def _named_weights(
-  weights: nn.Module | Iterable[tuple[str, Tensor]],
-) -> tuple[list[str], list[Tensor]]:
-  if isinstance(weights, nn.Module):
-    named: list[tuple[str, Tensor]] = [
-      (name, parameter)
-      for name, parameter in models.named_parameters(weights)
-      if parameter.requires_grad
-    ]
-  else:
-    named = list(weights)
-    for name, tensor in named:
-      if not (tensor.is_floating_point() or tensor.is_complex()):
-        raise ValueError(
-          f'Invalid weights: {name!r} is {tensor.dtype}. Must be '
-          'floating-point or complex.'
-        )
-  if not named:
-    raise ValueError('Invalid weights: there are none.')
-  names = [name for name, _ in named]
-  for name, count in collections.Counter(names).items():
-    if count > 1:
-      raise ValueError(f'Invalid weights: two tensors are called {name!r}.')
-  return names, [tensor for _, tensor in named]
+    return [named[name] for name in self._weights.names]

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightavg.averaging_config import AveragingConfig
 from weightavg.pytorch.choice import RAW
 from weightavg.pytorch.models import RUNNING_STATISTICS
 from weightavg.sampling import Sampling
@@ -28,12 +27,12 @@ _KINDS: dict[str, type] = {
 
 
 def recipe(
-  config: AveragingConfig, sampling: Sampling, scheme: Scheme
+  scheme: Scheme, sampling: Sampling, batch_norm: str
 ) -> dict[str, Any]:
   """The settings in which two averagers must agree to share a state."""
   found: dict[str, Any] = {
     'averaging_scheme': scheme.name,
-    'averaging_batch_norm': config.averaging_batch_norm,
+    'averaging_batch_norm': batch_norm,
   }
   if isinstance(scheme, Raw):
     return found

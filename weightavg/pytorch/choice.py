@@ -1,5 +1,10 @@
 """Which of the averages that are kept evaluation sees."""
 
+import math
+from collections.abc import Sequence
+
+from absl import logging
+
 from weightavg.schemes import Raw, Scheme
 
 # In place of an average: the raw weights.
@@ -20,6 +25,7 @@ class Choice:
     self._parts = scheme.parts
     self.names = scheme.part_names
     self.selected = RAW if self.names else 0
+    self._is_made = not self.names
 
   def select(self, which: int) -> None:
     """Choose what is shown from now on.
@@ -33,6 +39,32 @@ class Choice:
     if not RAW <= which < len(self.names):
       raise ValueError(f'Invalid {which=}. Must be in [-1, {len(self.names)}).')
     self.selected = which
+    self._is_made = True
+
+  def lowest(self, losses: Sequence[float]) -> int:
+    """Index of the lowest finite loss, the first of equals; RAW for none.
+
+    Raises:
+      ValueError: there is not one loss for each of `names`.
+    """
+    if not self.names or len(losses) != len(self.names):
+      raise ValueError(
+        f'Invalid losses: {len(losses)} for {len(self.names)} candidates. Must '
+        'be one for each.'
+      )
+    values = [float(loss) for loss in losses]
+    finite = [i for i, value in enumerate(values) if math.isfinite(value)]
+    return min(finite, key=lambda i: values[i], default=RAW)
+
+  def warn_if_none(self) -> None:
+    """Say once that none was made: the raw weights would be shown silently."""
+    if not self._is_made:
+      self._is_made = True
+      logging.warning(
+        'No average has been chosen among %s: evaluation sees the raw weights. '
+        'Call choose(losses) of the averager.',
+        ', '.join(self.names),
+      )
 
   @property
   def shows_raw(self) -> bool:

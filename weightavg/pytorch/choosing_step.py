@@ -226,19 +226,14 @@ def compare_candidates(
   rng: Any,
 ) -> selection.Comparison:
   """Every candidate's losses on the same examples; a collective under DDP."""
-  before = averager.choice.selected
   batch = _beside(model, batch)
   rows = []
-  try:
-    for which in range(len(averager.choice.names)):
-      averager.select(which)
-      with averager.evaluating():
-        losses, elements = example_losses(
-          workload, model, model_state, batch, rng
-        )
-      rows.append(losses)
-  finally:
-    averager.select(before)
+  for which in range(len(averager.choice.names)):
+    with averager.evaluating(which):
+      losses, elements = example_losses(
+        workload, model, model_state, batch, rng
+      )
+    rows.append(losses)
   losses = torch.stack(rows)
   return selection.compare(losses[:, _is_valid(batch)], elements)
 

@@ -48,19 +48,21 @@ class Statistic:
 
   @property
   def tensor(self) -> Tensor:
-    """The one that is there now."""
+    """The buffer the layer currently holds; layers may replace it."""
     return getattr(self.layer, self.attribute)
 
 
 def running_statistics(model: nn.Module) -> Iterator[Statistic]:
   """Running means and variances of normalisation layers, each once.
 
-  Integer buffers (the counters of batches) are left out, and so are buffers of
-  other layers, which are constants.
+  Other buffers are left to the live model: counters of batches, constants, and
+  states that are no statistics of the data, such as the vectors u and v of a
+  spectral norm.
   """
   for prefix, layer in unwrap(model).named_modules():
+    buffers = dict(layer.named_buffers(recurse=False))
     for attribute in RUNNING_STATISTICS:
-      buffer = layer._buffers.get(attribute)
+      buffer = buffers.get(attribute)
       if buffer is not None and torch.is_floating_point(buffer):
         name = f'{prefix}.{attribute}' if prefix else attribute
         yield Statistic(clean_name(name), layer, attribute)

@@ -95,19 +95,19 @@ def init_optimizer_state(
     config.schedule.schedule,
     config.schedule.schedule_factor,
   )
-  averager = Averager(
-    model_params,
-    config.averaging,
-    budget,
-    _steps_per_epoch(workload, config, optimizer.get_batch_size),
-    collective=True,
+  averaging = config.averaging
+  epoch = _steps_per_epoch(workload, config, optimizer.get_batch_size)
+  averager = Averager.from_config(
+    model_params, averaging, budget, epoch, collective=True
   )
   timing: dict[str, Any] = {}
   if clock is None:
     scheduler: LRScheduler = build_scheduler(trainer, budget, *curve)
   else:
     scheduler = build_planned_scheduler(trainer, clock.plan, *curve)
-    clock.add_follower(averager.follow_budget)
+    clock.add_follower(
+      lambda total: averager.resample(averaging.sampling(total, epoch))
+    )
     # Restored in this order: the averager's state is that of the planned T.
     timing['clock'] = clock
   return {

@@ -8,7 +8,7 @@ A list of candidates is one string, separated by commas:
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from weightavg.config_fields import config_field
@@ -33,7 +33,7 @@ class Auto(Scheme):
   say how; elsewhere the caller hands them over.
 
   Args:
-    candidates: text such as 'raw, ema 0.1, polynomial 4'.
+    candidates: text such as 'raw, ema 0.1, polynomial 4', or schemes.
     probe_examples: examples held out of training, over all ranks; at least 2;
       None for a quarter of a batch.
     probe_every: fraction of T in (0, 1] between two renewals of them.
@@ -45,9 +45,9 @@ class Auto(Scheme):
 
   name: ClassVar[str] = 'auto'
 
-  candidates: str = config_field(
+  candidates: str | Sequence[Scheme] = config_field(
     DEFAULT_CANDIDATES,
-    str,
+    (str, list, tuple),
     None,
     'averages among which auto chooses',
     key='averaging_candidates',
@@ -77,17 +77,24 @@ class Auto(Scheme):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    parse(self.candidates)
+    # Hashable, and free of the caller's list.
+    if not isinstance(self.candidates, str):
+      object.__setattr__(self, 'candidates', tuple(self.candidates))
+    _check_averages(self.schemes, self.candidates)
 
   @property
   def names(self) -> tuple[str, ...]:
     """Names of the candidates, each with single spaces."""
-    return names(self.candidates)
+    if isinstance(self.candidates, str):
+      return names(self.candidates)
+    return tuple(map(str, self.candidates))
 
   @property
   def schemes(self) -> tuple[Scheme, ...]:
     """The candidates, in order."""
-    return parse(self.candidates)
+    if isinstance(self.candidates, str):
+      return parse(self.candidates)
+    return tuple(self.candidates)
 
   def probe_every_steps(self, budget: int) -> int:
     """Steps between two renewals of the examples by which auto chooses."""
@@ -161,10 +168,16 @@ def parse(text: str) -> tuple[Scheme, ...]:
     if candidate in result:
       raise _invalid(text, f'Candidate {name!r} is given twice.')
     result.append(candidate)
-  if all(isinstance(candidate, Raw) for candidate in result):
-    raise _invalid(text, 'Must name at least one average.')
   return tuple(result)
 
 
-def _invalid(text: str, why: str) -> ValueError:
-  return ValueError(f'Invalid averaging_candidates={text!r}. {why}')
+def _check_averages(schemes: Sequence[Scheme], given: object) -> None:
+  for scheme in schemes:
+    if not isinstance(scheme, Scheme) or len(scheme.parts) != 1:
+      raise _invalid(given, f'{scheme!r} is not a single average.')
+  if all(isinstance(scheme, Raw) for scheme in schemes):
+    raise _invalid(given, 'Must name at least one average.')
+
+
+def _invalid(given: object, why: str) -> ValueError:
+  return ValueError(f'Invalid averaging_candidates={given!r}. {why}')

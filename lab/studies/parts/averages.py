@@ -43,7 +43,7 @@ class Averages(Follower):
   def at_start(self, run: TrialRun) -> None:
     """Make the averages of the new model."""
     self._averagers = {
-      name: Averager(
+      name: Averager.from_config(
         run.state.model_params,
         AveragingConfig.from_point(**fields),
         run.trial.budget,

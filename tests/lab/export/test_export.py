@@ -20,7 +20,7 @@ POINT = {'learning_rate': 0.01, 'warmup_factor': 0.0}
 # Runs in a process of its own: `python -I` sees neither the working directory
 # nor PYTHONPATH, and what this repository installs is made unimportable.
 ALONE = """
-import importlib, json, sys
+import importlib.util, json, sys
 
 class Blocked:
   def find_spec(self, name, path=None, target=None):
@@ -45,6 +45,7 @@ torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
 workload = types.SimpleNamespace(
   step_hint=500,
+  max_allowed_runtime_sec=3600,
   num_train_examples=64,
   metrics_logger=None,
   model_params_types=None,
@@ -204,7 +205,10 @@ def test_folders_hold_what_the_benchmark_asks_for(exported, ruleset, name):
   assert (
     info['ruleset'] == {'external': 'external', 'self': 'self-tuning'}[ruleset]
   )
-  assert info['framework'] == 'PyTorch'
+  is_jax = name.endswith('_jax')
+  assert info['framework'] == ('JAX' if is_jax else 'PyTorch')
+  # The form's reader cuts lines at a hash before it reads YAML.
+  assert not any('#' in line for line in lines)
   assert info['submission_name']
   assert info['authors'] == ('A. Nonymous' if ruleset == 'external' else '')
   # pip reads it, and installs nothing.
@@ -432,6 +436,14 @@ def test_the_command_exits_with_1(tmp_path):
   assert result.returncode == 1
   assert len(result.stderr.splitlines()) == 1
   assert result.stderr.startswith('error: Invalid submission=')
+
+
+def test_the_title_of_the_pull_request_is_printed(tmp_path, capsys):
+  exporter.main(['shampoo_auto', '--output', str(tmp_path)])
+  assert (
+    '[submission] Distributed Shampoo + chosen average'
+    in capsys.readouterr().out
+  )
 
 
 def test_titles():

@@ -99,7 +99,7 @@ def test_offline_equals_online_bit_for_bit(name, dtype, tmp_path):
   config = AveragingConfig.from_point(
     averaging_scheme=name, averaging_every_steps=2, **knobs
   )
-  averager = Averager(model, config, budget=12)
+  averager = Averager.from_config(model, config, budget=12)
   optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
   for step in range(1, 13):
     loss = model(torch.randn(8, 97, dtype=dtype)).square().sum()

@@ -172,7 +172,7 @@ def test_our_checkpoints_give_raw_weights_unless_asked(evaluated, tmp_path):
   config = AveragingConfig.from_point(
     averaging_scheme='lawa', averaging_every_steps=1, lawa_window=2
   )
-  averager = Averager(model, config, budget=2)
+  averager = Averager.from_config(model, config, budget=2)
   for value in (1.0, 3.0):
     model.weight.data.fill_(value)
     averager.update()

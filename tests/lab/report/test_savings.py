@@ -10,13 +10,23 @@ from lab.report import savings
 INF = math.inf
 
 
+TIMES = {
+  'base': {'x': 3600.0, 'y': 7200.0, 'z': INF},
+  'new': {'x': 1800.0, 'y': INF, 'z': 3600.0},
+}
+# No spread: intervals have no width.
+STUDIES = pd.DataFrame(
+  {'submission': s, 'workload': w, 'study': f'study_{i}', 'seconds': seconds}
+  for s, row in TIMES.items()
+  for w, seconds in row.items()
+  for i in range(3)
+)
+
+
 @pytest.fixture
 def hours():
   """GPU-hours; `base` misses z, `new` misses y."""
-  times = {
-    'base': {'x': 3600.0, 'y': 7200.0, 'z': INF},
-    'new': {'x': 1800.0, 'y': INF, 'z': 3600.0},
-  }
+  times = TIMES
   medians = pd.DataFrame(
     {'submission': s, 'workload': w, 'seconds': seconds}
     for s, row in times.items()
@@ -39,7 +49,7 @@ def hours():
 
 
 def _row(hours, rule, submission='new'):
-  table = savings.against(hours, 'base', rule).set_index('submission')
+  table = savings.against(hours, STUDIES, 'base', rule).set_index('submission')
   return table.loc[submission]
 
 
@@ -49,6 +59,7 @@ def test_gpu_hours(hours):
     'gpus': 4,
     'for_budget': 16.0,
     'spent': 12.0,
+    'studies': 3,
     'to_target': 4.0,
   }
 
@@ -67,6 +78,8 @@ def test_rules_for_missed_targets(hours, rule, workloads, own, other, ratio):
   assert row['workloads'] == workloads
   assert (row['gpu_hours'], row['baseline_gpu_hours']) == (own, other)
   assert row['saving'] == 1 - own / other
+  assert row['saving_low'] == row['saving_high'] == pytest.approx(row['saving'])
+  assert row['fewest_studies'] == 3
   assert row['median_ratio'] == ratio
   assert row['reached'] == 2
   assert _row(hours, rule, 'base')['saving'] == 0.0
@@ -90,17 +103,11 @@ def test_devices_of_the_logs_come_first():
   assert math.isnan(row['for_budget'])
 
 
-def test_relative_to_the_baseline_only_where_both_reach():
-  medians = pd.DataFrame(
-    [
-      {'submission': 'base', 'workload': 'x', 'seconds': 10.0, 'steps': 100.0},
-      {'submission': 'base', 'workload': 'y', 'seconds': INF, 'steps': INF},
-      {'submission': 'new', 'workload': 'x', 'seconds': 9.0, 'steps': 80.0},
-      {'submission': 'new', 'workload': 'y', 'seconds': 5.0, 'steps': 50.0},
-      {'submission': 'new', 'workload': 'z', 'seconds': 5.0, 'steps': 50.0},
-    ]
-  )
-  first, second = savings.by_workload(medians, 'base')
-  assert (first['steps_ratio'], first['seconds_ratio']) == (0.8, 0.9)
-  assert second['workload'] == 'y'
-  assert math.isnan(second['steps_ratio'])
+def test_interval_of_a_saving_holds_the_savings_of_the_studies(hours):
+  studies = STUDIES.copy()
+  spread = (studies['submission'] == 'new') & (studies['workload'] == 'x')
+  studies.loc[spread, 'seconds'] = [1800.0, 900.0, INF]
+  row = savings.against(hours, studies, 'base', 'reached')
+  row = row.set_index('submission').loc['new']
+  # x alone: 1 or, where a draw misses, the 12 hours spent, over 4.
+  assert (row['saving_low'], row['saving_high']) == (1 - 12 / 4, 1 - 1 / 4)

@@ -32,13 +32,18 @@ def test_budgets_of_version_one():
 def test_a_file_with_the_base_workloads_of_a_version_has_its_budgets(tmp_path):
   base = targets.of_version('0.5').base_workloads
   path = log_folders.write_targets(
-    tmp_path / 'targets.json', {name: ('loss', 0.1, 50) for name in base}
+    tmp_path / 'targets.json',
+    {name: ('loss', 0.1, 50) for name in base},
+    version='0.6',
   )
   read = targets.read(path)
   assert (read.version, read.gpus, read.invalid) == ('0.5', 8, ())
   assert read.goals['wmt'].target == 0.1
   assert read.goals['wmt'].step_hint == 50
   assert read.budget_seconds('wmt', 'external') == 48151
+  path.write_text(path.read_text().replace('0.6', '7.0'))
+  (line,) = targets.read(path).invalid
+  assert "unknown version '7.0', time budgets are those of 0.5" in line
 
 
 def test_unknown_version_and_unusable_targets_are_listed(tmp_path):

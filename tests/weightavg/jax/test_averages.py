@@ -103,7 +103,7 @@ def test_equal_to_pytorch_in_float64(scheme, seed):
   values = np.random.default_rng(seed).normal(size=(20, 7))
   state, shown = run(averaging, jnp.asarray(values))
   weight = torch.zeros(7, dtype=torch.float64)
-  averager = Averager([('w', weight)], config, budget=100)
+  averager = Averager.from_config([('w', weight)], config, budget=100)
   for step, value in enumerate(values):
     weight.copy_(torch.from_numpy(value))
     averager.update()

@@ -1,0 +1,111 @@
+"""The parameters that hold an average at the moment, and guards against writes.
+
+While an average is shown, a write to the parameters is a write to the average
+(or is lost). So an optimizer's step and a `load_state_dict` are refused before
+they write, and so is a second averager that would take the average for the raw
+weights.
+"""
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+# Parameters by identity, and the object that shows its average in them.
+_OWNERS: dict[int, weakref.ref] = {}
+
+
+class Showing:
+  """The time between a swap in and a swap out.
+
+  Args:
+    owner: shows its average.
+    tensors: the parameters that are swapped.
+    modules: the modules that hold them.
+
+  Raises:
+    RuntimeError: another owner shows an average in one of the tensors.
+  """
+
+  def __init__(
+    self, owner: Any, tensors: Sequence[Tensor], modules: Iterable[nn.Module]
+  ) -> None:
+    check_not_shown(tensors, 'swap_in()')
+    self._ids = [id(tensor) for tensor in tensors]
+    _OWNERS.update(dict.fromkeys(self._ids, weakref.ref(owner)))
+    self._hooks: list[Any] = [register_optimizer_step_pre_hook(_refuse_step)]
+    self._hooks += [
+      module.register_load_state_dict_pre_hook(_refuse_load)
+      for module in modules
+    ]
+
+  def end(self) -> None:
+    """Remove the guards."""
+    for hook in self._hooks:
+      hook.remove()
+    for key in self._ids:
+      _OWNERS.pop(key, None)
+
+
+def is_shown(tensor: Tensor) -> bool:
+  """True if the tensor holds an average."""
+  owner = _OWNERS.get(id(tensor))
+  # An owner that is gone left its average behind for good.
+  return owner is not None and owner() is not None
+
+
+def check_not_shown(tensors: Sequence[Tensor], action: str) -> None:
+  """Raise RuntimeError if one of the tensors holds an average."""
+  if _OWNERS and any(map(is_shown, tensors)):
+    raise RuntimeError(
+      'Another averager shows its average in these weights. Call its '
+      f'swap_out() before {action}.'
+    )
+
+
+def clear_autocast_cache() -> None:
+  """Forget the casts that autocast made of weights that are about to change."""
+  torch.clear_autocast_cache()
+
+
+def _refuse_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any):
+  del args, kwargs
+  for group in optimizer.param_groups:
+    if any(map(is_shown, group['params'])):
+      raise RuntimeError(
+        'The model holds the average. Call swap_out() before a step of the '
+        'optimizer.'
+      )
+
+
+def _refuse_load(
+  module: nn.Module,
+  state_dict: dict[str, Any],
+  prefix: str,
+  local_metadata: dict[str, Any],
+  *args: Any,
+) -> None:
+  """Refuse a load that would change a parameter; a module's copy has none."""
+  del args
+  assigns = local_metadata.get('assign_to_params_buffers', False)
+  for name, parameter in module._parameters.items():
+    value = state_dict.get(prefix + name)
+    if parameter is None or value is None or not is_shown(parameter):
+      continue
+    if assigns or not _is_equal(value, parameter):
+      raise RuntimeError(
+        f'The model holds the average. Call swap_out() before {prefix + name} '
+        'is loaded.'
+      )
+
+
+def _is_equal(value: Any, parameter: Tensor) -> bool:
+  """A restored run may load the average that it shows once more."""
+  return (
+    isinstance(value, Tensor)
+    and value.shape == parameter.shape
+    and torch.equal(value.to(parameter), parameter.data)
+  )

@@ -1,0 +1,169 @@
+"""The tensors that are averaged, by name, and how they follow the model."""
+
+import collections
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightavg.pytorch import models
+
+
+class Weights:
+  """Trained parameters of a model, and its running statistics.
+
+  Parameters are bound by their place in the model: one that was replaced by
+  another of the same name, shape and dtype, as `load_state_dict(assign=True)`
+  does, is followed.
+
+  Args:
+    weights: a model, wrapped or not, or pairs of a name and a tensor.
+    with_statistics: average running statistics, too.
+
+  Raises:
+    ValueError: there are none, two have the same name, or one is no
+      floating-point or complex tensor.
+  """
+
+  def __init__(
+    self,
+    weights: nn.Module | Iterable[tuple[str, Tensor]],
+    with_statistics: bool,
+  ) -> None:
+    self.model = (
+      models.unwrap(weights) if isinstance(weights, nn.Module) else None
+    )
+    named: list[tuple[str, Tensor]] = []
+    self.statistics: list[models.Statistic] = []
+    if self.model is None:
+      named = [_checked(pair) for pair in weights]  # type: ignore[union-attr]
+    else:
+      named += _trained(self.model)
+      if with_statistics:
+        self.statistics = list(models.running_statistics(self.model))
+    if not named:
+      raise ValueError('Invalid weights: there are none.')
+    self.parameters = [tensor for _, tensor in named]
+    self.names = [name for name, _ in named]
+    self.names += [statistic.name for statistic in self.statistics]
+    for name, count in collections.Counter(self.names).items():
+      if count > 1:
+        raise ValueError(f'Invalid weights: two tensors are called {name!r}.')
+    self._seen = self._tree()
+
+  @property
+  def tensors(self) -> list[Tensor]:
+    """Parameters and running statistics, as `names` names them."""
+    return self.parameters + [s.tensor for s in self.statistics]
+
+  @property
+  def are_parameters(self) -> bool:
+    """True if a swap of storages reaches the model.
+
+    A tensor that is no parameter may be an alias, as in a state dict.
+    """
+    return self.model is not None or all(
+      isinstance(tensor, nn.Parameter) for tensor in self.parameters
+    )
+
+  def modules(self) -> Iterator[nn.Module]:
+    """Modules whose `load_state_dict` would write to the parameters."""
+    if self.model is None:
+      return
+    for module in self.model.modules():
+      if not isinstance(module, torch.jit.ScriptModule):
+        yield module
+
+  def follow(self) -> None:
+    """Bind parameters anew where the model has got others.
+
+    Raises:
+      RuntimeError: a parameter is gone, of another shape or dtype, or one is
+        trained that is not averaged.
+    """
+    tree = self._tree()
+    if len(tree) == len(self._seen) and all(
+      map(operator.is_, tree, self._seen)
+    ):
+      return
+    assert self.model is not None
+    count = len(self.parameters)
+    before = dict(zip(self.names[:count], self.parameters, strict=True))
+    now = dict(models.named_parameters(self.model))
+    for name, old in before.items():
+      if name not in now:
+        raise _changed(f'{name!r} is gone')
+      if _kind(now[name]) != _kind(old):
+        raise _changed(f'{name!r} is {_kind(now[name])}, was {_kind(old)}')
+      if now[name] is not old and not now[name].requires_grad:
+        raise _changed(f'{name!r} is another, frozen parameter')
+    for name, parameter in now.items():
+      if name not in before and parameter.requires_grad:
+        raise _changed(f'{name!r} is trained now and is not averaged')
+    statistics = {s.name: s for s in models.running_statistics(self.model)}
+    for name in self.names[count:]:
+      if name not in statistics:
+        raise _changed(f'{name!r} is gone')
+    self.parameters = [now[name] for name in before]
+    self.statistics = [statistics[name] for name in self.names[count:]]
+    self._seen = tree
+
+  def _tree(self) -> list[Any]:
+    """Modules and parameters by identity, and which parameters are frozen."""
+    if self.model is None or isinstance(self.model, torch.jit.ScriptModule):
+      return []
+    tree: list[Any] = []
+    stack: list[Any] = [self.model]
+    while stack:
+      module = stack.pop()
+      if module is None:
+        continue
+      tree.append(module)
+      for parameter in module._parameters.values():
+        if parameter is not None:
+          # None and the parameter are told apart by identity, too.
+          tree += (parameter, None if parameter.requires_grad else _FROZEN)
+      stack.extend(module._modules.values())
+    return tree
+
+
+_FROZEN = object()
+
+
+def _trained(model: nn.Module) -> list[tuple[str, Tensor]]:
+  return [
+    (name, parameter)
+    for name, parameter in models.named_parameters(model)
+    if parameter.requires_grad
+  ]
+
+
+def _checked(pair: Any) -> tuple[str, Tensor]:
+  is_pair = isinstance(pair, tuple) and len(pair) == 2
+  if not is_pair or not (
+    isinstance(pair[0], str) and isinstance(pair[1], Tensor)
+  ):
+    raise ValueError(
+      f'Invalid weights: found a {type(pair).__name__}. Must be a model, or '
+      'pairs of a name and a tensor such as model.named_parameters().'
+    )
+  name, tensor = pair
+  if not (tensor.is_floating_point() or tensor.is_complex()):
+    raise ValueError(
+      f'Invalid weights: {name!r} is {tensor.dtype}. Must be '
+      'floating-point or complex.'
+    )
+  return name, tensor
+
+
+def _kind(tensor: Tensor) -> str:
+  return f'{tuple(tensor.shape)} of {tensor.dtype}'
+
+
+def _changed(what: str) -> RuntimeError:
+  return RuntimeError(
+    f'The model has changed since its averager was built: {what}. Build a new '
+    'Averager for it.'
+  )
