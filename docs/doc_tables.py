@@ -12,6 +12,7 @@ from typing import Any
 import algoperf_table
 
 from benchmarks import tables as bench
+from benchmarks.gpu import table as gpu_table
 from lab.studies import auto, horizon, repeated, steps
 from lab.studies.parts import frame
 from lab.studies.parts.tables import number
@@ -172,3 +173,8 @@ def a100_values() -> str:
     for row in results('algoperf_a100/report.json')['value_of_changes']
   ]
   return '\n'.join(lines)
+
+
+def gpu() -> str:
+  """Every section of `make gpu`."""
+  return gpu_table.page(results('gpu/gpu.json')).rstrip()
