@@ -1,6 +1,5 @@
 """Peculiarities of finewebedu_lm: no weights, tied embeddings, a constant.
 
-
 The model has the benchmark's width and vocabulary, and one layer of twelve.
 """
 

@@ -66,7 +66,7 @@ def test_make_targets_exist(page):
 @each_page
 def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
   if page.name == 'extending.md':
-    pytest.skip('test_extending.py follows the page.')
+    pytest.skip('test_extending.py follows the page (make test-slow).')
   monkeypatch.chdir(tmp_path)
   for code in blocks(page, 'python'):
     exec(compile(code, name_of(page), 'exec'), {})
