@@ -25,15 +25,11 @@ STUDY ?= steps
 study: $(INSTALLED)
 	$(BIN)/python -m lab.studies $(STUDY) $(ARGS)
 
-# Draws the figures of README.md and docs/ from the committed rows.
+# Draws the figures in results/ from the committed rows.
 figures: $(INSTALLED)
 	for study in steps horizon auto quickstart; do \
 	  $(BIN)/python -m lab.studies $$study --report_only > /dev/null || exit; \
 	done
-	cp results/study/ratios.png results/horizon/horizon.png docs/figures/
-	cp results/auto/auto.png docs/figures/choice.png
-	cp results/auto/choices.png docs/figures/
-	cp results/quickstart/curves.png docs/figures/quickstart.png
 
 # Measures this machine, into the ignored results/bench/local/.
 bench: $(INSTALLED)

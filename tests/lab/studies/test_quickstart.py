@@ -47,8 +47,8 @@ def test_table_has_medians_over_seeds():
 def test_the_sentence_follows_from_the_rows():
   assert quickstart.sentence(quickstart.rows_of(runs())) == (
     'On stdlib_lm (median of 1 seed), NadamW needs 80 steps to the target. Of '
-    'these, the others need: NadamW, EMA 1 % 0.95, NadamW, EMA 3 % 0.75, NadamW, auto '
-    '0.78, Shampoo 0.90, Shampoo, EMA 1 % 0.80.'
+    'these, the others need: NadamW, EMA 1 % 0.95, NadamW, EMA 3 % 0.75, '
+    'NadamW, auto 0.78, Shampoo 0.90, Shampoo, EMA 1 % 0.80.'
   )
   worse = {'lawa 1 %': None, 'ema 1 %': None, 'ema 3 %': None}
   text = quickstart.sentence(quickstart.rows_of(runs(**worse)))
