@@ -4,11 +4,11 @@ Results go to the ignored folder results/bench/local/; `make bench-promote`
 makes them the committed ones, which the documentation shows.
 """
 
-import argparse
 import importlib
 import pathlib
 
 from benchmarks import measure
+from lab.core import command_line
 
 QUESTIONS = (
   'ema_update',
@@ -24,18 +24,20 @@ QUESTIONS = (
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = command_line.Parser('python -m benchmarks', description=__doc__)
+  parser.formatter_class = command_line.Formatter
+  parser.add_argument(
+    'names', nargs='*', help=f'among {", ".join(QUESTIONS)} (all)'
   )
-  parser.add_argument('names', nargs='*', choices=[[], *QUESTIONS])
   parser.add_argument(
     '--output', type=pathlib.Path, default=measure.LOCAL / measure.BENCHMARKS
   )
   arguments = parser.parse_args()
-  for name in arguments.names or QUESTIONS:
+  given = ','.join(arguments.names) or 'all'
+  for name in command_line.names_of(given, QUESTIONS, 'names'):
     results = importlib.import_module(f'benchmarks.{name}').measure()
     measure.report(results, arguments.output)
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

@@ -105,7 +105,8 @@ def _peak(files: int, outputs: int, ending: str = 'safetensors') -> Ratio:
   tensors = [p.detach() for p in transformer_parameters()]
   with tempfile.TemporaryDirectory() as folder:
     model = _write(folder, files, tensors, ending)
-    command = [sys.executable, '-m', 'benchmarks.offline', folder]
+    code = 'import sys, benchmarks.offline as b; b.peak_child(*sys.argv[1:])'
+    command = [sys.executable, '-c', code, folder]
     done = subprocess.run(
       [*command, str(outputs), ending],
       check=True,
@@ -123,7 +124,8 @@ def _peak(files: int, outputs: int, ending: str = 'safetensors') -> Ratio:
   )
 
 
-def _peak_child(folder: str, outputs: int, ending: str) -> None:
+def peak_child(folder: str, outputs: str, ending: str) -> None:
+  """Print the growth of this process's peak memory in bytes."""
   torch.set_num_threads(THREADS)
   found = series.find([f'{folder}/step_*.{ending}'])
   # Run all code once, so that the libraries' memory is not counted.
@@ -136,7 +138,7 @@ def _peak_child(folder: str, outputs: int, ending: str) -> None:
   last = len(found.steps) - 1
   jobs = [
     (plans.plan(found, Lawa(last - i), last, 1), f'{folder}/a{i}.{ending}')
-    for i in range(outputs)
+    for i in range(int(outputs))
   ]
   # Reset the peak, which libraries or the parent process have set.
   pathlib.Path('/proc/self/clear_refs').write_text('5')
@@ -157,7 +159,3 @@ def measure() -> dict[str, Ratio]:
     'offline_peak_bytes_5_outputs/model_bytes': _peak(files=12, outputs=5),
     'offline_peak_bytes_pt/model_bytes': _peak(12, outputs=1, ending='pt'),
   }
-
-
-if __name__ == '__main__':
-  _peak_child(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -34,6 +34,9 @@ def promote(local: pathlib.Path, committed: pathlib.Path) -> list[pathlib.Path]:
 
 
 def main() -> None:
+  command_line.Parser(
+    'python -m benchmarks.promote', description=__doc__
+  ).parse_args()
   for path in promote(LOCAL, COMMITTED):
     print(path)
 

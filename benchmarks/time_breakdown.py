@@ -4,7 +4,6 @@ The runner trains NadamW with EMA on the language model with --profile, at the
 default cadence and with one sample per step.
 """
 
-import argparse
 import json
 import pathlib
 import subprocess
@@ -12,7 +11,7 @@ import sys
 import tempfile
 
 from benchmarks.measure import LOCAL, TIME_BREAKDOWN
-from lab.core import logs
+from lab.core import command_line, logs
 from lab.run import profile_report
 from lab.workloads import build_workload
 
@@ -55,7 +54,10 @@ def breakdown(knobs: dict, folder: str) -> dict:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = command_line.Parser(
+    'python -m benchmarks.time_breakdown', description=__doc__
+  )
+  parser.formatter_class = command_line.Formatter
   parser.add_argument(
     '--output', type=pathlib.Path, default=LOCAL / TIME_BREAKDOWN
   )
@@ -70,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

@@ -12,6 +12,7 @@ from typing import Any
 import algoperf_table
 
 from benchmarks import tables as bench
+from benchmarks.gpu import table as gpu_table
 from lab.studies import auto, horizon, repeated, steps
 from lab.studies.parts import frame
 from lab.studies.parts.tables import number
@@ -123,6 +124,27 @@ def algoperf() -> str:
   return algoperf_table.table(results('algoperf/matrix.json'))
 
 
+def clock_replay() -> str:
+  """Ends of the schedules of public logs, planned by steps and by the clock."""
+  header = [
+    'workload', 'framework', 's per step', 'limit, s', '1.5 x step hint: s',
+    'in time', 'clock: T', 's', 'in time', 'T / step hint',
+  ]  # fmt: skip
+  lines = [
+    '| ' + ' | '.join(header) + ' |',
+    '|---' * len(header) + '|',
+  ]
+  for row in results('algoperf/clock_replay.json')['rows']:
+    workload, framework, _, duration, limit, _, _, before, *rest = row
+    in_time, step, after, after_in_time, share = rest
+    cells = [
+      workload, framework, duration, limit, before, in_time, step, after,
+      after_in_time, share,
+    ]  # fmt: skip
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
 def performance() -> str:
   """The benchmark rows that answer a user's questions."""
   return bench.selected(results('bench/bench.json'))
@@ -172,3 +194,8 @@ def a100_values() -> str:
     for row in results('algoperf_a100/report.json')['value_of_changes']
   ]
   return '\n'.join(lines)
+
+
+def gpu() -> str:
+  """Every section of `make gpu`."""
+  return gpu_table.page(results('gpu/gpu.json')).rstrip()

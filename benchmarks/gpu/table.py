@@ -57,7 +57,21 @@ def _table(rows: list[tuple[str, Mapping[str, Any]]]) -> str:
     f'| {name} | {" | ".join(_text(values.get(c)) for c in columns)} |'
     for name, values in rows
   ]
+  places = _places(rows)
+  if places:
+    lines += ['', f'Waits are asked for by {", ".join(places)}.']
   return '\n'.join(lines)
+
+
+def _places(rows: list[tuple[str, Mapping[str, Any]]]) -> list[str]:
+  """Lines of code that any row counts waits of."""
+  counted = [
+    value
+    for _, values in rows
+    for value in values.values()
+    if isinstance(value, dict)
+  ]
+  return sorted({f'`{place}`' for count in counted for place in count})
 
 
 def _text(value: Any) -> str:
@@ -68,6 +82,5 @@ def _text(value: Any) -> str:
   if isinstance(value, float):
     return f'{value:.4g}'
   if isinstance(value, dict):
-    places = ', '.join(f'{count} x `{name}`' for name, count in value.items())
-    return places or 'none'
+    return str(sum(value.values()))
   return str(value).replace('|', '/')

@@ -62,7 +62,8 @@ def _is_number(value: Any) -> bool:
   )
 
 
-def _check_range(name: str, span: Any, path: str) -> None:
+def check_range(name: str, span: Any, path: str) -> None:
+  """Raise InputError unless `span` is a range of the key `name` in a file."""
   where = f'range of {name!r} in {path}'
   if isinstance(span, dict) and set(span) == {'feasible_points'}:
     points = span['feasible_points']
@@ -92,7 +93,7 @@ def _check_range(name: str, span: Any, path: str) -> None:
     )
 
 
-def _value(span: dict[str, Any], u: float) -> Any:
+def value_at(span: dict[str, Any], u: float) -> Any:
   """Return the value of a range at the position `u` in [0, 1)."""
   if 'feasible_points' in span:
     points = span['feasible_points']
@@ -114,7 +115,10 @@ def sample(
   engine = torch.quasirandom.SobolEngine(len(ranges), scramble=True, seed=seed)
   rows = engine.draw(count, dtype=torch.float64).tolist()
   return [
-    {name: _value(ranges[name], u) for name, u in zip(ranges, row, strict=True)}
+    {
+      name: value_at(ranges[name], u)
+      for name, u in zip(ranges, row, strict=True)
+    }
     for row in rows
   ]
 
@@ -150,7 +154,7 @@ def load(path: str, count: int, seed: int) -> list[Point]:
     return _check_points(space, path)[:count]
   _check_names(space, path)
   for name, span in space.items():
-    _check_range(name, span, path)
+    check_range(name, span, path)
   return sample(space, count, seed)
 
 

@@ -226,45 +226,70 @@ def _curves(report: Report, by: str, section: str) -> list[Chart]:
 
 def _sweep(report: Report, name: str) -> list[Chart]:
   table = report.sweeps[name]
+  title = f'Steps to target against {name} (crosses: missed)'
   charts = []
   for workload in report.workloads:
     rows = table[table['workload'] == workload]
+    if not len(rows):
+      continue
+    top = curve_data.sweep_top(rows)
     traces = []
     for submission, group in rows.groupby('submission'):
-      reached = group[np.isfinite(group['fraction_of_budget'])]
-      traces.append(
+      color = _line(report, str(submission))['color']
+      reached = np.isfinite(group['fraction_of_budget'])
+      missed = group[~reached]
+      common = {'name': shown(str(submission)), 'legendgroup': str(submission)}
+      traces += [
         go.Scatter(
-          x=reached['value'].tolist(),
-          y=reached['fraction_of_budget'].tolist(),
-          name=shown(str(submission)),
-          legendgroup=str(submission),
+          x=group[reached]['value'].tolist(),
+          y=group[reached]['fraction_of_budget'].tolist(),
           mode='markers',
-          marker={'color': _line(report, str(submission))['color']},
+          marker={'color': color},
           hovertemplate=f'{name} %{{x}}: %{{y:.3f}}',
-        )
-      )
-    for fitted in report.fits.get(name, []):
-      if fitted['workload'] == workload:
-        x, y = figures.fit_line(fitted)
-        traces.append(
-          go.Scatter(
-            x=x.tolist(),
-            y=y.tolist(),
-            name=shown(f'{fitted["submission"]}, fit'),
-            legendgroup=fitted['submission'],
-            mode='lines',
-            line=_line(report, fitted['submission'], 1),
-            hoverinfo='skip',
-          )
-        )
-    if not traces:
-      continue
+          **common,
+        ),
+        # At the upper edge.
+        go.Scatter(
+          x=missed['value'].tolist(),
+          y=[top] * len(missed),
+          mode='markers',
+          marker={'color': color, 'symbol': 'x'},
+          cliponaxis=False,
+          hovertemplate=f'{name} %{{x}}: missed',
+          **common,
+        ),
+      ]
+    traces += [
+      _fit(report, fitted)
+      for fitted in report.fits.get(name, [])
+      if fitted['workload'] == workload
+    ]
     axis: dict[str, Any] = {'title': name}
     if name in hyperparameters.NUMERIC:
-      axis |= {'type': 'log', 'exponentformat': 'power'}
+      limits = rows['value'].min() / 1.2, rows['value'].max() * 1.2
+      axis |= {
+        'type': 'log',
+        'range': [math.log10(limit) for limit in limits],
+        'nticks': 6,
+      }
     figure = _figure(
-      traces, xaxis=axis, yaxis_title='steps to target / step hint'
+      traces,
+      xaxis=axis,
+      yaxis={'title': 'steps to target / step hint', 'range': [0, top]},
     )
-    title = f'Steps to target against {name}'
     charts.append(Chart(title, workload, figure))
   return charts
+
+
+def _fit(report: Report, fitted: dict[str, Any]) -> Any:
+  """The fitted parabola of a submission."""
+  x, y = figures.fit_line(fitted)
+  return go.Scatter(
+    x=x.tolist(),
+    y=y.tolist(),
+    name=shown(f'{fitted["submission"]}, fit'),
+    legendgroup=fitted['submission'],
+    mode='lines',
+    line=_line(report, fitted['submission'], 1),
+    hoverinfo='skip',
+  )

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from lab.report.log_files import Evaluation
 from lab.report.report import Report
@@ -104,3 +105,9 @@ def value_range(drawn: Sequence[Curve], goal: Goal) -> tuple[float, float]:
   low, high = min(low, goal.target), max(high, goal.target)
   margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
   return float(low - margin), float(high + margin)
+
+
+def sweep_top(rows: pd.DataFrame) -> float:
+  """Upper end of the axis of steps to target, for trials of a workload."""
+  fractions = rows['fraction_of_budget']
+  return 1.1 * max([1.0, *fractions[np.isfinite(fractions)]])

@@ -231,10 +231,7 @@ def sweep(report: Report, name: str) -> matplotlib.figure.Figure:
       # Set, since matplotlib finds no limits where every trial misses.
       ax.set_xscale('log')
       ax.set_xlim(rows['value'].min() / 1.2, rows['value'].max() * 1.2)
-    reached = rows['fraction_of_budget'][
-      np.isfinite(rows['fraction_of_budget'])
-    ]
-    ax.set_ylim(0, 1.1 * max(reached.max(), 1.0) if len(reached) else 1.1)
+    ax.set_ylim(0, curve_data.sweep_top(rows))
     ax.set(title=workload, xlabel=f'{name} (crosses: missed)')
   figure.supylabel('steps to target / step hint')
   _legend(figure, axes)

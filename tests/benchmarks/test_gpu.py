@@ -271,7 +271,7 @@ def test_tables_join_rows_that_share_a_column_and_say_how_they_ended():
     'status': 'out of time',
     'message': 'Ended after 60 s.',
     'rows': {
-      'a': {'step_ms': 1.23456, 'waits': {'x.py:3': 2}},
+      'a': {'step_ms': 1.23456, 'waits': {'y.py:4': 1, 'x.py:3': 2}},
       'b': {'waits': {}, 'ratio': 12},
       'c': {'outcome': True},
     },
@@ -281,8 +281,10 @@ def test_tables_join_rows_that_share_a_column_and_say_how_they_ended():
 
     | | step ms | waits | ratio |
     |---|---|---|---|
-    | a | 1.235 | 2 x `x.py:3` |  |
-    | b |  | none | 12 |
+    | a | 1.235 | 3 |  |
+    | b |  | 0 | 12 |
+
+    Waits are asked for by `x.py:3`, `y.py:4`.
 
     | | outcome |
     |---|---|

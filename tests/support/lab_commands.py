@@ -5,7 +5,6 @@ import io
 import os
 import pathlib
 import runpy
-import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def commands() -> list[str]:
-  """Names of all modules and packages of `lab` that run as a command."""
+  """Names of all modules and packages of the clone that run as a command."""
   found = []
-  for path in sorted((ROOT / 'lab').rglob('*.py')):
+  paths = [*(ROOT / 'lab').rglob('*.py'), *(ROOT / 'benchmarks').glob('*.py')]
+  for path in sorted(paths):
     parts = path.relative_to(ROOT).with_suffix('').parts
     if parts[-1] == '__main__':
       found.append('.'.join(parts[:-1]))
@@ -32,13 +32,6 @@ def commands() -> list[str]:
 
 def outcome(module: str, arguments: Sequence[str]) -> tuple[int, str]:
   """Run a command in the repository; its exit status and standard error."""
-  if not (ROOT / module.replace('.', '/')).is_dir():
-    # A module that defines flags cannot run beside its imported self.
-    done = subprocess.run(
-      [sys.executable, '-m', module, *arguments],
-      cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.returncode, done.stderr
   errors = io.StringIO()
   here = os.getcwd()
   os.chdir(ROOT)

@@ -24,7 +24,7 @@ class Averages(Follower):
       rest come as '<split>_curves'.
   """
 
-  rule: ClassVar = ('weightavg.sampling', 'weightavg.schemes')
+  rule: ClassVar[tuple[str, ...]] = ('weightavg.sampling', 'weightavg.schemes')
 
   def __init__(
     self,
@@ -77,6 +77,11 @@ class Averages(Follower):
         )
       averager.swap_out()
     return True
+
+  def latest(self) -> list[float]:
+    """The last values on the first split; none before the first evaluation."""
+    curves = next(iter(self._curves.values()))
+    return [curve[-1][2] for curve in curves.values()]
 
   def findings(self) -> dict[str, Any]:
     """The curves, and the seconds that each average took."""

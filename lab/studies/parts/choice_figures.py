@@ -1,9 +1,11 @@
 """Figures of the choice among averages."""
 
-import collections
+import itertools
 import math
 import pathlib
 from collections.abc import Sequence
+
+import pandas as pd
 
 from lab.studies.parts import plots
 from lab.studies.parts.choice_log import Choice
@@ -20,7 +22,7 @@ _SCHEDULES = ('cosine', 'cosine_to_half', 'constant')
 
 
 def draw_steps(rows: Sequence[Row], path: pathlib.Path) -> None:
-  """A panel for each workload: fraction of T to the target at every setting.
+  """Draw a panel for each workload: fraction of T to the target by setting.
 
   Args:
     rows: of auto.json.
@@ -44,81 +46,69 @@ def draw_steps(rows: Sequence[Row], path: pathlib.Path) -> None:
     plots.save(figure, path)
 
 
-def shares(
-  runs: Sequence[Row], number: int
-) -> tuple[list[float], list[list[float]]]:
-  """Share of all runs that choose each candidate, at each evaluation.
+def shares(runs: Sequence[Row]) -> pd.DataFrame:
+  """Return the share of all runs that choose each candidate, by fraction of T.
+
+  A choice of none counts as the first candidate, raw. Shares add up to less
+  than 1 where some runs are over.
 
   Args:
     runs: of choices.json, with candidates in one order.
-    number: of candidates; a choice of none counts as the first, raw.
-
-  Returns:
-    Fractions of T; for each candidate, its shares there. Their sum is below 1
-    where some runs are over.
   """
-  counts: dict[float, list[int]] = collections.defaultdict(lambda: [0] * number)
-  for run in runs:
-    for step, which in run['choices'][AUTO]:
-      counts[round(step / run['budget_steps'], 9)][max(which, 0)] += 1
-  times = sorted(counts)
-  columns = [[counts[t][i] / len(runs) for t in times] for i in range(number)]
-  return times, columns
+  names = runs[0]['candidates']
+  chosen = [
+    (step / run['budget_steps'], names[max(which, 0)])
+    for run in runs
+    for step, which in run['choices'][AUTO]
+  ]
+  data = pd.DataFrame(chosen, columns=['time', 'name']).round(9)
+  counts = data.value_counts(sort=False).unstack('name', fill_value=0)
+  return counts.reindex(columns=names, fill_value=0) / len(runs)
 
 
 def draw_choices(choices: Sequence[Row], path: pathlib.Path) -> None:
-  """What was chosen when: a row for each schedule, a column for each workload.
+  """Draw the choices over time: a row a schedule, a column a workload.
 
   Args:
     choices: of choices.json.
     path: of the figure.
   """
-  workloads = sorted({run['workload'] for run in choices})
+  found = {(run['workload'], run['schedule']) for run in choices}
+  workloads = sorted({workload for workload, _ in found})
   schedules = [
-    s for s in _SCHEDULES if any(run['schedule'] == s for run in choices)
+    s for s in _SCHEDULES if s in {schedule for _, schedule in found}
   ]
   size = (3.2 * len(workloads), 0.8 + 1.9 * len(schedules))
   shape = (len(schedules), len(workloads))
   with plots.panels(*shape, *size, sharex=True, sharey=True) as (fig, panels):
-    handles = {}
-    for schedule, row in zip(schedules, panels, strict=True):
-      for workload, axes in zip(workloads, row, strict=True):
-        key = (workload, schedule)
-        runs = [r for r in choices if (r['workload'], r['schedule']) == key]
-        if not runs:
-          axes.set_axis_off()
-          continue
-        names = runs[0]['candidates']
-        times, columns = shares(runs, len(names))
-        bottom = [0.0] * len(times)
-        width = min(times, default=1.0)
-        for number, (name, column) in enumerate(
-          zip(names, columns, strict=True)
-        ):
-          handles[name] = axes.bar(
-            [time - width / 2 for time in times],
-            column,
-            width,
-            bottom,
-            color='0.7' if name == 'raw' else f'C{number - 1}',
-          )
-          bottom = [a + b for a, b in zip(bottom, column, strict=True)]
-        axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.set_title(f'{workload}, {schedule.replace("_", " ")}')
-        axes.grid(False)
+    for (schedule, workload), axes in zip(
+      itertools.product(schedules, workloads), panels.flat, strict=True
+    ):
+      key = (workload, schedule)
+      runs = [r for r in choices if (r['workload'], r['schedule']) == key]
+      if not runs:
+        axes.set_axis_off()
+        continue
+      data = shares(runs)
+      colors = [
+        '0.7',
+        *(f'C{number}' for number in range(len(data.columns) - 1)),
+      ]
+      axes.stackplot(
+        data.index, data.T, labels=data.columns, colors=colors, step='pre'
+      )
+      axes.set(xlim=(0, 1), ylim=(0, 1))
+      axes.set_title(f'{workload}, {schedule.replace("_", " ")}')
+      axes.grid(False)
+      drawn = axes
     fig.supxlabel('fraction of T')
     fig.supylabel('share of runs (white: run is over)')
-    fig.legend(
-      handles.values(),
-      handles.keys(),
-      loc='outside upper center',
-      ncols=len(handles),
-    )
+    plots.legend_above(fig, drawn, columns=len(data.columns))
     plots.save(fig, path)
 
 
 def draw_trial(choices: Sequence[Choice], path: pathlib.Path) -> None:
-  """One run: above, what was shown; below, losses above the lowest one."""
+  """Draw one run: above, the average shown; below, losses above the lowest."""
   steps = [choice.step for choice in choices]
   names = list(choices[0].losses)
   shown = list(dict.fromkeys([*names, *(choice.shown for choice in choices)]))

@@ -36,10 +36,14 @@ def finished(trainings: Sequence[Training], directory: str) -> list[Result]:
   return [result for result in results if result is not None]
 
 
-def execute(training: Training, directory: str) -> Result:
-  """Run with one thread and keep the result."""
+def _prepare_process() -> None:
+  """One thread, and no log of each evaluation."""
   torch.set_num_threads(1)
   logging.set_verbosity(logging.WARNING)
+
+
+def execute(training: Training, directory: str) -> Result:
+  """Run in this process and keep the result."""
   result = training.execute(directory)
   content = {'content': training.content, 'result': result}
   logs.write_json(str(_path(training, directory)), content)
@@ -68,7 +72,9 @@ def run_all(
   if missing:
     # spawn: a forked child would inherit torch's thread pool, half dead.
     with concurrent.futures.ProcessPoolExecutor(
-      min(jobs, len(missing)), mp_context=multiprocessing.get_context('spawn')
+      min(jobs, len(missing)),
+      mp_context=multiprocessing.get_context('spawn'),
+      initializer=_prepare_process,
     ) as pool:
       futures = {
         pool.submit(execute, training, directory): name

@@ -1,4 +1,4 @@
-"""Full float32 products inside a block, the host's setting after it."""
+"""Full float32 products inside a block; the host's setting after it."""
 
 import subprocess
 import sys
@@ -126,12 +126,11 @@ def test_a_root_on_a_gpu_is_as_exact_as_without_tf32():
   rows = torch.randn(256, 1024, generator=generator, dtype=torch.float64)
   rows *= torch.logspace(0, -1.5, 256, dtype=torch.float64)[:, None]
   matrix = rows @ rows.mT / 1024
-  expected = half_roots(matrix[None], 1 / 4, 1e-8)[0][0]
-  expected = expected @ expected.mT
   errors = {}
   torch.set_float32_matmul_precision('high')
   try:
     halves = half_roots(matrix[None].float().cuda(), 1 / 4, 1e-8)[0]
+    expected = halves[0].cpu().double() @ halves[0].cpu().double().mT
     for name in ('host', 'full'):
       pair = new_pair(1, 256, torch.float32, torch.device('cuda'))
       if name == 'full':
@@ -144,6 +143,7 @@ def test_a_root_on_a_gpu_is_as_exact_as_without_tf32():
     assert torch.get_float32_matmul_precision() == 'high'
   finally:
     torch.set_float32_matmul_precision('highest')
-  # TF32 has 11 significant bits: about 2^-12 per operand.
+  # TF32 has 11 significant bits: about 2^-12 = 2e-4 for each operand. float32
+  # has 24, and 256 additions.
   assert errors['host'] > 1e-4
-  assert errors['full'] < errors['host'] / 10
+  assert errors['full'] < 1e-6

@@ -1,0 +1,392 @@
+"""Tune a method on a workload, as AlgoPerf tunes its baselines.
+
+Quasi-random points over learning rate, 1 - beta1, 1 - beta2, weight decay,
+warm-up and, where the workload has them, dropout and label smoothing train for
+75 % of the step hint, T of the trial, with one seed. Hopeless trials end early
+(lab.studies.parts.search says when). LAWA and EMA over several horizons and
+polynomial averages follow every trial: they are tuned on the same trials. For
+each kind of average, and for the raw weights, the four trials with the best
+metric are trained again with three other seeds, to the end; the point and the
+average with the best mean win.
+
+Writes search.json (ranges, rule, winners), trials.json (a row for each trial,
+with its curves) and finals.json to results/tuning/<workload>_<method>/.
+Finished trials are kept in its folder runs, from which a search is resumed,
+with more trials if wanted; other ranges are refused. --promote makes the
+winning point of the raw weights the workload's tuned point. `table` makes a
+table of winners from search.json.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from lab.core import command_line, logs
+from lab.core.errors import InputError
+from lab.studies.parts import execution, search, study, tables
+from lab.studies.parts.training import Result, Training
+from lab.workloads import WORKLOADS, build_workload
+
+BUDGET_FACTOR = 0.75
+SEED, FINAL_SEEDS = 0, (1, 2, 3)
+FINALISTS = 4
+
+# Horizon to cadence, both fractions of T: at most twenty samples each.
+HORIZONS = {
+  0.005: 0.001,
+  0.01: 0.002,
+  0.02: 0.002,
+  0.03: 0.003,
+  0.05: 0.005,
+  0.1: 0.005,
+  0.2: 0.01,
+}
+CANDIDATES: dict[str, dict[str, Any]] = {
+  'raw': {'averaging_scheme': 'none'},
+  **{
+    f'{scheme} {tables.percent(horizon)}': {
+      'averaging_scheme': scheme,
+      'averaging_horizon': horizon,
+      'averaging_every': every,
+    }
+    for scheme in ('lawa', 'ema')
+    for horizon, every in HORIZONS.items()
+  },
+  **{
+    f'polynomial {power:g}': {
+      'averaging_scheme': 'polynomial',
+      'averaging_power': power,
+    }
+    for power in (4.0, 9.0, 19.0)
+  },
+}
+KINDS = tuple(dict.fromkeys(name.split()[0] for name in CANDIDATES))
+
+
+def nadamw_point(point: Mapping[str, Any]) -> dict[str, Any]:
+  """A searched point in NadamW's terms; the inverse of `shampoo_point`.
+
+  >>> nadamw_point({'learning_rate': 0.1, 'one_minus_beta2': 0.25})
+  {'learning_rate': 0.1, 'beta2': 0.75}
+  """
+  rest = {k: v for k, v in point.items() if k != 'one_minus_beta2'}
+  return rest | {'beta2': 1.0 - point['one_minus_beta2']}
+
+
+# A submission without averages to the function that puts a point in its terms.
+METHODS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+  'nadamw': nadamw_point,
+  'shampoo': dict,
+}
+
+
+def training(
+  workload: str,
+  method: str,
+  point: Mapping[str, Any],
+  seed: int,
+  limits: Sequence[float | None] = (None,) * len(search.RUNGS),
+) -> Training:
+  """Describe a trial; its result depends on no target."""
+  return Training(
+    workload=workload,
+    submission=method,
+    point=METHODS[method](point),
+    seed=seed,
+    follower=search.Trial,
+    follows={'candidates': CANDIDATES, 'limits': list(limits)},
+    budget_factor=BUDGET_FACTOR,
+    needs_target=False,
+  )
+
+
+def best_of(result: Result) -> dict[str, float | None]:
+  """Return the best finite value of each candidate of a trial."""
+  pick = max if result['higher_is_better'] else min
+  return {
+    name: pick((v for *_, v in curve if math.isfinite(v)), default=None)
+    for name, curve in result['curves'].items()
+  }
+
+
+def _kind(best: Mapping[str, float | None], kind: str) -> list[float]:
+  """Return the values of the candidates of one kind that have not diverged."""
+  return [
+    value
+    for name, value in best.items()
+    if name.split()[0] == kind and value is not None
+  ]
+
+
+def finalists(trials: Sequence[Result]) -> list[int]:
+  """Return the numbers of the trials among the best four of some kind.
+
+  A trial that was stopped is left out.
+  """
+  chosen: set[int] = set()
+  for kind in KINDS:
+    values = {
+      number: (max if trial['higher_is_better'] else min)(found)
+      for number, trial in enumerate(trials)
+      if trial['stopped'] is None and (found := _kind(best_of(trial), kind))
+    }
+    sign = -1 if trials[0]['higher_is_better'] else 1
+    order = sorted(values, key=lambda number: (sign * values[number], number))
+    chosen |= set(order[:FINALISTS])
+  return sorted(chosen)
+
+
+def winners(
+  finals: Iterable[tuple[int, Mapping[str, Any], Sequence[Result]]],
+) -> dict[str, dict[str, Any]]:
+  """Find, for each kind, the point and average with the best mean over seeds.
+
+  Args:
+    finals: number and point of a trial, and its results.
+  """
+  found: dict[str, dict[str, Any]] = {}
+  for number, point, results in finals:
+    higher = results[0]['higher_is_better']
+    values = [best_of(result) for result in results]
+    for name in CANDIDATES:
+      own = [best[name] for best in values]
+      if None in own:
+        continue
+      mean = statistics.fmean(own)  # type: ignore[arg-type]
+      kind = name.split()[0]
+      if kind not in found or search.is_better(
+        mean, found[kind]['mean'], higher
+      ):
+        found[kind] = {
+          'average': name,
+          'mean': mean,
+          'values': own,
+          'trial': number,
+          'point': dict(point),
+        }
+  return found
+
+
+def row_of(number: int, point: Mapping[str, Any], result: Result) -> Any:
+  """Make the row of a trial, with curves of seven digits."""
+  curves = {
+    name: [float(f'{value:.7g}') for *_, value in curve]
+    for name, curve in result['curves'].items()
+  }
+  steps = [int(step) for step, *_ in result['curves']['raw']]
+  return {
+    'trial': number,
+    'seed': result['seed'],
+    'point': dict(point),
+    'budget_steps': result['budget_steps'],
+    'stopped': result['stopped'],
+    'best': best_of(result),
+    'steps': steps,
+    'curves': {
+      name: [v if math.isfinite(v) else None for v in values]
+      for name, values in curves.items()
+    },
+  }
+
+
+def table(record: Mapping[str, Any]) -> str:
+  """Make the table of the winners in search.json, in Markdown."""
+  keys = list(record['ranges'])
+  lines = [
+    [
+      winner['average'],
+      f'{winner["mean"]:.6g}',
+      ', '.join(f'{value:.6g}' for value in winner['values']),
+      str(winner['trial']),
+      *(f'{winner["point"][key]:.4g}' for key in keys),
+    ]
+    for winner in record['winners'].values()
+  ]
+  header = ['average', 'mean', 'by seed', 'trial', *keys]
+  return tables.markdown(header, lines)
+
+
+def tune(
+  workload: str,
+  method: str,
+  ranges: Mapping[str, Mapping[str, Any]],
+  number: int,
+  folder: pathlib.Path,
+  jobs: int,
+) -> dict[str, Any]:
+  """Search, write the files and return the content of search.json.
+
+  Raises:
+    InputError: the search in the folder was begun differently.
+  """
+  local = build_workload(workload)
+  used = {
+    name: dict(span)
+    for name, span in ranges.items()
+    if name in local.regularizers or name not in _REGULARIZERS
+  }
+  record: dict[str, Any] = {
+    'workload': workload,
+    'method': method,
+    'metric': local.target_metric_name,
+    'higher_is_better': local.higher_is_better,
+    'step_hint': local.step_hint,
+    'ranges': used,
+    'seed': SEED,
+    'budget_factor': BUDGET_FACTOR,
+    'rungs': list(search.RUNGS),
+    'cohort': search.COHORT,
+  }
+  path = folder / 'search.json'
+  begun = logs.read_json(str(path)) or record
+  for key, value in record.items():
+    if begun.get(key) != value:
+      raise InputError(
+        f'Invalid {key}={json.dumps(value)}. The search in {folder} was begun '
+        f'with {json.dumps(begun.get(key))}; another one needs another '
+        '--output_dir.'
+      )
+  folder.mkdir(parents=True, exist_ok=True)
+  if not path.exists():
+    logs.write_json(str(path), record)
+  runs = str(folder / 'runs')
+  # The ranges of all workloads: a workload without dropout searches the same
+  # points otherwise.
+  points = [
+    {name: point[name] for name in used}
+    for point in search.points(ranges, number, SEED)
+  ]
+  trials: list[Result] = []
+  for start in range(0, number, search.COHORT):
+    limits = search.limits(trials, local.higher_is_better)
+    trials += execution.run_all(
+      [
+        training(workload, method, point, SEED, limits)
+        for point in points[start : start + search.COHORT]
+      ],
+      runs,
+      jobs,
+    )
+    rows = [row_of(i, points[i], t) for i, t in enumerate(trials)]
+    logs.write_rows(str(folder / 'trials.json'), rows)
+  chosen = finalists(trials)
+  found = execution.run_all(
+    [
+      training(workload, method, points[i], seed)
+      for i in chosen
+      for seed in FINAL_SEEDS
+    ],
+    runs,
+    jobs,
+  )
+  size = len(FINAL_SEEDS)
+  finals = [
+    (i, points[i], found[size * place : size * (place + 1)])
+    for place, i in enumerate(chosen)
+  ]
+  rows = [row_of(i, point, r) for i, point, rs in finals for r in rs]
+  logs.write_rows(str(folder / 'finals.json'), rows)
+  steps = sum(t['stopped'] or t['budget_steps'] for t in trials)
+  full = sum(t['budget_steps'] for t in trials)
+  record |= {
+    'trials': number,
+    'stopped_trials': sum(t['stopped'] is not None for t in trials),
+    'fraction_of_steps': steps / full,
+    'winners': winners(finals),
+  }
+  logs.write_json(str(path), record)
+  return record
+
+
+_REGULARIZERS = ('dropout_rate', 'label_smoothing')
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+  parser = study.parser_of('tune', __doc__)
+  parser.add_argument('--workload', required=True, help='a local workload')
+  parser.add_argument('--method', required=True, help=' or '.join(METHODS))
+  parser.add_argument('--trials', type=int, default=64, help='(%(default)s)')
+  parser.add_argument(
+    '--ranges',
+    help='JSON file of ranges instead of those of lab.studies.parts.search',
+  )
+  parser.add_argument('--jobs', type=int, default=2, help='processes')
+  parser.add_argument('--output_dir', type=pathlib.Path)
+  parser.add_argument(
+    '--report_only', action='store_true', help='print the winners, run nothing'
+  )
+  parser.add_argument(
+    '--promote',
+    action='store_true',
+    help="make the raw weights' winner the workload's tuned point",
+  )
+  options = parser.parse_args(arguments)
+  for name, allowed in (('workload', sorted(WORKLOADS)), ('method', METHODS)):
+    given = getattr(options, name)
+    if given not in allowed:
+      raise InputError(
+        f'Invalid {name}={given!r}. Must be among {", ".join(allowed)}.'
+      )
+  if options.trials < 1:
+    raise InputError(f'Invalid trials={options.trials}. Must be in [1, inf).')
+  study.jobs_of(options.jobs)
+  if options.output_dir is None:
+    name = f'{options.workload}_{options.method}'
+    options.output_dir = pathlib.Path('results', 'tuning', name)
+  return options
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Search or report.
+
+  Raises:
+    InputError: an argument cannot be used, or the search in the folder was
+      begun with others.
+  """
+  options = _options(arguments)
+  ranges: Any = search.RANGES
+  if options.ranges is not None:
+    ranges = logs.read_json(options.ranges)
+  search.check_ranges(ranges, options.ranges or search.__name__)
+  folder = options.output_dir
+  if options.report_only:
+    record = logs.read_json(str(folder / 'search.json')) or {}
+  else:
+    command_line.check_writable(folder)
+    record = tune(
+      options.workload,
+      options.method,
+      ranges,
+      options.trials,
+      folder,
+      options.jobs,
+    )
+  if 'winners' not in record:
+    raise InputError(f'No finished search is in {folder}.')
+  print(
+    f'{record["trials"]} trials, {record["stopped_trials"]} stopped, '
+    f'{record["fraction_of_steps"]:.2f} of all steps trained.\n\n'
+    f'{table(record)}'
+  )
+  if options.promote:
+    promote(record)
+
+
+def promote(record: Mapping[str, Any]) -> None:
+  """Write the raw weights' winner as the workload's tuned point.
+
+  Raises:
+    InputError: it is not one of the baseline.
+  """
+  if record['method'] != 'nadamw':
+    raise InputError(
+      f'Invalid method={record["method"]!r}. Only a point of nadamw, the '
+      'baseline, can be the tuned one.'
+    )
+  path = study.ROOT / build_workload(record['workload']).tuned_search_space
+  logs.write_json(str(path), [nadamw_point(record['winners']['raw']['point'])])
+  print(f'Wrote {path}')

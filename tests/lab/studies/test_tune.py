@@ -1,0 +1,304 @@
+"""The search: its points, its rule, its winners, and a whole small one."""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+from study_runs import lines
+
+from lab.core.errors import InputError
+from lab.studies import tune
+from lab.studies.parts import execution, search, study
+from lab.workloads import click_dlrm, denoise_unet
+
+NAN = math.nan
+
+
+def test_points_fill_the_ranges_and_more_begin_with_the_same():
+  few, many = (
+    search.points(search.RANGES, 8, 0),
+    search.points(search.RANGES, 64, 0),
+  )
+  assert many[:8] == few
+  assert search.points(search.RANGES, 8, 1) != few
+  for name, span in search.RANGES.items():
+    values = np.array([point[name] for point in many])
+    if 'min' in span:
+      assert span['min'] <= values.min()
+      assert values.max() <= span['max']
+      # Each quarter of the logarithmic range has about a quarter of them.
+      place = np.log(values / span['min']) / np.log(span['max'] / span['min'])
+      assert np.histogram(place, 4, (0, 1))[0].min() >= 12
+    else:
+      assert set(values) == set(span['feasible_points'])
+
+
+def ranges(**changes):
+  return search.RANGES | changes
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    (None, 'Must be an object with the keys learning_rate'),
+    ([], 'Must be an object with the keys'),
+    ({'learning_rate': search.RANGES['learning_rate']}, 'with the keys'),
+    (ranges(momentum={}), 'with the keys'),
+    (
+      ranges(weight_decay={'min': 1.0, 'max': 0.1, 'scaling': 'log'}),
+      "'weight_decay' in here: min=1.0, max=0.1",
+    ),
+    (
+      ranges(weight_decay={'min': 0.1, 'max': 0.1, 'scaling': 'log'}),
+      'min=0.1, max=0.1. Must be numbers with min < max',
+    ),
+    (ranges(dropout_rate={'feasible_points': []}), 'at least one'),
+  ],
+)
+def test_ranges_that_are_no_ranges_are_refused(given, message):
+  with pytest.raises(InputError, match=message):
+    search.check_ranges(given, 'here')
+  search.check_ranges(search.RANGES, 'here')
+
+
+def test_nan_is_worse_than_any_value():
+  assert search.is_better(1.0, 2.0, higher_is_better=False)
+  assert search.is_better(2.0, 1.0, higher_is_better=True)
+  assert not search.is_better(1.0, 1.0, higher_is_better=True)
+  assert search.is_better(9.0, NAN, higher_is_better=False)
+  assert not search.is_better(NAN, 9.0, higher_is_better=False)
+  assert not search.is_better(NAN, NAN, higher_is_better=False)
+
+
+def test_limits_are_medians_of_the_trials_that_got_there():
+  trials = [{'rungs': r} for r in ([3.0, 1.0], [5.0], [4.0, 2.0], [NAN])]
+  assert search.limits(trials, higher_is_better=False) == [4.5, 1.5]
+  assert search.limits([], higher_is_better=False) == [None, None]
+  # Where half have diverged there is no limit.
+  trials = [{'rungs': r} for r in ([3.0, 1.0], [NAN])]
+  assert search.limits(trials, higher_is_better=False)[0] is None
+  assert search.limits(trials[:1], higher_is_better=True) == [3.0, 1.0]
+
+
+@pytest.fixture
+def short(shrink):
+  """Trials of twelve steps, evaluated after 4, 6, ... 12."""
+  shrink(click_dlrm.Workload, steps=16, eval_every_steps=2, size=32)
+
+
+POINT = {
+  'learning_rate': 0.01,
+  'one_minus_beta1': 0.1,
+  'one_minus_beta2': 0.01,
+  'weight_decay': 0.1,
+  'warmup_factor': 0.1,
+  'dropout_rate': 0.1,
+  'label_smoothing': 0.1,
+}
+
+
+@pytest.mark.parametrize(
+  ('limits', 'stopped', 'last'),
+  [
+    ([None, None], None, 12),
+    # A loss cannot be below 0, and is below 9.
+    ([0.0, None], 4, 4),
+    ([9.0, 0.0], 8, 8),
+    ([9.0, 9.0], None, 12),
+  ],
+)
+def test_a_trial_ends_at_a_rung_where_it_is_worse_than_the_limit(
+  limits, stopped, last, short, tmp_path
+):
+  run = tune.training('click_dlrm', 'nadamw', POINT, 0, limits)
+  found = run.execute(str(tmp_path))
+  assert found['budget_steps'] == 12
+  assert found['stopped'] == stopped
+  assert found['curves']['raw'][-1][0] == last
+  assert set(found['curves']) == set(tune.CANDIDATES)
+  values = [c[2] for curve in found['curves'].values() for c in curve]
+  assert found['rungs'][-1] >= min(values)
+  assert len(found['rungs']) == (1 if stopped == 4 else 2)
+
+
+def test_a_trial_that_diverges_ends_at_the_first_rung(short, tmp_path):
+  point = POINT | {'learning_rate': 1e30, 'warmup_factor': 0.0}
+  found = tune.training('click_dlrm', 'nadamw', point, 0).execute(str(tmp_path))
+  assert found['stopped'] == 4
+  assert math.isnan(found['rungs'][0])
+  assert set(tune.best_of(found).values()) == {None}
+
+
+def test_points_have_the_terms_of_their_method():
+  nadamw = tune.training('click_dlrm', 'nadamw', POINT, 0)
+  shampoo = tune.training('click_dlrm', 'shampoo', POINT, 0)
+  assert nadamw.point['beta2'] == 0.99
+  assert 'one_minus_beta2' not in nadamw.point
+  assert shampoo.point == POINT
+  assert nadamw.submission == 'nadamw'
+
+
+def trial(stopped=None, higher=False, **best):
+  """A trial whose candidates have these values, and others none."""
+  curves = {
+    name: [[12, 1.0, best.get(name.split()[0], NAN)]]
+    for name in tune.CANDIDATES
+  }
+  return {'higher_is_better': higher, 'stopped': stopped, 'curves': curves}
+
+
+def test_finalists_are_the_best_four_of_each_kind():
+  trials = [trial(raw=float(i), ema=10.0 - i) for i in range(10)]
+  assert tune.finalists(trials) == [0, 1, 2, 3, 6, 7, 8, 9]
+  trials[0] |= {'stopped': 4}
+  assert tune.finalists(trials) == [1, 2, 3, 4, 6, 7, 8, 9]
+  up = [trial(higher=True, raw=float(i)) for i in range(10)]
+  assert tune.finalists(up) == [6, 7, 8, 9]
+
+
+def test_the_best_mean_over_seeds_wins_and_a_diverged_seed_loses():
+  one = [trial(raw=1.0, ema=5.0), trial(raw=3.0, ema=5.0)]
+  other = [trial(raw=0.0), trial(raw=5.0, ema=1.0)]
+  found = tune.winners([(4, {'a': 1}, one), (7, {'a': 2}, other)])
+  assert found['raw']['trial'] == 4
+  assert found['raw']['mean'] == 2.0
+  assert found['raw']['point'] == {'a': 1}
+  # The first of equal averages.
+  assert found['ema']['average'] == 'ema 0.5 %'
+  assert found['ema']['trial'] == 4
+  assert 'lawa' not in found
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+  """Runs in this process, where the workload is small; their number."""
+  made = []
+
+  def run_all(trainings, directory, jobs):
+    results = []
+    for run in trainings:
+      found = execution.kept(run, directory)
+      if found is None:
+        made.append(run.name)
+        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+        found = execution.execute(run, directory)
+      results.append(found)
+    return results
+
+  monkeypatch.setattr(execution, 'run_all', run_all)
+  return made
+
+
+def test_a_search_is_resumed_extended_and_refuses_other_ranges(
+  short, in_process, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(search, 'COHORT', 2)
+  monkeypatch.setattr(tune, 'FINAL_SEEDS', (1, 2))
+  folder = tmp_path / 'x'
+  command = ['--workload=click_dlrm', '--method=nadamw']
+  command += [f'--output_dir={folder}']
+  tune.main([*command, '--trials=4'])
+  first = json.loads((folder / 'search.json').read_text())
+  trials = json.loads((folder / 'trials.json').read_text())
+  finals = json.loads((folder / 'finals.json').read_text())
+  assert first['trials'] == len(trials) == 4
+  assert first['stopped_trials'] == sum(
+    t['stopped'] is not None for t in trials
+  )
+  assert {row['seed'] for row in finals} == {1, 2}
+  winner = first['winners']['raw']
+  (row,) = [
+    r for r in finals if (r['trial'], r['seed']) == (winner['trial'], 1)
+  ]
+  assert row['best']['raw'] == winner['values'][0]
+  assert winner['point'] == trials[winner['trial']]['point']
+  assert winner['average'] == 'raw'
+  shown = capsys.readouterr().out
+  assert shown.startswith('4 trials, ')
+  assert [line[0] for line in lines(tune.table(first))[1:]] == [
+    winner['average'] for winner in first['winners'].values()
+  ]
+
+  # What is finished is not trained again.
+  number = len(in_process)
+  tune.main([*command, '--trials=4'])
+  assert len(in_process) == number
+  assert json.loads((folder / 'search.json').read_text()) == first
+
+  other = tmp_path / 'ranges.json'
+  changed = search.RANGES | {
+    'learning_rate': {'min': 1e-4, 'max': 1e-3, 'scaling': 'log'}
+  }
+  other.write_text(json.dumps(changed))
+  with pytest.raises(InputError, match=r'Invalid ranges=.*was begun with'):
+    tune.main([*command, '--trials=4', f'--ranges={other}'])
+  assert json.loads((folder / 'search.json').read_text()) == first
+
+  tune.main([*command, '--trials=6'])
+  more = json.loads((folder / 'trials.json').read_text())
+  assert more[:4] == trials
+  assert len(more) == 6
+
+  monkeypatch.setattr(study, 'ROOT', tmp_path)
+  tuned = tmp_path / click_dlrm.Workload().tuned_search_space
+  tuned.parent.mkdir(parents=True)
+  tune.main([*command, '--report_only', '--promote'])
+  record = json.loads((folder / 'search.json').read_text())
+  (point,) = json.loads(tuned.read_text())
+  assert point == tune.nadamw_point(record['winners']['raw']['point'])
+  with pytest.raises(InputError, match=r'method=.shampoo'):
+    tune.promote(record | {'method': 'shampoo'})
+
+
+def test_a_workload_without_a_regularizer_does_not_search_over_it(
+  monkeypatch, tmp_path
+):
+  seen = []
+
+  def run_all(trainings, directory, jobs):
+    seen.extend(run.point for run in trainings)
+    return [trial(raw=1.0) | {'seed': 0, 'budget_steps': 9, 'rungs': []}] * len(
+      trainings
+    )
+
+  monkeypatch.setattr(execution, 'run_all', run_all)
+  assert denoise_unet.Workload.regularizers == ('dropout_rate',)
+  tune.tune('denoise_unet', 'shampoo', search.RANGES, 2, tmp_path, 1)
+  full = search.points(search.RANGES, 2, tune.SEED)
+  assert seen[:2] == [
+    {k: v for k, v in point.items() if k != 'label_smoothing'} for point in full
+  ]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--workload=x', '--method=nadamw'], "workload='x'. Must be among click"),
+    (
+      ['--workload=click_dlrm', '--method=adam'],
+      "Invalid method='adam'. Must be among nadamw, shampoo",
+    ),
+    (
+      ['--workload=click_dlrm', '--method=nadamw', '--trials=0'],
+      'Invalid trials=0',
+    ),
+    (
+      ['--workload=click_dlrm', '--method=nadamw', '--ranges=none.json'],
+      'Invalid ranges in none.json',
+    ),
+    (
+      ['--workload=click_dlrm', '--method=nadamw', '--report_only'],
+      'No finished search is in',
+    ),
+    (['--method=nadamw'], 'required: --workload'),
+  ],
+)
+def test_bad_input_ends_in_one_line_and_writes_nothing(
+  arguments, message, tmp_path
+):
+  folder = tmp_path / 'out'
+  with pytest.raises(InputError, match=message):
+    tune.main([*arguments, f'--output_dir={folder}'])
+  assert not folder.exists()
