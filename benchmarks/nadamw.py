@@ -1,4 +1,4 @@
-"""What does a NadamW step cost, against fused AdamW and a plain loop?"""
+"""Time of a NadamW step beside fused AdamW and a loop over tensors."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Loop:
-  """NadamW tensor by tensor, each operation over the whole tensor."""
+  """NadamW as a loop over tensors, as in AlgoPerf's baseline."""
 
   def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
     self.parameters = parameters
@@ -28,7 +28,7 @@ class Loop:
 
   @torch.no_grad()
   def step(self) -> None:
-    """One step."""
+    """Make one step."""
     lr, eps, decay = (SETTINGS[k] for k in ('lr', 'eps', 'weight_decay'))
     b1, b2 = SETTINGS['betas']
     self.t += 1

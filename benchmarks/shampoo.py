@@ -1,4 +1,4 @@
-"""What does a Shampoo step cost, how much does it stall, what does it keep?"""
+"""Time and state of Shampoo: per step, per step with roots, per rank."""
 
 import json
 import pathlib
@@ -34,7 +34,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _at(optimizer: DistributedShampoo, step: int) -> None:
-  """Let the next step be `step`; what it costs depends on nothing else."""
+  """Let the next step be `step`, which alone decides its cost."""
   for group in optimizer.param_groups:
     group['step'] = step - 1
 
@@ -114,7 +114,7 @@ def measure() -> dict[str, Ratio]:
 
 
 def _step_time(optimizer: DistributedShampoo, step: int) -> float:
-  """Seconds that a step takes."""
+  """Return the seconds of a step."""
   _at(optimizer, step)
   return _timed(optimizer.step)
 

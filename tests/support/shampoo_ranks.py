@@ -1,4 +1,4 @@
-"""What ranks do in the tests of distributed Shampoo; importable by spawn."""
+"""Distributed Shampoo on several gloo ranks; importable by spawn."""
 
 import pathlib
 
@@ -22,7 +22,7 @@ OPTIONS = {
 
 
 def build_weights(dtype=torch.float64):
-  """Linear, bias, channels-last convolution, and a table without factors."""
+  """Return a matrix, a bias, a channels-last convolution and a large table."""
   generator = torch.Generator().manual_seed(1)
   shapes = {'w': (7, 12), 'b': (7,), 'conv': (3, 6, 2, 2), 'table': (40, 2)}
   weights = {
@@ -40,7 +40,7 @@ def build(dtype=torch.float64, **options):
 
 
 def train(weights, optimizer, first, last):
-  """Steps first..last; the gradients depend on the step alone."""
+  """Make steps first..last with gradients that depend on the step alone."""
   for step in range(first, last + 1):
     generator = torch.Generator().manual_seed(100 + step)
     for name, weight in weights.items():
@@ -57,7 +57,7 @@ def trained(weights):
 
 
 def train_all_ways(rank, folder):
-  """Everything that needs two ranks, in one start of the processes."""
+  """Run everything that needs two ranks in one start of the processes."""
   folder = pathlib.Path(folder)
   results = {}
 
@@ -72,7 +72,7 @@ def train_all_ways(rank, folder):
     torch.save(optimizer.state_dict(), folder / 'state.pt')
     train(weights, optimizer, SAVED_AT + 1, STEPS)
   else:
-    # The other rank does not wait for the saving one.
+    # Rank 1 does not wait for rank 0 to save.
     train(weights, optimizer, SAVED_AT + 1, STEPS)
   results['uninterrupted'] = trained(weights)
   results['stale'] = optimizer.state_dict()
@@ -107,12 +107,12 @@ def restore(weights, values):
 
 
 def train_in_groups(rank, folder):
-  """Four ranks, two groups of two."""
+  """Train on four ranks in two groups of two."""
   weights, optimizer = build(num_trainers_per_group=2)
   train(weights, optimizer, 1, STEPS)
   optimizer.gather_state_for_checkpoint()
   state = optimizer.state_dict()
-  # As after an evaluation: nobody leaves before everything has been sent.
+  # No rank may exit before everything is sent, as after an evaluation.
   dist.barrier()
   results = {
     'weights': trained(weights),

@@ -1,4 +1,4 @@
-"""What Shampoo must reduce to: closed forms, other methods, invariances."""
+"""Shampoo against closed forms, other methods and invariances."""
 
 import math
 
@@ -20,7 +20,7 @@ def step_with(optimizer, weight, gradient):
 
 
 def test_two_steps_of_a_scalar_by_hand():
-  """Dimension 1: S = g |g|^-1, so that P = a, the Adam direction."""
+  """In dimension 1, S = g |g|^-1 and hence P = a, the Adam direction."""
   weight = torch.nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
   optimizer = DistributedShampoo(
     [weight],
@@ -99,7 +99,7 @@ def test_table_without_factors_is_nadamw(dim):
 
 @pytest.mark.parametrize('grafting', ['adam', 'sgd', 'adagrad', 'rmsprop'])
 def test_identity_preconditioners_give_the_grafted_direction(grafting):
-  """Exponent near 0: all roots are I, S = f; P has f's direction, |P| = |a|."""
+  """With an exponent near 0 all roots are I: P is f with the length of a."""
   weight = parameter(4, 3)
   before = weight.detach().clone()
   optimizer = DistributedShampoo(
@@ -124,7 +124,7 @@ def test_identity_preconditioners_give_the_grafted_direction(grafting):
 
 
 def test_orthogonal_change_of_coordinates_is_followed():
-  """Unlike Adam: rotated gradients give rotated steps (SGD grafting)."""
+  """With SGD grafting, rotated gradients give rotated steps."""
   rotation, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))
   weight = torch.nn.Parameter(torch.zeros(4, 3, dtype=torch.float64))
   rotated = torch.nn.Parameter(torch.zeros(4, 3, dtype=torch.float64))
@@ -303,7 +303,7 @@ def test_spread_roots_are_balanced_and_each_block_is_due_once():
 
 
 def test_spread_blocks_match_reference_with_their_own_start():
-  """One block: phase 0, due at T0 and every F steps, as if not spread."""
+  """A single block has phase 0 and takes its roots as if not spread."""
   results = []
   for spread in (False, True):
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Full float32 products inside a block, the host's setting after it."""
+"""Full float32 products inside a block; the host's setting after it."""
 
 import subprocess
 import sys

@@ -13,7 +13,7 @@ TOLERANCE = 1e-12
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
-  """Results of both ranks, and the state that rank 0 saved."""
+  """Return the results of both ranks and the state that rank 0 saved."""
   folder = tmp_path_factory.mktemp('two')
   run_on_ranks(2, shampoo_ranks.train_all_ways, str(folder))
   return [load(folder, rank) for rank in range(2)], torch.load(

@@ -9,7 +9,7 @@ from weightavg.pytorch.shampoo.reference import inverse_root
 
 
 def spectrum_matrix(values, dtype=torch.float64):
-  """A symmetric matrix with the given eigenvalues."""
+  """Return a symmetric matrix with the given eigenvalues."""
   values = torch.as_tensor(values, dtype=torch.float64)
   basis, _ = torch.linalg.qr(
     torch.randn(len(values), len(values), dtype=torch.float64)
@@ -91,6 +91,16 @@ def test_bad_matrix_does_not_spoil_the_batch():
   torch.testing.assert_close(halves[2], torch.eye(3))
 
 
+def roots_of(optimizer, name):
+  """Return the roots of a parameter's only block, by mode."""
+  (block,) = optimizer.state_dict()['parameters'][name]['blocks']
+  return [
+    symmetric_pairs.root_half(pair[None]).unpack()[0]
+    for key, pair in block.items()
+    if key.startswith('pair')
+  ]
+
+
 def failing_eigh(monkeypatch, fails):
   real = torch.linalg.eigh
 
@@ -133,12 +143,11 @@ def test_last_good_root_is_kept_counted_and_logged(monkeypatch, caplog):
     optimizer.step()
 
   step()
-  pairs = optimizer._stacks[0][0].pairs
-  before = [symmetric_pairs.root_half(pair).unpack() for pair in pairs]
+  before = roots_of(optimizer, 'layer.weight')
   failing_eigh(monkeypatch, lambda m: True)
   with caplog.at_level('WARNING', logger='absl'):
     step()
-  after = [symmetric_pairs.root_half(pair).unpack() for pair in pairs]
+  after = roots_of(optimizer, 'layer.weight')
   assert all(map(torch.equal, before, after))
   assert optimizer.retried_roots == 2
   assert optimizer.kept_roots == 2
@@ -164,28 +173,24 @@ def test_one_bad_factor_does_not_keep_its_neighbours_roots():
   for weight in weights:
     weight.grad = torch.randn(3)
   optimizer.step()
-  (pair,) = optimizer._stacks[0][0].pairs
-  pair[1, 1, 0] = torch.nan
+  # The state's tensors are the live ones.
+  blocks = optimizer.state_dict()['parameters']['0.1']['blocks']
+  blocks[0]['pair_0'][1, 0] = torch.nan
   optimizer.step()
   assert optimizer.kept_roots == 1
-  halves = symmetric_pairs.root_half(pair).unpack()
-  assert torch.equal(halves[1], torch.eye(3))
-  assert not torch.equal(halves[0], torch.eye(3))
-  assert not torch.equal(halves[2], torch.eye(3))
+  for index in range(3):
+    (root,) = roots_of(optimizer, f'0.{index}')
+    assert torch.equal(root, torch.eye(3)) == (index == 1)
 
 
-SIZES = [1, 3, 4, 5, 8, 11]
-
-
-@pytest.fixture
-def small_tiles(monkeypatch):
-  monkeypatch.setitem(symmetric_pairs._TILES, 'cpu', 4)
+# Around one tile of 128 and its half, two tiles, and a smaller last tile.
+SIZES = [1, 3, 64, 65, 128, 129, 256, 300]
 
 
 @pytest.mark.parametrize('batch', [1, 3])
 @pytest.mark.parametrize('dim', SIZES)
 @pytest.mark.parametrize('half', ['factor_half', 'root_half'])
-def test_packed_product_with_own_transpose(small_tiles, half, dim, batch):
+def test_packed_product_with_own_transpose(half, dim, batch):
   pair = torch.randn(batch, dim, dim + 1, dtype=torch.float64)
   other = {'factor_half': 'root_half', 'root_half': 'factor_half'}[half]
   untouched = getattr(symmetric_pairs, other)(pair).unpack()
@@ -202,7 +207,7 @@ def test_packed_product_with_own_transpose(small_tiles, half, dim, batch):
 @pytest.mark.parametrize('batch', [1, 3])
 @pytest.mark.parametrize('dim', SIZES)
 @pytest.mark.parametrize('transposed', [False, True])
-def test_packed_product_with_a_matrix(small_tiles, transposed, dim, batch):
+def test_packed_product_with_a_matrix(transposed, dim, batch):
   pair = torch.randn(batch, dim, dim + 1, dtype=torch.float64)
   right = torch.randn(batch, dim, 6, dtype=torch.float64)
   if transposed:

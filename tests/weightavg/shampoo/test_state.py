@@ -1,4 +1,4 @@
-"""Shampoo's checkpoints, its refusals, and that refusing changes nothing."""
+"""Shampoo's checkpoints and refusals; a refusal changes nothing."""
 
 import copy
 import io
@@ -6,12 +6,15 @@ import io
 import pytest
 import shampoo_ranks
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from weightavg.pytorch.shampoo import DistributedShampoo, symmetric_pairs
 
 
 def saved(optimizer):
-  """Through a file, as a checkpoint goes."""
+  """Return the state after a round trip through a file."""
   buffer = io.BytesIO()
   torch.save(optimizer.state_dict(), buffer)
   buffer.seek(0)
@@ -35,7 +38,7 @@ def test_resumed_training_is_bit_identical(stop, options):
   state, values = saved(optimizer), shampoo_ranks.trained(weights)
   shampoo_ranks.train(weights, optimizer, stop + 1, 9)
 
-  # Of the hyperparameters, those that may change do come from the state.
+  # The learning rate comes from the state, with a warning.
   again, resumed = shampoo_ranks.build(**(options | {'lr': 1.0}))
   with pytest.warns(UserWarning, match=r"not the constructor's \[1.0\]"):
     resumed.load_state_dict(state)
@@ -175,6 +178,18 @@ def test_sparse_and_complex_gradients_are_refused():
     DistributedShampoo([spectrum], lr=0.1)
 
 
+def test_sharded_parameters_are_refused():
+  store = dist.HashStore()
+  dist.init_process_group('gloo', store=store, rank=0, world_size=1)
+  try:
+    mesh = init_device_mesh('cpu', (1,))
+    weight = distribute_tensor(torch.zeros(4, 2), mesh, [Shard(0)])
+    with pytest.raises(ValueError, match="Invalid DTensor 'w'"):
+      DistributedShampoo([('w', torch.nn.Parameter(weight))], lr=0.1)
+  finally:
+    dist.destroy_process_group()
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
@@ -265,7 +280,7 @@ def test_state_of_a_matrix_is_both_moments_and_packed_factors():
 
 
 def test_roots_survive_storage_that_is_swapped():
-  """An averager may exchange p.data between steps: views are cut anew."""
+  """An averager may exchange p.data between steps."""
   weights, optimizer = shampoo_ranks.build()
   twins, twin_optimizer = shampoo_ranks.build()
   for step in range(1, 5):

@@ -96,8 +96,8 @@ class DistributedShampoo(torch.optim.Optimizer):
     skipped_steps: number of skipped steps.
 
   Raises:
-    ValueError: for a hyperparameter out of range, no parameters, or sparse or
-      complex ones.
+    ValueError: for a hyperparameter out of range, no parameters, or sharded
+      (DTensor), sparse or complex ones.
 
   Sources: Gupta et al. 2018 (arXiv 1802.09568), Anil et al. 2020 (2002.09018),
   Shi et al. 2023 (2309.06497).

@@ -92,7 +92,7 @@ def describe(
   """Cut all parameters into blocks, in order.
 
   Raises:
-    ValueError: for a parameter that is not real and dense.
+    ValueError: for a parameter that is sharded or not real and dense.
   """
   infos: list[ParameterInfo] = []
   for number, group in enumerate(groups):
@@ -101,6 +101,11 @@ def describe(
         raise ValueError(
           f'Invalid dtype {parameter.dtype} of {name!r}. '
           'Must be real floating point.'
+        )
+      if hasattr(parameter, 'to_local'):
+        raise ValueError(
+          f'Invalid DTensor {name!r}. Shampoo needs whole parameters; with '
+          'several ranks it shares the work under DistributedDataParallel.'
         )
       if parameter.layout != torch.strided:
         raise ValueError(
