@@ -5,8 +5,8 @@ multi-tensor operations would stream the whole model from memory once per
 operation; here the chain runs piece by piece, each small enough to stay in the
 cache between two operations. Single operations need no pieces.
 
-Lists of tensors that stand beside each other agree in shape and device; strides
-and dtypes may differ.
+Parallel lists of tensors agree in shape and device; strides and dtypes may
+differ.
 """
 
 import cmath
@@ -78,7 +78,7 @@ def pieces(
 
 
 def _alike(lists: Sequence[Sequence[Tensor]]) -> bool:
-  """Whether each list has one device and dtype: most models; seen quickly."""
+  """True if each list has one device and dtype, as in most models."""
   return len({len(tensors) for tensors in lists}) == 1 and all(
     len({t.dtype for t in tensors}) <= 1
     and len({t.device for t in tensors}) <= 1
@@ -217,7 +217,7 @@ def not_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-  """Whether every element is finite; one read, one synchronisation.
+  """Test all elements for finiteness; one read, one synchronisation.
 
   A sum in float32 (or wider) is finite exactly if all its elements are, unless
   it overflows: weights of 1e30 have diverged all the same.
