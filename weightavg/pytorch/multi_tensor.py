@@ -247,8 +247,8 @@ def _sums_on_cpu(
 ) -> Iterator[complex | float]:
   """Numbers that are finite together exactly if all elements are.
 
-  A dot product reads memory at full speed also on few threads, which torch's sum
-  does not. Where squares overflow, the sum decides.
+  A dot product reads memory at full speed also on few threads, torch's sum does
+  not. Where squares overflow, the sum decides.
   """
   small: list[Tensor] = []
   for tensor in tensors:
