@@ -110,17 +110,22 @@ def lawa_weights(
     number: jax.Array,
     enters: jax.Array,
   ) -> optax.Params:
-    # A sample that does not enter has the number of the one before it.
     slot = (number - 1) % window
 
     def add_leaf(slots: jax.Array, sample: jax.Array) -> jax.Array:
       if not trees.is_averaged(slots):
-        return jnp.where(enters, sample, slots)
-      old = jax.lax.dynamic_index_in_dim(slots, slot, keepdims=False)
-      new = jnp.where(enters, sample.astype(slots.dtype), old)
+        return sample
+      new = sample.astype(slots.dtype)
       return jax.lax.dynamic_update_index_in_dim(slots, new, slot, 0)
 
-    return jax.tree.map(add_leaf, samples, params)
+    # A branch: a choice between values would write into a copy of the window.
+    return jax.lax.cond(
+      enters,
+      lambda old, new: jax.tree.map(add_leaf, old, new),
+      lambda old, _: old,
+      samples,
+      params,
+    )
 
   return sampling.sampled_average(
     'lawa_weights',
