@@ -8,7 +8,7 @@ from weightavg import Auto, Ema, Lawa, Polynomial
 from weightavg.pytorch import Averager, multi_tensor
 from weightavg.pytorch.async_copy import SynchronousTransfers, Worker
 from weightavg.pytorch.device_placement import DevicePlacement
-from weightavg.pytorch.finite import Look, look
+from weightavg.pytorch.finite import Look, Looker
 from weightavg.pytorch.offload import HostPlacement
 from weightavg.pytorch.sharding import ShardedPlacement
 from weightavg.schemes import Raw
@@ -78,7 +78,7 @@ def test_both_looks_agree(value, bad):
     tensors[1][1] = bad
   assert bool(multi_tensor.not_finite(tensors)) == (bad is not None)
   assert multi_tensor.all_finite(tensors) == (bad is None)
-  assert look(tensors) is (bad is None)
+  assert Looker().look(tensors) is (bad is None)
 
 
 def test_the_skipping_update_is_that_of_lerp():

@@ -159,6 +159,7 @@ class Averager:
     self._skipped = 0
     # The look at the last sample, until its result is read, and its step.
     self._look: tuple[finite.Look, int] | None = None
+    self._looker = finite.Looker()
     # The raw weights while the average is swapped in: their storages under
     # 'exchange', copies of them under 'copy'.
     self._raw: list[Tensor] | None = None
@@ -246,7 +247,7 @@ class Averager:
     shown.check_not_shown(self._weights.parameters, 'update()')
     tensors = [p.data for p in self._weights.parameters]
     tensors += self._statistics_now()
-    result = finite.look(tensors) if is_finite is None else is_finite
+    result = self._looker.look(tensors) if is_finite is None else is_finite
     if isinstance(result, finite.Look):
       placement.add(tensors, result)
       self._look = (result, self.step)
