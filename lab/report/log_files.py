@@ -73,9 +73,9 @@ def steps_per_call(
 ) -> int:
   """Optimizer steps per call of `update_params`.
 
-  The v0.5 submission `lawa_queue` makes several steps in a call, which the
-  benchmark counts as one: `lawa_inner_steps_frac` of those that fit between two
-  evaluations at the budget's seconds per step.
+  The v0.5 submissions `lawa_queue` and `lawa_ema` make several steps in a call,
+  which the benchmark counts as one: `lawa_inner_steps_frac` of those that fit
+  between two evaluations at the budget's seconds per step.
   """
   fraction = hyperparameters.get('lawa_inner_steps_frac')
   if not isinstance(fraction, int | float) or goal is None:
