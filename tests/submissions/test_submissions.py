@@ -290,6 +290,18 @@ def test_a_state_of_another_budget_is_refused():
     Host('nadamw', step_hint_factor=0.5).state['run'].load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [('learning_rate', 0.5), ('warmup_factor', 0.5), ('label_smoothing', 0.5)],
+)
+@pytest.mark.parametrize('folder', ['nadamw', 'shampoo'])
+def test_a_state_of_another_point_is_refused(folder, key, value):
+  state = Host(folder).state['run'].state_dict()
+  with pytest.raises(ValueError, match=f'{key}=0.5'):
+    Host(folder, **{key: value}).state['run'].load_state_dict(state)
+  Host(folder).state['run'].load_state_dict(state)
+
+
 def test_the_model_is_called_for_training_with_the_points_dropout():
   host = Host('nadamw', dropout_rate=0.25, label_smoothing=0.125)
   host.model.eval()

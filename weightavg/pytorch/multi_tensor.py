@@ -149,6 +149,73 @@ def mean_(
       torch._foreach_div_(target, float(len(samples)))
 
 
+def skipping_lerp_(
+  averages: Sequence[Tensor],
+  samples: Sequence[Tensor],
+  weight: float,
+  skip: Tensor,
+) -> None:
+  """`lerp_` on an accelerator, or nothing if `skip` is 1 there.
+
+  The fused kernel of torch.optim.SGD steps from a to a - weight (a - x) with
+  the gradient -x and a weight decay of 1; like GradScaler's `found_inf`, the
+  flag makes it leave a as it is, whatever x holds.
+
+  Args:
+    averages: float32 or wider.
+    samples: on the same device.
+    weight: of the samples.
+    skip: 0-dimensional float32 on that device, 0 or 1.
+  """
+  for average, sample in by_device_and_dtype(averages, samples):
+    cast = [s.to(a.dtype) for a, s in zip(average, sample, strict=True)]
+    if average[0].is_cuda and not average[0].is_complex():
+      torch._fused_sgd_(
+        average,
+        cast,
+        [],
+        weight_decay=1.0,
+        momentum=0.0,
+        lr=weight,
+        dampening=0.0,
+        nesterov=False,
+        maximize=True,
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=skip,
+      )
+    else:
+      for a, s in zip(average, cast, strict=True):
+        a.lerp_(torch.where(skip > 0, a, s), weight)
+
+
+def skipping_copy_(
+  targets: Sequence[Tensor], sources: Sequence[Tensor], skip: Tensor
+) -> None:
+  """targets <- sources on an accelerator, or nothing if `skip` is 1 there."""
+  for target, source in zip(targets, sources, strict=True):
+    target.copy_(torch.where(skip > 0, target, source))
+
+
+def not_finite(tensors: Sequence[Tensor]) -> Tensor:
+  """1 if an element is not finite, else 0, in float32 on the tensors' device.
+
+  The sums are those of `all_finite`.
+  """
+  floating = [t for t in tensors if t.is_floating_point() or t.is_complex()]
+  sums = [
+    torch.stack(
+      torch._foreach_norm(
+        group, 1, torch.promote_types(group[0].dtype, torch.float32)
+      )
+    )
+    .sum()
+    .double()
+    for (group,) in by_device_and_dtype(floating)
+  ]
+  return torch.stack(sums).sum().isfinite().logical_not().float()
+
+
 def all_finite(tensors: Sequence[Tensor]) -> bool:
   """Whether every element is finite; one read, one synchronisation.
 
@@ -161,10 +228,49 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
   )
 
 
+# Row sums by a matrix-vector product run at the speed of memory, which torch's
+# sum does not on few threads.
+_ROW = 1 << 12
+
+
 def _is_sum_finite(tensors: list[Tensor]) -> bool:
   wide = torch.promote_types(tensors[0].dtype, torch.float32)
   if tensors[0].device.type == 'cpu':
-    # Nothing to launch or to wait for: stacking the sums would only add to it.
-    return all(cmath.isfinite(t.sum(dtype=wide).item()) for t in tensors)
+    return all(cmath.isfinite(s) for s in _sums_on_cpu(tensors, wide))
   norms = torch._foreach_norm(tensors, 1, wide)
   return bool(torch.stack(norms).sum().isfinite())
+
+
+def _sums_on_cpu(
+  tensors: list[Tensor], wide: torch.dtype
+) -> Iterator[complex | float]:
+  """Sums whose total is the sum of all elements."""
+  ones = None
+  small: list[Tensor] = []
+  for tensor in tensors:
+    dense = flat(tensor) if tensor.dtype == wide else None
+    if dense is None:
+      yield tensor.sum(dtype=wide).item()
+      continue
+    rows = len(dense) // _ROW
+    if rows > 1:
+      ones = tensor.new_ones(_ROW) if ones is None else ones
+      yield torch.mv(dense[: rows * _ROW].view(rows, _ROW), ones).sum().item()
+      dense = dense[rows * _ROW :]
+    small.append(dense)
+  # One sum instead of many: most tensors of a model are small.
+  for batch in _batches(small):
+    yield (torch.cat(batch) if len(batch) > 1 else batch[0]).sum().item()
+
+
+def _batches(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+  batch: list[Tensor] = []
+  filled = 0
+  for tensor in tensors:
+    if batch and filled + len(tensor) > PIECE:
+      yield batch
+      batch, filled = [], 0
+    batch.append(tensor)
+    filled += len(tensor)
+  if batch:
+    yield batch

@@ -1,0 +1,71 @@
+"""The look for values that are not finite, which no training step waits for.
+
+On an accelerator the result of a look is a number on the device. It makes the
+update of an average a no-op there, and reaches the host a sample later, or
+when somebody asks: nothing synchronises in an update.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weightavg.pytorch import multi_tensor
+
+
+class Look:
+  """Whether one sample must be skipped: on its device now, on the host later.
+
+  Args:
+    skip: 0-dimensional float32, 1 if the sample is not finite and 0 if it is.
+    host: where a copy of it arrives; by default itself.
+    arrived: recorded behind that copy.
+  """
+
+  def __init__(
+    self,
+    skip: Tensor,
+    host: Tensor | None = None,
+    arrived: torch.cuda.Event | None = None,
+  ) -> None:
+    self.skip = skip
+    self._host = skip if host is None else host
+    self._arrived = arrived
+    self._result: bool | None = None
+
+  def must_skip(self) -> bool:
+    """Read the result; waits for the device if it has not come that far."""
+    if self._result is None:
+      if self._arrived is not None:
+        self._arrived.synchronize()
+      self._result = bool(self._host.item())
+    return self._result
+
+
+class Looker:
+  """Looks at one sample after the other.
+
+  The result of a look must be read before the next one: both arrive in the same
+  pinned memory, which takes long to allocate.
+  """
+
+  def __init__(self) -> None:
+    self._host: Tensor | None = None
+
+  def look(self, tensors: Sequence[Tensor]) -> bool | Look:
+    """Look at all elements: True or False at once for tensors in host memory.
+
+    Tensors on several devices are looked at, and waited for, at once, too.
+    """
+    devices = {t.device for t in tensors}
+    if len(devices) > 1 or next(iter(devices)).type == 'cpu':
+      return multi_tensor.all_finite(tensors)
+    skip = multi_tensor.not_finite(tensors)
+    if not skip.is_cuda:
+      return Look(skip)
+    if self._host is None:
+      self._host = torch.empty((), dtype=skip.dtype, pin_memory=True)
+    self._host.copy_(skip, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return Look(skip, self._host, arrived)
