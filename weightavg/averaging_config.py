@@ -158,7 +158,7 @@ class AveragingConfig:
   def sampling(
     self, budget: int, steps_per_epoch: int | None = None
   ) -> Sampling:
-    """When to sample in a budget of T steps."""
+    """Return the steps at which to sample in a budget of T steps."""
     _check_steps('budget', budget)
     if steps_per_epoch is not None:
       _check_steps('steps_per_epoch', steps_per_epoch)
