@@ -14,6 +14,7 @@ from torch import nn
 
 from weightavg import spec
 from weightavg.optimizers import published_batch_size
+from weightavg.pytorch import profiling
 from weightavg.workloads import batch_size_of, workload_name
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -235,6 +236,16 @@ def test_prepare_for_eval_changes_the_weights_unless_bare(folder):
   before = host.weights()
   host.prepare_for_eval()
   assert torch.equal(host.weights(), before) == (folder in BARE)
+
+
+@pytest.mark.parametrize('folder', ['nadamw_ema', 'shampoo_ema'])
+def test_an_optimizers_gathering_is_not_billed_as_a_swap(folder):
+  host, recorder = Host(folder), profiling.Recorder()
+  host.update()
+  with profiling.recording(recorder):
+    host.prepare_for_eval()
+  gathering = {'Gather optimizer state'} if folder == 'shampoo_ema' else set()
+  assert set(recorder.sections) == {'Swap'} | gathering
 
 
 @pytest.mark.parametrize('folder', FOLDERS)

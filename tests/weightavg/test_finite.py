@@ -81,6 +81,18 @@ def test_both_looks_agree(value, bad):
   assert Looker().look(tensors) is (bad is None)
 
 
+@pytest.mark.parametrize('place', [0, 4099, -1])
+@pytest.mark.parametrize('bad', [NAN, INF, -INF])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_large_tensors_are_looked_at_as_a_whole(dtype, bad, place):
+  # Squares of 1e30 overflow in float32, their sum does not.
+  large = torch.full((3, 4000), 1e30, dtype=dtype).t()
+  tensors = [torch.ones(3, dtype=dtype), large, torch.ones(2, dtype=dtype)]
+  assert multi_tensor.all_finite(tensors)
+  large.t().view(-1)[place] = bad
+  assert not multi_tensor.all_finite(tensors)
+
+
 def test_the_skipping_update_is_that_of_lerp():
   averages, samples = sample(0, torch.float32), sample(1, torch.float32)
   expected = [a.lerp(x, 0.25) for a, x in zip(averages, samples, strict=True)]

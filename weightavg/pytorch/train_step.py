@@ -38,7 +38,7 @@ _LOG_EVERY_STEPS = 500
 
 
 class Run:
-  """What a run keeps beside its tensors: its configuration and its model.
+  """A run's configuration and model, beside its tensors.
 
   After a restore AlgoPerf's runner hands on the module from inside
   DistributedDataParallel; trained through it, ranks would no longer average
