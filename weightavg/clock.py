@@ -104,7 +104,7 @@ class Clock:
     return True
 
   def _agreed(self, measured: Measurement) -> Measurement:
-    """Return the measurement that all ranks plan by; here this process's own."""
+    """Return the measurement that all ranks plan by: here the own one."""
     return measured
 
   def _tell(self) -> None:

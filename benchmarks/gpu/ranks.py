@@ -1,4 +1,4 @@
-"""Run the measurements of `collectives` on every rank; rank 0 writes the rows."""
+"""Run `collectives` on every rank; rank 0 writes the rows."""
 
 import argparse
 import functools

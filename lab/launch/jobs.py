@@ -196,7 +196,7 @@ class Job:
       process.wait()
 
   def checkpoint(self) -> Any:
-    """Return the job for submitit to queue after a preemption: the same, resumed."""
+    """Return the job that submitit queues after a preemption: it resumes."""
     import submitit
 
     self.stop()

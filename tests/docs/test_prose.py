@@ -3,7 +3,6 @@
 import ast
 
 import pytest
-
 from pages import ROOT
 
 FOLDERS = ('benchmarks', 'docs', 'lab', 'submissions', 'weightavg')

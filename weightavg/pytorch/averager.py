@@ -530,7 +530,7 @@ class Averager:
 
   @_outside_autograd
   def _average(self) -> list[Tensor]:
-    """Return the weights for evaluation; the raw ones before the first sample."""
+    """Return the weights for evaluation, raw before the first sample."""
     raw = self._data() if self._raw is None else self._raw
     if self.placement is None or not self.samples or self.choice.shows_raw:
       return raw
