@@ -131,7 +131,7 @@ class ClockPlan:
 
   @property
   def is_due(self) -> bool:
-    """Whether `revise` has to be called before the next step."""
+    """True if `revise` has to be called before the next step."""
     if len(self._means) < _BLOCKS:
       return False
     return self.position(self.step) >= self._next / PLANS and self._next < PLANS

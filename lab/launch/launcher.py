@@ -244,7 +244,7 @@ def _resumption(directory: pathlib.Path) -> str:
 
 
 def table(plan: Plan, found: dict[Run, tuple[str, str]]) -> str:
-  """What --status prints."""
+  """Format the table of --status."""
   lines = []
   for run, (state, note) in found.items():
     directory = plan.directory(run)
