@@ -1,0 +1,1 @@
+"""The averager inside other libraries' training loops; each module is optional."""
