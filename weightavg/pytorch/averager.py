@@ -1,9 +1,16 @@
 """Averaging the weights of a model while something else trains it."""
 
 import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import (
+  Callable,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,17 +19,19 @@ from torch import Tensor, nn
 
 from weightavg import averaging_config
 from weightavg.averaging_config import AveragingConfig
-from weightavg.pytorch import averager_state, multi_tensor, shown
+from weightavg.pytorch import averager_state, export, multi_tensor, shown
 from weightavg.pytorch.choice import Choice
 from weightavg.pytorch.device_placement import DevicePlacement
 from weightavg.pytorch.distributed import world_size
 from weightavg.pytorch.placement import build_placement
 from weightavg.pytorch.weights import Weights
 from weightavg.sampling import Sampling
-from weightavg.schemes import Raw, Scheme
+from weightavg.schemes import Raw, Recursive, Scheme
+
+_Method = TypeVar('_Method', bound=Callable[..., Any])
 
 
-def _outside_autograd(method: Callable[..., None]) -> Callable[..., None]:
+def _outside_autograd(method: _Method) -> _Method:
   """No gradients, and no inference tensors: buffers outlive the block."""
   return torch.inference_mode(False)(torch.no_grad()(method))
 
@@ -339,6 +348,97 @@ class Averager:
         self.swap_out()
       self.choice.selected = selected
 
+  def averaged_state_dict(self) -> dict[str, Any]:
+    """The model's state dict with the average in place of the weights.
+
+    Keys are those of the model inside its wrappers, tensors are copies: the
+    result loads into the model's class by `load_state_dict` and can be saved by
+    safetensors. A collective with placement='sharded'.
+
+    Raises:
+      RuntimeError: the averager was built from tensors, not from a model.
+
+    >>> from weightavg import Ema
+    >>> averager = Averager(nn.Linear(2, 1), Ema(0.999))
+    >>> averager.update()
+    >>> sorted(averager.averaged_state_dict())
+    ['bias', 'weight']
+    """
+    self._weights.follow()
+    averages = zip(self._weights.tensors, self._average(), strict=True)
+    return export.averaged_state(
+      self._weights.required_model(),
+      {id(tensor): average for tensor, average in averages},
+    )
+
+  def copy_to(self, model: nn.Module) -> None:
+    """Write the average, and the other entries of the state, to another model.
+
+    Args:
+      model: of the same architecture, wrapped or not, on any device.
+    """
+    export.load_into(model, self.averaged_state_dict())
+
+  def averaged_model(self) -> nn.Module:
+    """A copy of the model that holds the average, in evaluation mode."""
+    result = copy.deepcopy(self._weights.required_model())
+    self.copy_to(result)
+    return result.eval()
+
+  def export_state(self, library: str) -> dict[str, Any]:
+    """The average as the state dict of another library.
+
+    Args:
+      library: 'torch' for torch.optim.swa_utils.AveragedModel, 'ema_pytorch'
+        for ema_pytorch.EMA (include_online_model=False), 'timm' for its
+        ModelEmaV2 and ModelEmaV3.
+    """
+    return export.to_library(self.averaged_state_dict(), library, self.samples)
+
+  @_outside_autograd
+  def import_state(
+    self, state: Mapping[str, Any], library: str, samples: int | None = None
+  ) -> None:
+    """Continue the average that another library has kept.
+
+    Its value is taken over as the average of `samples` samples; the following
+    samples enter with this averager's own coefficients.
+
+    Args:
+      state: its state dict.
+      library: as in `export_state`.
+      samples: number of samples in the average, >= 1; by default the library's
+        own count.
+
+    Raises:
+      RuntimeError: an average is shown.
+      ValueError: the scheme keeps no running average, the state does not fit
+        the model, or the number of samples is not known; nothing has changed.
+    """
+    if self.swapped:
+      raise RuntimeError(
+        'The model holds the average. Call swap_out() before import_state().'
+      )
+    if self.placement is None or not isinstance(self.scheme, Recursive):
+      raise ValueError(
+        f'Invalid scheme={self.scheme}. Must keep a running average, as Ema '
+        'and Polynomial do, to continue another one.'
+      )
+    averages, count = export.from_library(state, library)
+    samples = count if samples is None else samples
+    if not isinstance(samples, int) or samples < 1:
+      raise ValueError(
+        f'Invalid samples={samples!r}. Must be an integer in [1, inf): the '
+        'number of updates of the average.'
+      )
+    buffers = {
+      name: averages[name] for name in self._weights.names if name in averages
+    }
+    shapes = self._shapes()
+    averager_state.check_tensors(buffers, shapes)
+    self.step = max(self.step, samples * self.sampling.every)
+    self.placement.restore(samples, [self._in_order(buffers)], self._data())
+
   def state_dict(self) -> dict[str, Any]:
     """Everything needed to continue, in tensors, numbers, strings and dicts.
 
@@ -376,9 +476,7 @@ class Averager:
       ValueError: for a state of another scheme, horizon or model; nothing has
         been changed then.
     """
-    tensors = self._weights.tensors
-    shapes = zip(self._weights.names, (t.shape for t in tensors), strict=True)
-    averager_state.check(state_dict, self.scheme, self._recipe, dict(shapes))
+    averager_state.check(state_dict, self.scheme, self._recipe, self._shapes())
     raw = state_dict['raw']
     if self._raw is not None:
       # They may be this averager's own, which are about to be overwritten.
@@ -393,6 +491,18 @@ class Averager:
     if state_dict['swapped']:
       multi_tensor.copy_(self._data(), self._in_order(raw))
       self.swap_in()
+
+  @_outside_autograd
+  def _average(self) -> list[Tensor]:
+    """What evaluation would see; the raw weights before the first sample."""
+    raw = self._data() if self._raw is None else self._raw
+    if self.placement is None or not self.samples or self.choice.shows_raw:
+      return raw
+    return self.placement.shown(raw, self.choice.selected)
+
+  def _shapes(self) -> dict[str, torch.Size]:
+    shapes = (tensor.shape for tensor in self._weights.tensors)
+    return dict(zip(self._weights.names, shapes, strict=True))
 
   def _data(self) -> list[Tensor]:
     return [tensor.data for tensor in self._weights.tensors]
@@ -410,8 +520,8 @@ class Averager:
       if self._collective and world_size() > 1:
         dist.broadcast(flat, src=0)
       copies = flat.split([t.numel() for t in parts])
-      for i, copy in zip(places, copies, strict=True):
-        result[i] = copy.view(result[i].shape)
+      for i, own in zip(places, copies, strict=True):
+        result[i] = own.view(result[i].shape)
     return result
 
   def _exchange_in(self, raw: list[Tensor], average: list[Tensor]) -> None:

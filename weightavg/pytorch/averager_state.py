@@ -110,12 +110,13 @@ def check(
   if state_dict['swapped']:
     groups.append(state_dict['raw'])
   for named in groups:
-    _check_tensors(named, shapes)
+    check_tensors(named, shapes)
 
 
-def _check_tensors(
+def check_tensors(
   named: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
 ) -> None:
+  """Raise ValueError for tensors of other names or shapes."""
   for name in sorted(shapes.keys() ^ named.keys()):
     where = 'lacks' if name in shapes else 'has the unknown'
     raise ValueError(f'Invalid averager state: it {where} tensor {name!r}.')

@@ -7,28 +7,21 @@ the average together.
 
 import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import Future
 
 import torch
 import torch.distributed as dist
 from absl import logging
 from torch import Tensor
 
-from weightavg.pytorch import async_copy, multi_tensor
+from weightavg.pytorch import multi_tensor
 from weightavg.pytorch.device_placement import DevicePlacement
 from weightavg.pytorch.distributed import rank_and_world
+from weightavg.pytorch.gather import GatherToRankZero, all_gather
 from weightavg.schemes import Scheme
 
 # Every tensor and every share begins at a multiple of this many bytes, so that
 # a share ends between two elements of any dtype and loads are aligned.
 _ALIGNMENT = 64
-
-# The collective's name changed; the old one warns in newer releases.
-_all_gather = (
-  dist.all_gather_single
-  if hasattr(dist, 'all_gather_single')
-  else dist.all_gather_into_tensor
-)
 
 
 def _aligned(size: int) -> int:
@@ -104,6 +97,23 @@ def _laid_out_like(saved: Tensor, template: Tensor) -> Tensor:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Gathering:
+  """Shares on their way to rank 0, and what they are made of.
+
+  Args:
+    transfer: the messages.
+    shares: of each rank, bytes of each buffer; on other ranks their own only.
+    sizes: of each buffer, bytes of each segment of each rank.
+    dtypes: of each buffer, by tensor.
+  """
+
+  transfer: GatherToRankZero
+  shares: list[list[Tensor]]
+  sizes: list[list[list[int]]]
+  dtypes: list[list[torch.dtype]]
+
+
 class ShardedPlacement(DevicePlacement):
   """Keeps this rank's share of the averages.
 
@@ -137,8 +147,9 @@ class ShardedPlacement(DevicePlacement):
     self._group = None
     if self._world_size > 1 and checkpoints:
       self._group = dist.new_group(backend='gloo')
-      self._worker = async_copy.Worker()
-    self._collected: Future | None = None
+    self._gathering: _Gathering | None = None
+    # Whole buffers that a checkpoint gave, until the next sample.
+    self._restored: list[list[Tensor]] | None = None
 
   def _share_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [
@@ -147,7 +158,7 @@ class ShardedPlacement(DevicePlacement):
 
   def add(self, tensors: Sequence[Tensor]) -> None:
     """Take this rank's share of the tensors in as the next sample."""
-    self._collected = None
+    self._gathering = self._restored = None
     super().add(self._share_of(tensors))
 
   def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
@@ -167,7 +178,7 @@ class ShardedPlacement(DevicePlacement):
       whole = torch.empty(
         size * self._world_size, dtype=torch.uint8, device=device
       )
-      _all_gather(whole, share)
+      all_gather(whole, share)
     result = []
     for tensor, offset in zip(tensors, self._layout.offsets, strict=True):
       nbytes = tensor.numel() * tensor.element_size()
@@ -181,42 +192,35 @@ class ShardedPlacement(DevicePlacement):
     """Start to gather all shares on rank 0; nothing waits here.
 
     What is sent is a copy in host memory, the only part that is billed:
-    evaluation and training may go on.
+    evaluation and training may continue.
     """
-    if self._group is None or self._collected is not None:
+    is_known = self._gathering is not None or self._restored is not None
+    if self._group is None or is_known:
       return
-    shares = [
+    own = [
       torch.cat([b.cpu().view(torch.uint8) for b in buffer])
       if buffer
       else torch.empty(0, dtype=torch.uint8)
       for buffer in self._own_buffers()
     ]
     dtypes = self._dtypes(self._templates)
-    self._collected = self._worker.submit(lambda: self._gather(shares, dtypes))
+    sizes = [self._sizes(kinds) for kinds in dtypes]
+    shares = [own] + [
+      [torch.empty(sum(size[rank]), dtype=torch.uint8) for size in sizes]
+      for rank in range(1, self._world_size if self._rank == 0 else 1)
+    ]
+    transfer = GatherToRankZero(self._group, own, shares[1:])
+    self._gathering = _Gathering(transfer, shares, sizes, dtypes)
 
-  def _gather(
-    self, shares: list[Tensor], dtypes_of: list[list[torch.dtype]]
-  ) -> list[list[Tensor]]:
-    """Whole buffers on rank 0, nothing elsewhere; runs on the worker."""
-    result = []
-    for share, dtypes in zip(shares, dtypes_of, strict=True):
-      sizes = [
-        [
-          (s.end - s.begin) * dtypes[s.index].itemsize
-          for s in self._layout.segments(rank)
-        ]
-        for rank in range(self._world_size)
+  def _sizes(self, dtypes: list[torch.dtype]) -> list[list[int]]:
+    """Bytes of each segment of each rank, in a buffer of these dtypes."""
+    return [
+      [
+        (s.end - s.begin) * dtypes[s.index].itemsize
+        for s in self._layout.segments(rank)
       ]
-      largest = max(map(sum, sizes))
-      padded = torch.zeros(largest, dtype=torch.uint8)
-      padded[: share.numel()] = share
-      received = None
-      if self._rank == 0:
-        received = [torch.empty_like(padded) for _ in sizes]
-      dist.gather(padded, received, dst=0, group=self._group)
-      if received is not None:
-        result.append(self._unpack(received, sizes, dtypes))
-    return result
+      for rank in range(self._world_size)
+    ]
 
   def _unpack(
     self,
@@ -246,13 +250,23 @@ class ShardedPlacement(DevicePlacement):
       return []
     if self._world_size == 1:
       return [self._alone(buffer) for buffer in self._own_buffers()]
-    if self._rank != 0 or self._collected is None:
+    if self._rank != 0:
+      return None
+    if self._restored is not None:
+      return self._restored
+    if self._gathering is None:
       return None
     try:
-      return self._collected.result()
+      self._gathering.transfer.wait()
     except RuntimeError as error:
       logging.warning('The shares of the average did not arrive: %s', error)
       return None
+    return [
+      self._unpack([share[i] for share in self._gathering.shares], sizes, kinds)
+      for i, (sizes, kinds) in enumerate(
+        zip(self._gathering.sizes, self._gathering.dtypes, strict=True)
+      )
+    ]
 
   def _alone(self, buffer: list[Tensor]) -> list[Tensor]:
     """A single rank's share is the whole; tensors without elements lack."""
@@ -284,8 +298,8 @@ class ShardedPlacement(DevicePlacement):
     ]
     shares = [self._share_of(buffer) for buffer in whole]
     super().restore(count, shares, self._share_of(tensors))
+    self._gathering = None
     if self._group is not None:
-      self._collected = Future()
       # Only rank 0 saves, from host memory.
       kept = whole if self._rank == 0 else []
-      self._collected.set_result([[t.cpu() for t in b] for b in kept])
+      self._restored = [[t.cpu() for t in buffer] for buffer in kept]

@@ -68,6 +68,19 @@ class Weights:
       isinstance(tensor, nn.Parameter) for tensor in self.parameters
     )
 
+  def required_model(self) -> nn.Module:
+    """The model without its wrappers.
+
+    Raises:
+      RuntimeError: there is none, only tensors.
+    """
+    if self.model is None:
+      raise RuntimeError(
+        'The averager was built from tensors. Build it from the model for a '
+        'state dict or a copy of the model.'
+      )
+    return self.model
+
   def modules(self) -> Iterator[nn.Module]:
     """Modules whose `load_state_dict` would write to the parameters."""
     if self.model is None:

@@ -1,0 +1,202 @@
+"""The average without a swap, and to and from other libraries."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from weightavg import Auto, Ema, Lawa, Polynomial
+from weightavg.pytorch import Averager
+
+
+class Tied(nn.Module):
+  """A head that shares the embedding, and a BatchNorm."""
+
+  def __init__(self):
+    super().__init__()
+    self.embedding = nn.Embedding(5, 4)
+    self.norm = nn.BatchNorm1d(4)
+    self.frozen = nn.Linear(4, 4).requires_grad_(False)
+    self.head = nn.Linear(4, 5, bias=False)
+    self.head.weight = self.embedding.weight
+
+  def forward(self, x):
+    return self.head(self.frozen(self.norm(self.embedding(x))))
+
+
+def trained(scheme, steps=4, wrap=None, **options):
+  torch.manual_seed(0)
+  model = Tied()
+  wrapped = model if wrap is None else wrap(model)
+  averager = Averager(wrapped, scheme, **options)
+  for _ in range(steps):
+    loss = wrapped(torch.randint(5, (8,))).square().mean()
+    loss.backward()
+    with torch.no_grad():
+      for p in model.parameters():
+        if p.grad is not None:
+          p -= 0.1 * p.grad
+          p.grad = None
+    averager.update()
+  return model, averager
+
+
+SCHEMES = {
+  'ema': (Ema(0.5), {}),
+  'lawa': (Lawa(2), {'every': 1}),
+  'polynomial': (Polynomial(1.0), {}),
+}
+
+
+def compiled(model):
+  return torch.compile(model, backend='eager')
+
+
+@pytest.mark.parametrize('wrap', [None, nn.DataParallel, compiled])
+@pytest.mark.parametrize('name', SCHEMES)
+def test_the_state_is_what_a_swap_shows(name, wrap):
+  scheme, options = SCHEMES[name]
+  model, averager = trained(scheme, wrap=wrap, **options)
+  raw = copy.deepcopy(model.state_dict())
+  state = averager.averaged_state_dict()
+  with averager.evaluating():
+    assert list(state) == list(model.state_dict())
+    for key, value in model.state_dict().items():
+      assert torch.equal(state[key], value), key
+    assert not torch.equal(state['head.weight'], raw['head.weight'])
+    during = averager.averaged_state_dict()
+  for key, value in raw.items():
+    assert torch.equal(model.state_dict()[key], value), key
+    assert torch.equal(during[key], state[key]), key
+
+
+def test_the_state_shares_no_memory_and_goes_through_safetensors(tmp_path):
+  model, averager = trained(Ema(0.5))
+  state = averager.averaged_state_dict()
+  pointers = [t.data_ptr() for t in state.values()]
+  assert len(set(pointers)) == len(pointers)
+  save_file(state, tmp_path / 'average.safetensors')
+  fresh = Tied()
+  fresh.load_state_dict(load_file(tmp_path / 'average.safetensors'))
+  with averager.evaluating():
+    assert torch.equal(fresh.head.weight, model.head.weight)
+  assert fresh.head.weight is fresh.embedding.weight
+
+
+def test_before_the_first_sample_the_state_is_the_models_own():
+  model, averager = trained(Ema(0.5), steps=0)
+  for key, value in averager.averaged_state_dict().items():
+    assert torch.equal(value, model.state_dict()[key])
+
+
+def test_a_copy_follows_the_choice_and_leaves_the_model_alone():
+  model, averager = trained(Auto([Ema(0.5), Ema(0.0)]))
+  averager.choose([0.0, 1.0])
+  other = compiled(Tied())
+  averager.copy_to(other)
+  result = averager.averaged_model()
+  assert not result.training
+  assert model.training
+  assert not averager.swapped
+  with averager.evaluating():
+    assert torch.equal(result.head.weight, model.head.weight)
+    assert torch.equal(other.head.weight, model.head.weight)
+  assert not torch.equal(result.head.weight, model.head.weight)
+
+
+def test_tensors_alone_have_no_state_dict():
+  averager = Averager([('p', torch.ones(1))], Ema(0.5))
+  with pytest.raises(RuntimeError, match='built from tensors'):
+    averager.averaged_state_dict()
+
+
+def test_torchs_average_is_continued_and_given_back():
+  model, _ = trained(Ema(0.5), steps=0)
+  theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.75))
+  for _ in range(40):
+    theirs.update_parameters(model)
+    with torch.no_grad():
+      model.head.weight += 0.1
+  ours = Averager(model, Ema(0.75), batch_norm='current')
+  ours.import_state(theirs.state_dict(), 'torch')
+  assert (ours.samples, ours.step) == (40, 40)
+  for _ in range(5):
+    with torch.no_grad():
+      model.head.weight += 0.1
+    theirs.update_parameters(model)
+    ours.update()
+  with ours.evaluating():
+    # Ours is normalised: c_41 differs from 1/4 by 0.75^41 < 1e-5.
+    torch.testing.assert_close(
+      model.head.weight, theirs.module.head.weight, rtol=1e-5, atol=1e-5
+    )
+  back = AveragedModel(Tied())
+  back.load_state_dict(ours.export_state('torch'))
+  assert back.n_averaged == 45
+  state = ours.averaged_state_dict()
+  assert torch.equal(back.module.head.weight, state['head.weight'])
+
+
+def test_torchs_uniform_mean_is_a_polynomial_average_of_power_zero():
+  model, _ = trained(Ema(0.5), steps=0)
+  theirs, ours = AveragedModel(model), Averager(model, Polynomial(0.0))
+  theirs.update_parameters(model)
+  ours.import_state(theirs.state_dict(), 'torch')
+  for _ in range(3):
+    with torch.no_grad():
+      model.head.weight += 1.0
+    theirs.update_parameters(model)
+    ours.update()
+  with ours.evaluating():
+    torch.testing.assert_close(model.head.weight, theirs.module.head.weight)
+
+
+def test_ema_pytorch_reads_our_average_and_we_read_its():
+  ema_pytorch = pytest.importorskip('ema_pytorch')
+  model, averager = trained(Ema(0.5))
+  theirs = ema_pytorch.EMA(Tied(), include_online_model=False)
+  theirs.load_state_dict(averager.export_state('ema_pytorch'))
+  state = averager.averaged_state_dict()
+  assert torch.equal(theirs.ema_model.head.weight, state['head.weight'])
+  fresh = Averager(model, Ema(0.5))
+  fresh.import_state(theirs.state_dict(), 'ema_pytorch')
+  assert fresh.samples == 4
+  assert torch.equal(
+    fresh.averaged_state_dict()['head.weight'], state['head.weight']
+  )
+
+
+def test_timms_average_needs_the_number_of_its_samples():
+  """timm's ModelEmaV2 and V3 save `module.` and nothing else."""
+  model, averager = trained(Ema(0.5))
+  saved = averager.export_state('timm')
+  assert set(saved) == {f'module.{key}' for key in model.state_dict()}
+  fresh = Averager(model, Ema(0.5))
+  with pytest.raises(ValueError, match=r'Invalid samples=None\. Must be an'):
+    fresh.import_state(saved, 'timm')
+  fresh.import_state(saved, 'timm', samples=1000)
+  assert fresh.samples == 1000
+  state = fresh.averaged_state_dict()
+  assert torch.equal(state['head.weight'], saved['module.head.weight'])
+
+
+@pytest.mark.parametrize(
+  ('scheme', 'library', 'message'),
+  [
+    (Lawa(2), 'torch', 'Must keep a running average'),
+    (Ema(0.5), 'keras', r"Invalid library='keras'\. Must be one of torch,"),
+    (Ema(0.5), 'ema_pytorch', r"no key begins with 'ema_model\.'"),
+    (Ema(0.5), 'torch', r"'embedding.weight' has shape \(2,\)\. Must be"),
+  ],
+)
+def test_states_that_do_not_fit_are_refused(scheme, library, message):
+  model, averager = trained(Ema(0.5))
+  saved = averager.export_state('torch')
+  saved['module.embedding.weight'] = torch.ones(2)
+  fresh = Averager(model, scheme, every=1)
+  with pytest.raises(ValueError, match=message):
+    fresh.import_state(saved, library)
+  assert fresh.samples == 0

@@ -1,0 +1,117 @@
+"""The average outside its averager: state dicts, copies, other libraries.
+
+Nothing here touches the model that is trained.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightavg.pytorch import models
+
+# Prefix of a model's own keys in the state dicts of other libraries' averages.
+PREFIXES = {
+  'torch': 'module.',  # torch.optim.swa_utils.AveragedModel
+  'ema_pytorch': 'ema_model.',  # ema_pytorch.EMA
+  'timm': 'module.',  # timm.utils.ModelEmaV2, ModelEmaV3
+}
+# Where they keep the number of their updates.
+_COUNTERS = {'torch': 'n_averaged', 'ema_pytorch': 'step'}
+
+
+def averaged_state(
+  model: nn.Module, averaged: Mapping[int, Tensor]
+) -> dict[str, Any]:
+  """A state dict of a model with some of its tensors replaced.
+
+  Args:
+    model: without its wrappers.
+    averaged: by the identity of the parameter or buffer that it replaces.
+
+  Returns:
+    Under the model's own keys, tensors that share no memory with the model, the
+    averager or each other, as safetensors asks for.
+  """
+  found: dict[str, Any] = {}
+  for key, value in model.state_dict(keep_vars=True).items():
+    if isinstance(value, Tensor):
+      source = averaged.get(id(value), value).detach()
+      found[key] = torch.empty_like(
+        source, dtype=value.dtype, device=value.device
+      ).copy_(source)
+    else:
+      found[key] = copy.deepcopy(value)
+  return found
+
+
+def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
+  """Load a state dict into another model, whichever way it is wrapped."""
+  target = models.unwrap(model)
+  names = {models.clean_name(key): key for key in target.state_dict()}
+  target.load_state_dict(
+    {
+      names.get(models.clean_name(key), key): value
+      for key, value in state.items()
+    }
+  )
+
+
+def to_library(
+  state: Mapping[str, Any], library: str, samples: int
+) -> dict[str, Any]:
+  """The state dict that another library's average would have.
+
+  Args:
+    state: of the averaged model.
+    library: 'torch' (AveragedModel), 'ema_pytorch' (EMA, with
+      include_online_model=False) or 'timm' (ModelEmaV2, ModelEmaV3).
+    samples: number of samples in the average.
+
+  Raises:
+    ValueError: for another library.
+  """
+  _check_library(library)
+  prefixed = {PREFIXES[library] + key: value for key, value in state.items()}
+  if library == 'torch':
+    return {'n_averaged': torch.tensor(samples), **prefixed}
+  if library == 'ema_pytorch':
+    counters = {'initted': torch.tensor(True), 'step': torch.tensor(samples)}
+    return {**counters, **prefixed}
+  return prefixed
+
+
+def from_library(
+  state: Mapping[str, Any], library: str
+) -> tuple[dict[str, Tensor], int | None]:
+  """The average in another library's state dict, and its number of updates.
+
+  Returns:
+    The averaged model's own entries under clean names, and the counter, None
+    where the library keeps none.
+
+  Raises:
+    ValueError: for another library, or a state dict that is not its.
+  """
+  _check_library(library)
+  prefix = PREFIXES[library]
+  found = {
+    models.clean_name(key.removeprefix(prefix).removeprefix('module.')): value
+    for key, value in state.items()
+    if key.startswith(prefix)
+  }
+  if not found:
+    raise ValueError(
+      f'Invalid state: no key begins with {prefix!r}, as those of {library} do.'
+    )
+  counter = state.get(_COUNTERS.get(library, ''))
+  return found, None if counter is None else int(counter)
+
+
+def _check_library(library: str) -> None:
+  if library not in PREFIXES:
+    raise ValueError(
+      f'Invalid {library=}. Must be one of {", ".join(PREFIXES)}.'
+    )
