@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 PAGES := README.md docs/*.md
 COG := $(BIN)/cog -I docs -I . --verbosity=1
 
-.PHONY: quickstart study bench bench-promote gpu tables \
+.PHONY: quickstart study figures bench bench-promote gpu tables \
   check-tables docs wheel test test-slow test-algoperf lint check format clean
 
 # Three runs for each of two seeds, two at a time: a few minutes. The folder is
@@ -24,6 +24,12 @@ quickstart: $(INSTALLED)
 STUDY ?= steps
 study: $(INSTALLED)
 	$(BIN)/python -m lab.studies $(STUDY) $(ARGS)
+
+# Draws the figures in results/ from the committed rows.
+figures: $(INSTALLED)
+	for study in steps horizon auto quickstart; do \
+	  $(BIN)/python -m lab.studies $$study --report_only > /dev/null || exit; \
+	done
 
 # Measures this machine, into the ignored results/bench/local/.
 bench: $(INSTALLED)

@@ -124,6 +124,27 @@ def algoperf() -> str:
   return algoperf_table.table(results('algoperf/matrix.json'))
 
 
+def clock_replay() -> str:
+  """Ends of the schedules of public logs, planned by steps and by the clock."""
+  header = [
+    'workload', 'framework', 's per step', 'limit, s', '1.5 x step hint: s',
+    'in time', 'clock: T', 's', 'in time', 'T / step hint',
+  ]  # fmt: skip
+  lines = [
+    '| ' + ' | '.join(header) + ' |',
+    '|---' * len(header) + '|',
+  ]
+  for row in results('algoperf/clock_replay.json')['rows']:
+    workload, framework, _, duration, limit, _, _, before, *rest = row
+    in_time, step, after, after_in_time, share = rest
+    cells = [
+      workload, framework, duration, limit, before, in_time, step, after,
+      after_in_time, share,
+    ]  # fmt: skip
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
 def performance() -> str:
   """The benchmark rows that answer a user's questions."""
   return bench.selected(results('bench/bench.json'))

@@ -63,5 +63,5 @@ def test_weightavg_needs_no_more_than_it_installs(graph):
   external = packages_of(graph, own) - {'weightavg'}
   installed = {'torch', 'numpy', 'absl'}
   # Imported only where they are installed.
-  optional = {'algoperf', 'jax', 'optax', 'triton'}
+  optional = {'algoperf', 'flax', 'jax', 'optax', 'triton'}
   assert external <= installed | optional | set(sys.stdlib_module_names)

@@ -1,7 +1,8 @@
 """Every placement of an average: step, swap and memory on one model.
 
-An average takes one sample in SAMPLE_EVERY steps. `sample_ms` is what a sample
-adds to those steps together, which for host memory overlaps with them.
+An average takes one sample in SAMPLE_EVERY steps, in the middle of those that
+are timed. `sample_ms` is what a sample adds to them together: a copy to host
+memory may overlap with the steps after it.
 """
 
 import time
@@ -65,14 +66,15 @@ def _placed(
   trainer.state['optimizer'] = control.optimizer
   trainer.state['scheduler'] = control.state['scheduler']
   averager = trainer.averager
-  trainer.steps(SAMPLE_EVERY * setting.pick(2 if scheme == 'lawa' else 1, 1))
+  trainer.steps(SAMPLE_EVERY * (2 if scheme == 'lawa' else 1))
+  trainer.steps(SAMPLE_EVERY // 2)
   times = timing.interleaved(
     {
       'control': lambda: control.steps(SAMPLE_EVERY),
       'averaged': lambda: trainer.steps(SAMPLE_EVERY),
     },
     device,
-    rounds=setting.pick(4, 1),
+    rounds=setting.pick(3, 1),
     warmup=0,
   )
   raw = [p.detach().clone() for p in case.model.parameters()]

@@ -32,8 +32,8 @@ LIMITS = {
   'collectives': 110,
   'train_imagenet_vit': 140,
   'train_finewebedu_lm': 150,
-  'train_imagenet_resnet': 100,
-  'train_wmt': 100,
+  'train_wmt': 80,
+  'train_imagenet_resnet': 60,
 }
 
 

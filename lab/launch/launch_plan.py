@@ -1,8 +1,8 @@
 """The runs of a study: their names, seeds, directories, states and commands.
 
 A run is one trial of one submission on one workload in one study. Its directory
-is <experiment_dir>/<submission>/study_<s>/<workload>_pytorch/trial_<t>, which
-the benchmark's scoring reads as it is.
+is <experiment_dir>/<submission>/study_<s>/<workload>_<framework>/trial_<t>,
+which the benchmark's scoring reads as it is.
 """
 
 import csv
@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from lab.core import checkpoint_files, logs
+from lab.core.frameworks import framework_of
 from lab.launch import benchmark, recovery
 from lab.workloads import WORKLOADS as LOCAL
 
@@ -42,7 +43,8 @@ class Run:
   @property
   def name(self) -> str:
     """Path of the trial below the experiment directory."""
-    return f'{self.experiment}/{self.workload}_pytorch/trial_{self.trial}'
+    workload = f'{self.workload}_{framework_of(self.submission)}'
+    return f'{self.experiment}/{workload}/trial_{self.trial}'
 
   @property
   def is_local(self) -> bool:
@@ -159,7 +161,7 @@ class Rendezvous:
 def _runner_flags(plan: Plan, run: Run, resume: bool) -> list[str]:
   flags = [
     f'--workload={run.workload}',
-    '--framework=pytorch',
+    f'--framework={framework_of(run.submission)}',
     f'--submission_path={plan.submission_path(run.submission)}',
     f'--tuning_ruleset={plan.ruleset}',
     f'--experiment_dir={plan.experiment_dir}',
@@ -206,7 +208,8 @@ def command(
   """
   module = ['-m', 'lab.run' if run.is_local else benchmark.RUNNER]
   flags = _runner_flags(plan, run, resume)
-  if not plan.processes:
+  # In JAX one process drives all devices of a node.
+  if not plan.processes or framework_of(run.submission) == 'jax':
     return ['python', *module, *flags]
   torchrun = [
     'torchrun',

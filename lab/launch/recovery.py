@@ -20,8 +20,12 @@ KEPT_CHECKPOINTS = 2
 
 
 def is_complete(path: pathlib.Path) -> bool:
-  """Tell if a checkpoint was written to its end: a zip file's index is last."""
-  return path.is_file() and zipfile.is_zipfile(path)
+  """Tell if a checkpoint was written to its end.
+
+  A zip file's index is last. JAX's is a folder, which gets its name when it is
+  whole.
+  """
+  return path.is_dir() or (path.is_file() and zipfile.is_zipfile(path))
 
 
 def complete_steps(directory: pathlib.Path) -> list[int]:

@@ -95,8 +95,14 @@ class Place:
 def find(folder: pathlib.Path) -> list[Place]:
   """Find the trials below a folder, in the order of their paths."""
   places = []
+  seen: set[str] = set()
   for parent, names, _ in os.walk(folder, followlinks=True):
     names.sort()
+    # A link to a folder above would be followed without end.
+    if (real := os.path.realpath(parent)) in seen:
+      names.clear()
+      continue
+    seen.add(real)
     match = _WORKLOAD.fullmatch(os.path.basename(parent))
     trials = [m for name in names if (m := _TRIAL.fullmatch(name))]
     # A submission's own name may end in a framework's.
@@ -255,7 +261,7 @@ class Reader:
     rows = list(reader)
     if not rows:
       self.problems.append(
-        f'{place}: no measurements ({path.name} ends early).'
+        f'{place}: no measurements ({path.name} has no rows).'
       )
       return []
     rows = self._whole(place, rows, columns, text.endswith('\n'), goal)

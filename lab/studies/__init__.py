@@ -1,7 +1,7 @@
 """Studies of averaging on the local workloads: `python -m lab.studies NAME`.
 
-Every module here is a command. A study declares its grid of runs, what is
-observed beside each run, its tables and its figures; `parts` does the rest.
+Every module here is a command. A study declares its grid of runs, the observer
+of each run, its tables and its figures; `parts` does the rest.
 
 | module | question |
 |---|---|
@@ -10,7 +10,7 @@ observed beside each run, its tables and its figures; `parts` does the rest.
 | `auto` | is the choice among averages a good one? |
 | `unseen` | does it hold on seeds that were not looked at? |
 | `repeated` | does it survive data that repeat? |
-| `quickstart` | what does averaging do to one run? |
+| `quickstart` | how much does averaging change one run? |
 | `calibrate` | which target does a workload's baseline set? |
 | `tune` | which hyperparameters suit a method on a workload? |
 | `choices` | which average has each evaluation of a trial seen? |

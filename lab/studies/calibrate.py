@@ -42,7 +42,7 @@ RULE = (
 
 
 def training(workload: str, point: Mapping[str, Any], seed: int) -> Training:
-  """A run of the baseline; its second half is evaluated on both splits."""
+  """Describe a run of the baseline; its second half is evaluated."""
   return Training(
     workload=workload,
     submission='nadamw',
@@ -63,7 +63,7 @@ def training(workload: str, point: Mapping[str, Any], seed: int) -> Training:
 def best_of(
   curve: Sequence[Sequence[float]], higher_is_better: bool
 ) -> tuple[int | None, float | None]:
-  """Step and value of the first best finite value; None if there is none.
+  """Return step and value of the first best finite value, or None twice.
 
   >>> best_of([[10, 1.0, 0.5], [20, 2.0, 0.2], [30, 3.0, 0.2]], False)
   (20, 0.2)
@@ -77,7 +77,7 @@ def best_of(
 
 
 def row_of(result: Result) -> dict[str, Any]:
-  """Seed, best metric and its step of each split, and seconds of training."""
+  """Make a row of seed, best metric and its step by split, and seconds."""
   row: dict[str, Any] = {'seed': result['seed']}
   for split, key in (('validation', 'curves'), ('test', 'test_curves')):
     curve = result[key]['raw']
@@ -87,7 +87,7 @@ def row_of(result: Result) -> dict[str, Any]:
 
 
 def median_target(values: Sequence[float | None]) -> float:
-  """Median over seeds.
+  """Return the median over seeds.
 
   Raises:
     InputError: a run has no value: it diverged.
@@ -103,7 +103,7 @@ def tune_rate(
   measure: Callable[[list[float]], list[float | None]],
   higher_is_better: bool,
 ) -> tuple[float, list[dict[str, Any]]]:
-  """Best learning rate on a grid of factor two that grows at its edges.
+  """Find the best learning rate on a grid that grows at its edges.
 
   Args:
     base_rate: the grid's centre.
@@ -136,7 +136,7 @@ def tune_rate(
 
 
 def calibrate(name: str, tune: bool, runs: str, jobs: int) -> dict[str, Any]:
-  """Do what the module says for one workload; the written record.
+  """Calibrate one workload and return the written record.
 
   Raises:
     InputError: there is no tuned point, or a run diverged.

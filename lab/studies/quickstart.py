@@ -1,12 +1,12 @@
-"""See what averaging does: two optimizers and their averages on one workload.
+"""Compare two optimizers and their averages on one workload.
 
 A small language model is trained by NadamW, by Shampoo and by NadamW with a
 choice among averages. Several averages follow the first two runs: the default
 horizon of 1 % of T and longer ones. A few minutes on two cores.
 
 Writes summary.json (a row for each run and average), curves.json and
-curves.png, the metric against steps, raw and averaged. `table` and `sentence`
-say what is seen, from the rows of summary.json.
+curves.png, the metric against steps, raw and averaged, which is also the figure
+of the front page. `table` and `sentence` describe the rows of summary.json.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from lab.studies.parts.choosers import AUTO
 from lab.studies.parts.frame import Row
 from lab.studies.parts.study import Study
 from lab.studies.parts.training import Result, Training, tuned_point
+from lab.workloads import build_workload
 
 WORKLOAD = 'stdlib_lm'
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -33,6 +34,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
   'ema 3 %': {'averaging_scheme': 'ema', 'averaging_horizon': 0.03},
   'polynomial 9': {'averaging_scheme': 'polynomial', 'averaging_power': 9.0},
 }
+# In the figure.
+SHOWN = ('raw', 'ema 1 %', 'ema 3 %', 'lawa 10 %', AUTO)
 LABELS = {'nadamw': 'NadamW', 'shampoo': 'Shampoo'}
 BASELINE = {'optimizer': 'nadamw', 'candidate': 'raw'}
 COLUMNS = (
@@ -141,7 +144,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def sentence(rows: Sequence[Row]) -> str:
-  """What the table shows, in a sentence for each workload."""
+  """Describe the table in a sentence for each workload."""
   medians = _medians(rows)
   texts = []
   for workload in dict.fromkeys(row['workload'] for row in rows):
@@ -178,55 +181,39 @@ def sentence(rows: Sequence[Row]) -> str:
 def draw(results: Sequence[Row], path: pathlib.Path) -> None:
   """Metric against steps of one run of each optimizer, raw and averaged."""
   first = results[0]
-  own = [
-    result
-    for result in results
-    if (result['workload'], result['seed'])
-    == (first['workload'], first['seed'])
-  ]
-  shown = ('raw', 'ema 1 %', 'ema 3 %', 'lawa 10 %', AUTO)
-  values = []
+  run = (first['workload'], first['seed'])
+  own = [r for r in results if (r['workload'], r['seed']) == run]
   with plots.panels(1, 2, 9, 3.6, sharey=True) as (figure, panels):
     for axes, (optimizer, label) in zip(panels[0], LABELS.items(), strict=True):
-      merged: dict[str, Any] = {}
+      curves: dict[str, Any] = {}
       for result in own:
         if result['optimizer'] == optimizer:
-          merged |= result['curves']
-      reached = frame.rows_of([{**first, 'curves': merged}], {})
-      steps = {row['candidate']: row['steps_to_target'] for row in reached}
-      for number, name in enumerate(n for n in shown if n in merged):
-        x, _, y = zip(*merged[name], strict=True)
-        color = 'black' if name == 'raw' else f'C{shown.index(name) - 1}'
+          curves |= result['curves']
+      rows = frame.rows_of([{**first, 'curves': curves}], {})
+      steps = {row['candidate']: row['steps_to_target'] for row in rows}
+      for number, name in enumerate(name for name in SHOWN if name in curves):
+        # The start of training would flatten all that follows.
+        late = [p for p in curves[name] if p[0] >= 0.3 * first['budget_steps']]
+        x, _, y = zip(*late, strict=True)
+        color = 'black' if name == 'raw' else f'C{SHOWN.index(name) - 1}'
         text = label_of(optimizer, name).removeprefix(f'{label}, ')
-        axes.plot(
-          x,
-          y,
-          color=color,
-          label=f'{text}: '
-          + (f'step {steps[name]}' if steps[name] else tables.NEVER),
-        )
-        if steps[name]:
+        when = f'step {steps[name]}' if steps[name] else tables.NEVER
+        axes.plot(x, y, color=color, label=f'{text}: {when}')
+        if steps[name] in x:
           axes.plot(
             steps[name],
-            dict(zip(x, y, strict=True))[steps[name]],
+            y[x.index(steps[name])],
             plots.MARKERS[number],
             color=color,
             markerfacecolor='none',
             markersize=6 + number,
           )
-        late = [v for s, v in zip(x, y, strict=True) if s >= 0.3 * x[-1]]
-        values += [v for v in late if math.isfinite(v)]
-      axes.axhline(
-        first['target'], color='0.4', linestyle='--', linewidth=1, zorder=0
-      )
-      budget = first['budget_steps']
-      axes.set(title=label, xlabel='step', xlim=(0.3 * budget, budget))
+      axes.axhline(first['target'], color='0.4', linestyle='--', linewidth=1)
+      axes.set(title=label, xlabel='step')
       axes.legend(title='reaches the target at')
-    low, high = min([*values, first['target']]), max(values)
-    margin = 0.05 * (high - low) or 1e-3
-    panels[0][0].set_ylim(low - margin, high + margin)
+    metric = build_workload(first['workload']).target_metric_name
     better = 'higher' if first['higher_is_better'] else 'lower'
-    panels[0][0].set_ylabel(f'validation metric ({better} is better)')
+    panels[0][0].set_ylabel(f'validation {metric} ({better} is better)')
     figure.suptitle(f'{first["workload"]}, seed {first["seed"]}')
     plots.save(figure, path)
 

@@ -124,6 +124,6 @@ STUDY = Study(
   files={'study.json': rows_of},
   tables={'Steps to target': ('study.json', table)},
   figures={'ratios.png': ('study.json', draw)},
-  options=(Option('optimizers', OPTIMIZERS, 'what trains'),),
+  options=(Option('optimizers', OPTIMIZERS, 'optimizers'),),
   order=('optimizer', 'workload', 'seed'),
 )

@@ -11,10 +11,10 @@ average with the best mean win.
 
 Writes search.json (ranges, rule, winners), trials.json (a row for each trial,
 with its curves) and finals.json to results/tuning/<workload>_<method>/.
-Finished trials are kept in its folder runs, from which a search goes on; it
-can be given more trials, but no other ranges. --promote makes the winning point
-of the raw weights the workload's tuned point. `table` makes a table of winners
-from search.json.
+Finished trials are kept in its folder runs, from which a search is resumed,
+with more trials if wanted; other ranges are refused. --promote makes the
+winning point of the raw weights the workload's tuned point. `table` makes a
+table of winners from search.json.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def nadamw_point(point: Mapping[str, Any]) -> dict[str, Any]:
   return rest | {'beta2': 1.0 - point['one_minus_beta2']}
 
 
-# What can be tuned: a submission without averages, to its terms of a point.
+# A submission without averages to the function that puts a point in its terms.
 METHODS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
   'nadamw': nadamw_point,
   'shampoo': dict,
@@ -91,7 +91,7 @@ def training(
   seed: int,
   limits: Sequence[float | None] = (None,) * len(search.RUNGS),
 ) -> Training:
-  """A trial; its result depends on no target."""
+  """Describe a trial; its result depends on no target."""
   return Training(
     workload=workload,
     submission=method,
@@ -105,7 +105,7 @@ def training(
 
 
 def best_of(result: Result) -> dict[str, float | None]:
-  """The best finite value of each candidate of a trial."""
+  """Return the best finite value of each candidate of a trial."""
   pick = max if result['higher_is_better'] else min
   return {
     name: pick((v for *_, v in curve if math.isfinite(v)), default=None)
@@ -114,7 +114,7 @@ def best_of(result: Result) -> dict[str, float | None]:
 
 
 def _kind(best: Mapping[str, float | None], kind: str) -> list[float]:
-  """Values of the candidates of one kind; none where all have diverged."""
+  """Return the values of the candidates of one kind that have not diverged."""
   return [
     value
     for name, value in best.items()
@@ -123,9 +123,9 @@ def _kind(best: Mapping[str, float | None], kind: str) -> list[float]:
 
 
 def finalists(trials: Sequence[Result]) -> list[int]:
-  """Numbers of the trials that are among the best of some kind.
+  """Return the numbers of the trials among the best four of some kind.
 
-  A trial that was stopped is not.
+  A trial that was stopped is left out.
   """
   chosen: set[int] = set()
   for kind in KINDS:
@@ -143,7 +143,7 @@ def finalists(trials: Sequence[Result]) -> list[int]:
 def winners(
   finals: Iterable[tuple[int, Mapping[str, Any], Sequence[Result]]],
 ) -> dict[str, dict[str, Any]]:
-  """For each kind the point and the average with the best mean over seeds.
+  """Find, for each kind, the point and average with the best mean over seeds.
 
   Args:
     finals: number and point of a trial, and its results.
@@ -172,7 +172,7 @@ def winners(
 
 
 def row_of(number: int, point: Mapping[str, Any], result: Result) -> Any:
-  """A trial for a file: seven digits are enough of a curve."""
+  """Make the row of a trial, with curves of seven digits."""
   curves = {
     name: [float(f'{value:.7g}') for *_, value in curve]
     for name, curve in result['curves'].items()
@@ -194,7 +194,7 @@ def row_of(number: int, point: Mapping[str, Any], result: Result) -> Any:
 
 
 def table(record: Mapping[str, Any]) -> str:
-  """Markdown: the winners of search.json."""
+  """Make the table of the winners in search.json, in Markdown."""
   keys = list(record['ranges'])
   lines = [
     [
@@ -218,7 +218,7 @@ def tune(
   folder: pathlib.Path,
   jobs: int,
 ) -> dict[str, Any]:
-  """Search, and write what is found; the content of search.json.
+  """Search, write the files and return the content of search.json.
 
   Raises:
     InputError: the search in the folder was begun differently.

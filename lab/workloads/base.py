@@ -1,4 +1,4 @@
-"""What the local workloads have in common: AlgoPerf's contract, once.
+"""AlgoPerf's contract, implemented once for all local workloads.
 
 A workload names its data, its model and its metric; this class does the rest:
 devices, DDP, input queues, masked losses, evaluation and targets.
@@ -215,17 +215,17 @@ class LocalWorkload(spec.Workload):
     return targets.read(self)['test_target']
 
   def has_reached_validation_target(self, eval_result: dict) -> bool:
-    """Whether an evaluation is better than the validation target."""
+    """Return True if an evaluation beats the validation target."""
     value = eval_result[f'validation/{self.metric}']
     return self.is_better(value, self.validation_target_value)
 
   def has_reached_test_target(self, eval_result: dict) -> bool:
-    """Whether an evaluation is better than the test target."""
+    """Return True if an evaluation beats the test target."""
     value = eval_result[f'test/{self.metric}']
     return self.is_better(value, self.test_target_value)
 
   def is_better(self, value: float, other: float) -> bool:
-    """Whether `value` of the metric beats `other`; NaN never does."""
+    """Return True if `value` of the metric beats `other`; NaN never does."""
     return value > other if self.higher_is_better else value < other
 
   def data_fingerprint(self) -> str:
@@ -290,7 +290,7 @@ class LocalWorkload(spec.Workload):
     return model, None
 
   def is_output_params(self, param_key: str) -> bool:
-    """Whether a parameter belongs to the output layer."""
+    """Return True for a parameter of the output layer."""
     for prefix in ('_orig_mod.', 'module.'):
       param_key = param_key.removeprefix(prefix)
     return param_key.startswith(f'{self.output_layer}.')

@@ -79,7 +79,9 @@ def test_sections_survive_each_other_and_keep_what_they_measured(tmp_path):
   everything = [
     script('fails', "row('first', ms=1.0); raise ValueError('of no use')"),
     script('hangs', "row('first', ms=2.0); time.sleep(60)", limit=6.0),
-    script('skips', f"print('no such model'); sys.exit({77})"),
+    script(
+      'skips', f"print('no such model'); sys.exit({sections.SKIPPED_CODE})"
+    ),
     script('dies', 'import os; os.abort()'),
     script('works', "row('first', ms=3.0); row('second', ms=4.0)"),
   ]
@@ -208,7 +210,7 @@ def test_training_is_measured_on_a_stand_in(name):
   rows = rows_of(f'train_{name}')
   model, *pairs = rows
   assert 'not importable' in rows[model]['model_of']
-  assert f'{model}/nadamw_ema/compiled' in pairs
+  assert f'{model}/nadamw_ema/eager' in pairs
   for pair in pairs:
     assert rows[pair]['raw_bit_identical']
     assert rows[pair]['weights_finite']

@@ -1,16 +1,28 @@
-"""What tests of the JAX half share: the skip, and small parameter trees."""
+"""The skip of JAX's tests, and what they need before jax is imported."""
 
 import importlib
 import importlib.util
 import os
+import pathlib
 
 import pytest
 
-# Before jax is imported: an accelerator would change the numbers.
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-
 REASON = "needs pip install -e '.[jax]'"
 HAS_JAX = importlib.util.find_spec('jax') is not None
+
+_CACHE = pathlib.Path(__file__).parents[2] / '.pytest_cache' / 'jax'
+# An accelerator would change the numbers. Programs of a second are kept, most
+# of a test's time: with a limit to their size, jax locks the folder, which
+# several processes share.
+_SETTINGS = {
+  'JAX_PLATFORMS': 'cpu',
+  'JAX_COMPILATION_CACHE_DIR': str(_CACHE),
+  'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**28),
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+}
+for _name, _value in _SETTINGS.items():
+  os.environ.setdefault(_name, _value)
 
 
 def import_jax(*names):

@@ -11,11 +11,12 @@ from gloo import run_on_ranks
 from torch import nn
 
 from weightavg.averaging_config import AveragingConfig
+from weightavg.clock import time_limit
 from weightavg.clock_plan import ClockPlan
 from weightavg.pytorch import train_step
 from weightavg.pytorch.averager import Averager
 from weightavg.pytorch.build_nadamw import NADAMW
-from weightavg.pytorch.clock import Clock, time_limit
+from weightavg.pytorch.clock import Clock
 from weightavg.pytorch.schedules import (
   build_planned_scheduler,
   factor,

@@ -39,8 +39,17 @@ class Accumulator(Protocol):
 
   count: int
 
-  def add(self, tensors: Sequence[Tensor]) -> None:
-    """Take the tensors in as the next sample."""
+  def add(self, tensors: Sequence[Tensor], skip: Tensor | None = None) -> None:
+    """Take the tensors in as the next sample.
+
+    Args:
+      tensors: the sample.
+      skip: on an accelerator, 0 or 1; if it is 1, no buffer may change, and
+        `retract` is called before the next sample.
+    """
+
+  def retract(self) -> None:
+    """Forget that the last sample, which was to be skipped, was added."""
 
   def average(self) -> list[Tensor]:
     """The average of all samples so far; owned by the accumulator."""
@@ -76,13 +85,20 @@ class RunningAccumulator:
     self.count = 0
     self._averages = [allocate(t, average_dtype(t.dtype)) for t in tensors]
 
-  def add(self, tensors: Sequence[Tensor]) -> None:
+  def add(self, tensors: Sequence[Tensor], skip: Tensor | None = None) -> None:
     """Take the tensors in as the next sample."""
     weight = self.next_weight()
     if self.count == 1:
+      # If it is to be skipped, the next one takes its place.
       multi_tensor.copy_(self._averages, tensors)
-    else:
+    elif skip is None:
       multi_tensor.lerp_(self._averages, tensors, weight)
+    else:
+      multi_tensor.skipping_lerp_(self._averages, tensors, weight, skip)
+
+  def retract(self) -> None:
+    """Forget that the last sample was added."""
+    self.count -= 1
 
   def next_weight(self) -> float:
     """Count one more sample; the weight with which the caller takes it in."""
@@ -136,20 +152,33 @@ class WindowAccumulator:
     self.count = 0
     self._allocate = allocate
     self._samples: list[list[Tensor]] = []
+    # The last sample has the memory of the one that was the oldest.
+    self._replaced_oldest = False
     self._mean: list[Tensor] | None = None
 
   def _new_sample(self, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [self._allocate(t, t.dtype) for t in tensors]
 
-  def add(self, tensors: Sequence[Tensor]) -> None:
+  def add(self, tensors: Sequence[Tensor], skip: Tensor | None = None) -> None:
     """Take the tensors in as the next sample."""
-    if len(self._samples) == self.scheme.size:
+    self._replaced_oldest = len(self._samples) == self.scheme.size
+    if self._replaced_oldest:
       slot = self._samples.pop(0)
     else:
       slot = self._new_sample(tensors)
-    multi_tensor.copy_(slot, tensors)
+    if skip is None or not self._replaced_oldest:
+      multi_tensor.copy_(slot, tensors)
+    else:
+      multi_tensor.skipping_copy_(slot, tensors, skip)
     self._samples.append(slot)
     self.count += 1
+
+  def retract(self) -> None:
+    """Forget that the last sample was added; the oldest is the oldest again."""
+    slot = self._samples.pop()
+    if self._replaced_oldest:
+      self._samples.insert(0, slot)
+    self.count -= 1
 
   def average(self) -> list[Tensor]:
     """The mean of the window; its buffers are made at the first call."""
@@ -211,7 +240,9 @@ def build_accumulators(
 
 
 def add_to_all(
-  accumulators: Sequence[Accumulator], tensors: Sequence[Tensor]
+  accumulators: Sequence[Accumulator],
+  tensors: Sequence[Tensor],
+  skip: Tensor | None = None,
 ) -> None:
   """Take one sample into all; several running averages share one read of it."""
   running = [
@@ -219,11 +250,11 @@ def add_to_all(
     for accumulator in accumulators
     if isinstance(accumulator, RunningAccumulator) and accumulator.count
   ]
-  if len(running) < 2:
+  if len(running) < 2 or skip is not None:
     running = []
   for accumulator in accumulators:
     if accumulator not in running:
-      accumulator.add(tensors)
+      accumulator.add(tensors, skip)
   if running:
     weights = [accumulator.next_weight() for accumulator in running]
     averages = [accumulator.average() for accumulator in running]

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from weightavg import averaging_config
 from weightavg.averaging_config import AveragingConfig
-from weightavg.pytorch import averager_state, export, multi_tensor, shown
+from weightavg.pytorch import (
+  averager_state,
+  export,
+  finite,
+  multi_tensor,
+  shown,
+)
 from weightavg.pytorch.choice import Choice
 from weightavg.pytorch.device_placement import DevicePlacement
 from weightavg.pytorch.distributed import world_size
@@ -150,7 +156,9 @@ class Averager:
     )
     self.choice = Choice(self.scheme)
     self.step = 0
-    self.skipped = 0
+    self._skipped = 0
+    # The look at the last sample, until its result is read, and its step.
+    self._look: tuple[finite.Look, int] | None = None
     # The raw weights while the average is swapped in: their storages under
     # 'exchange', copies of them under 'copy'.
     self._raw: list[Tensor] | None = None
@@ -189,8 +197,15 @@ class Averager:
     )
 
   @property
+  def skipped(self) -> int:
+    """Number of samples that were not finite and did not enter."""
+    self._settle()
+    return self._skipped
+
+  @property
   def samples(self) -> int:
     """Number of samples that have entered the average."""
+    self._settle()
     return 0 if self.placement is None else self.placement.count
 
   @property
@@ -213,8 +228,8 @@ class Averager:
 
     Args:
       finite: whether all weights are known to be finite; None looks at them,
-        at the price of one read (and, on a GPU, one synchronisation) for each
-        sample.
+        at the price of one read for each sample. On a GPU nothing waits for the
+        result, which `samples` and `skipped` ask for.
     """
     if self.swapped:
       raise RuntimeError(
@@ -225,21 +240,39 @@ class Averager:
       self._sample(self.placement, finite)
 
   @_outside_autograd
-  def _sample(self, placement: DevicePlacement, finite: bool | None) -> None:
+  def _sample(self, placement: DevicePlacement, is_finite: bool | None) -> None:
+    self._settle()
     self._weights.follow()
     shown.check_not_shown(self._weights.parameters, 'update()')
     tensors = [p.data for p in self._weights.parameters]
     tensors += self._statistics_now()
-    if multi_tensor.all_finite(tensors) if finite is None else finite:
+    result = finite.look(tensors) if is_finite is None else is_finite
+    if isinstance(result, finite.Look):
+      placement.add(tensors, result)
+      self._look = (result, self.step)
+    elif result:
       placement.add(tensors)
     else:
-      self.skipped += 1
-      logging.warning(
-        'Step %d: the weights are not finite and did not enter the average '
-        '(%d samples skipped so far).',
-        self.step,
-        self.skipped,
-      )
+      self._skip(self.step)
+
+  def _settle(self) -> None:
+    """Read what the look at the last sample found."""
+    if self._look is None:
+      return
+    (result, step), self._look = self._look, None
+    if result.must_skip():
+      assert self.placement is not None
+      self.placement.retract()
+      self._skip(step)
+
+  def _skip(self, step: int) -> None:
+    self._skipped += 1
+    logging.warning(
+      'Step %d: the weights are not finite and did not enter the average '
+      '(%d samples skipped so far).',
+      step,
+      self._skipped,
+    )
 
   def select(self, which: int) -> None:
     """Choose what evaluation sees from now on, among the averages of `Auto`.
@@ -450,13 +483,14 @@ class Averager:
     since, or with checkpoints=False) the state says so and cannot be
     loaded.
     """
+    self._settle()
     buffers = [] if self.placement is None else self.placement.buffers()
     return {
       'format': averager_state.FORMAT,
       'recipe': dict(self._recipe),
       'step': self.step,
       'samples': self.samples,
-      'skipped': self.skipped,
+      'skipped': self._skipped,
       'selected': self.choice.selected,
       'swapped': self.swapped,
       'complete': buffers is not None,
@@ -482,8 +516,9 @@ class Averager:
       # They may be this averager's own, which are about to be overwritten.
       raw = {name: tensor.clone() for name, tensor in raw.items()}
       self.swap_out()
+    self._settle()
     self.step = state_dict['step']
-    self.skipped = state_dict['skipped']
+    self._skipped = state_dict['skipped']
     self.choice.selected = state_dict['selected']
     if self.placement is not None:
       saved = [self._in_order(named) for named in state_dict['buffers']]

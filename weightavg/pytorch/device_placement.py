@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from weightavg.pytorch import accumulators
+from weightavg.pytorch.finite import Look
 from weightavg.schemes import Scheme
 
 
@@ -39,13 +40,27 @@ class DevicePlacement:
       scheme, tensors, allocate
     )
 
-  def add(self, tensors: Sequence[Tensor]) -> None:
-    """Take the tensors in as the next sample."""
-    self.count += 1
-    self._accumulate(tensors)
+  def add(self, tensors: Sequence[Tensor], look: Look | None = None) -> None:
+    """Take the tensors in as the next sample.
 
-  def _accumulate(self, tensors: Sequence[Tensor]) -> None:
-    accumulators.add_to_all([*self._accumulators.values()], tensors)
+    Args:
+      tensors: the weights.
+      look: at a sample that may have to be skipped; `retract` is called before
+        the next one if so.
+    """
+    self.count += 1
+    self._accumulate(tensors, None if look is None else look.skip)
+
+  def _accumulate(
+    self, tensors: Sequence[Tensor], skip: Tensor | None = None
+  ) -> None:
+    accumulators.add_to_all([*self._accumulators.values()], tensors, skip)
+
+  def retract(self) -> None:
+    """Forget that the last sample, which was to be skipped, was added."""
+    self.count -= 1
+    for accumulator in self._accumulators.values():
+      accumulator.retract()
 
   def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
     """An average in the dtypes and on the devices of the weights.

@@ -149,6 +149,73 @@ def mean_(
       torch._foreach_div_(target, float(len(samples)))
 
 
+def skipping_lerp_(
+  averages: Sequence[Tensor],
+  samples: Sequence[Tensor],
+  weight: float,
+  skip: Tensor,
+) -> None:
+  """`lerp_` on an accelerator, or nothing if `skip` is 1 there.
+
+  The fused kernel of torch.optim.SGD steps from a to a - weight (a - x) with
+  the gradient -x and a weight decay of 1; like GradScaler's `found_inf`, the
+  flag makes it leave a as it is, whatever x holds.
+
+  Args:
+    averages: float32 or wider.
+    samples: on the same device.
+    weight: of the samples.
+    skip: 0-dimensional float32 on that device, 0 or 1.
+  """
+  for average, sample in by_device_and_dtype(averages, samples):
+    cast = [s.to(a.dtype) for a, s in zip(average, sample, strict=True)]
+    if average[0].is_cuda and not average[0].is_complex():
+      torch._fused_sgd_(
+        average,
+        cast,
+        [],
+        weight_decay=1.0,
+        momentum=0.0,
+        lr=weight,
+        dampening=0.0,
+        nesterov=False,
+        maximize=True,
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=skip,
+      )
+    else:
+      for a, s in zip(average, cast, strict=True):
+        a.lerp_(torch.where(skip > 0, a, s), weight)
+
+
+def skipping_copy_(
+  targets: Sequence[Tensor], sources: Sequence[Tensor], skip: Tensor
+) -> None:
+  """targets <- sources on an accelerator, or nothing if `skip` is 1 there."""
+  for target, source in zip(targets, sources, strict=True):
+    target.copy_(torch.where(skip > 0, target, source))
+
+
+def not_finite(tensors: Sequence[Tensor]) -> Tensor:
+  """1 if an element is not finite, else 0, in float32 on the tensors' device.
+
+  The sums are those of `all_finite`.
+  """
+  floating = [t for t in tensors if t.is_floating_point() or t.is_complex()]
+  sums = [
+    torch.stack(
+      torch._foreach_norm(
+        group, 1, torch.promote_types(group[0].dtype, torch.float32)
+      )
+    )
+    .sum()
+    .double()
+    for (group,) in by_device_and_dtype(floating)
+  ]
+  return torch.stack(sums).sum().isfinite().logical_not().float()
+
+
 def all_finite(tensors: Sequence[Tensor]) -> bool:
   """Whether every element is finite; one read, one synchronisation.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightavg.pytorch import accumulators, async_copy
 from weightavg.pytorch.device_placement import DevicePlacement
+from weightavg.pytorch.finite import Look
 from weightavg.schemes import Scheme
 
 
@@ -64,16 +65,21 @@ class HostPlacement(DevicePlacement):
       self._under_way.result()
       self._under_way = None
 
-  def add(self, tensors: Sequence[Tensor]) -> None:
+  def add(self, tensors: Sequence[Tensor], look: Look | None = None) -> None:
     """Start taking the tensors in as the next sample."""
     self._settle()
     self.count += 1
     self._transfers.copy_out(self._staging, tensors)
-    self._under_way = self._worker.submit(self._take_in)
+    self._under_way = self._worker.submit(lambda: self._take_in(look))
 
-  def _take_in(self) -> None:
+  def _take_in(self, look: Look | None) -> None:
     self._transfers.wait()
-    self._accumulate(self._staging)
+    if look is None or not look.must_skip():
+      self._accumulate(self._staging)
+
+  def retract(self) -> None:
+    """Forget the last sample, which has not been taken in."""
+    self.count -= 1
 
   def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
     """An average, copied to the weights' device."""

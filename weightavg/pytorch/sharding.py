@@ -16,6 +16,7 @@ from torch import Tensor
 from weightavg.pytorch import multi_tensor
 from weightavg.pytorch.device_placement import DevicePlacement
 from weightavg.pytorch.distributed import rank_and_world
+from weightavg.pytorch.finite import Look
 from weightavg.pytorch.gather import GatherToRankZero, all_gather
 from weightavg.schemes import Scheme
 
@@ -156,10 +157,10 @@ class ShardedPlacement(DevicePlacement):
       in_memory_order(tensors[s.index])[s.begin : s.end] for s in self._segments
     ]
 
-  def add(self, tensors: Sequence[Tensor]) -> None:
+  def add(self, tensors: Sequence[Tensor], look: Look | None = None) -> None:
     """Take this rank's share of the tensors in as the next sample."""
     self._gathering = self._restored = None
-    super().add(self._share_of(tensors))
+    super().add(self._share_of(tensors), look)
 
   def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
     """The whole average: one all-gather in the weights' dtypes."""

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from weightavg import spec
+from weightavg.clock import time_limit
 from weightavg.clock_plan import ClockPlan
 from weightavg.optimizers import Optimizer
 from weightavg.pytorch.averager import Averager
-from weightavg.pytorch.clock import Clock, time_limit
+from weightavg.pytorch.clock import Clock
 from weightavg.pytorch.distributed import world_size
 from weightavg.pytorch.profiling import section
 from weightavg.pytorch.schedules import (

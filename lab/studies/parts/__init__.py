@@ -1,4 +1,4 @@
-"""What all studies share.
+"""Parts that all studies share.
 
 `study` runs one from its declaration: `training` describes a run, `execution`
 makes those that are missing, `averages` and `choosers` observe them, `frame`

@@ -22,7 +22,7 @@ _SCHEDULES = ('cosine', 'cosine_to_half', 'constant')
 
 
 def draw_steps(rows: Sequence[Row], path: pathlib.Path) -> None:
-  """A panel for each workload: fraction of T to the target at every setting.
+  """Draw a panel for each workload: fraction of T to the target by setting.
 
   Args:
     rows: of auto.json.
@@ -47,7 +47,7 @@ def draw_steps(rows: Sequence[Row], path: pathlib.Path) -> None:
 
 
 def shares(runs: Sequence[Row]) -> pd.DataFrame:
-  """Share of all runs that choose each candidate, by fraction of T.
+  """Return the share of all runs that choose each candidate, by fraction of T.
 
   A choice of none counts as the first candidate, raw. Shares add up to less
   than 1 where some runs are over.
@@ -67,7 +67,7 @@ def shares(runs: Sequence[Row]) -> pd.DataFrame:
 
 
 def draw_choices(choices: Sequence[Row], path: pathlib.Path) -> None:
-  """What was chosen when: a row for each schedule, a column for each workload.
+  """Draw the choices over time: a row a schedule, a column a workload.
 
   Args:
     choices: of choices.json.
@@ -108,7 +108,7 @@ def draw_choices(choices: Sequence[Row], path: pathlib.Path) -> None:
 
 
 def draw_trial(choices: Sequence[Choice], path: pathlib.Path) -> None:
-  """One run: above, what was shown; below, losses above the lowest one."""
+  """Draw one run: above, the average shown; below, losses above the lowest."""
   steps = [choice.step for choice in choices]
   names = list(choices[0].losses)
   shown = list(dict.fromkeys([*names, *(choice.shown for choice in choices)]))

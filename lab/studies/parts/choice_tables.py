@@ -163,7 +163,7 @@ def _verdict(value: float | None, limit: float) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> str:
-  """Markdown: the numbers to reach, and what was found."""
+  """Markdown: the numbers to reach, and those that were measured."""
   times = Times(rows)
   gaps = times.gaps(AUTO)
   tuned = gaps[gaps.index.isin(times.tuned)]

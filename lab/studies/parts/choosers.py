@@ -35,8 +35,9 @@ def joined(batches: Sequence[Batch]) -> Batch:
 class Choosers(Follower):
   """Evaluates every candidate of a run, and notes which one each rule chooses.
 
-  The curve of a rule is the curve of what it chose; that of `auto`, the
-  submission's own rule, is bit for bit the submission's under the runner. A
+  The curve of a rule has the values of the candidates that it chose. The curve
+  of `auto`, the submission's own rule, equals that of the submission under the
+  runner bit for bit. A
   choice is [step, index into the candidates], -1 where no candidate has a
   finite loss and the raw weights are shown.
 

@@ -69,7 +69,7 @@ def points(
 
 
 def is_better(value: float, other: float, higher_is_better: bool) -> bool:
-  """Whether a value beats another one; NaN never does, and is always beaten."""
+  """Return True if a value beats another; NaN is worse than any value."""
   if math.isnan(value) or math.isnan(other):
     return math.isnan(other) and not math.isnan(value)
   return value > other if higher_is_better else value < other

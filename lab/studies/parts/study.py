@@ -33,7 +33,7 @@ class Option:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-  """What a study consists of.
+  """Declares a study.
 
   Args:
     folder: of the committed results, in results/.
@@ -89,14 +89,14 @@ def seeds_of(text: str) -> list[int]:
   return [int(name) for name in names]
 
 
-def values_of(text: str, allowed: Sequence[Any], what: str) -> list[Any]:
+def values_of(text: str, allowed: Sequence[Any], name: str) -> list[Any]:
   """Known values in a comma-separated list, in its order.
 
   Raises:
     InputError: one is unknown, or is given twice.
   """
   known = {_text(value): value for value in allowed}
-  return [known[name] for name in command_line.names_of(text, [*known], what)]
+  return [known[key] for key in command_line.names_of(text, [*known], name)]
 
 
 def _text(value: Any) -> str:

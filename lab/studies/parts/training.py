@@ -50,7 +50,7 @@ class Training:
     seed: of the run.
     follower: observes the run; called with `follows` as keyword arguments.
     follows: plain values.
-    columns: what the rows of the run say beside workload and seed.
+    columns: further columns of the rows of the run.
     epochs: passes over the data; 1 draws every batch anew.
     budget_factor: steps of the run and T, as a multiple of the step hint.
     needs_target: whether the result depends on the workload's target.

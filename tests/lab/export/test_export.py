@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from jax_support import HAS_JAX, REASON
 
 from lab.core.errors import InputError
 from lab.export import exporter, imports
@@ -88,6 +89,63 @@ result = {
 }
 """
 
+# The same in JAX, where weights are a tree that the functions return.
+JAX_STEPS = """
+import collections, types
+import numpy as np
+import jax
+
+def model_fn(params, augmented_and_preprocessed_input_batch, **_):
+  hidden = augmented_and_preprocessed_input_batch['inputs'] @ params['hidden']
+  return hidden @ params['out'], None
+
+def loss_fn(label_batch, logits_batch, **_):
+  per_example = ((logits_batch - label_batch) ** 2).sum(1)
+  return {
+    'summed': per_example.sum(),
+    'n_valid_examples': len(label_batch),
+    'per_example': per_example,
+  }
+
+rng = np.random.default_rng(0)
+def normal(*shape):
+  return rng.normal(size=shape).astype(np.float32)
+
+model = {'hidden': normal(3, 4), 'out': normal(4, 2)}
+workload = types.SimpleNamespace(
+  step_hint=500, num_train_examples=64, metrics_logger=None,
+  model_fn=model_fn, loss_fn=loss_fn)
+point = json.loads(point) if isinstance(point, str) else point
+if point is not None:
+  point = collections.namedtuple('Hyperparameters', point)(**point)
+
+def queue():
+  while True:
+    yield {'inputs': normal(8, 3), 'targets': normal(8, 2)}
+
+batches = queue()
+state = submission.init_optimizer_state(workload, model, None, point, None)
+known = dict(
+  workload=workload, current_params_types=None, model_state=None,
+  hyperparameters=point, loss_type=None, eval_results=[],
+  rng=jax.random.PRNGKey(0))
+for step in range(3):
+  batch = submission.data_selection(
+    workload, batches, state, model, None, point, step, None)
+  state, model, _ = submission.update_params(
+    current_param_container=model, optimizer_state=state, batch=batch,
+    global_step=step, **known)
+raw = np.concatenate([p.ravel() for p in jax.tree.leaves(model)])
+state, model, _ = submission.prepare_for_eval(
+  current_param_container=model, optimizer_state=state, global_step=3, **known)
+shown = np.concatenate([p.ravel() for p in jax.tree.leaves(model)])
+result = {
+  'raw': raw.tolist(),
+  'shown': shown.tolist(),
+  'batch_size': submission.get_batch_size('mnist'),
+}
+"""
+
 IMPORT = """
 submission = importlib.import_module(f'{name}.submission')
 """
@@ -99,19 +157,31 @@ print(json.dumps(result))
 """
 
 
+def is_jax(name):
+  return name.endswith('_jax')
+
+
+def steps_of(name):
+  return JAX_STEPS if is_jax(name) else STEPS
+
+
 def run_alone(parent, name, point, cwd):
   """Import and run an exported folder where the repository cannot be seen."""
   command = [sys.executable, '-I', '-B', '-W', 'error', '-c']
   result = subprocess.run(
     [
       *command,
-      ALONE + IMPORT + STEPS + REPORT,
+      ALONE + IMPORT + steps_of(name) + REPORT,
       str(parent),
       name,
       json.dumps(point),
     ],
     cwd=cwd,
-    env={'PATH': os.environ['PATH'], 'OMP_NUM_THREADS': '1'},
+    env={
+      'PATH': os.environ['PATH'],
+      'OMP_NUM_THREADS': '1',
+      'JAX_PLATFORMS': 'cpu',
+    },
     capture_output=True,
     text=True,
   )
@@ -123,7 +193,7 @@ def run_here(name, point):
   """The same three steps with the submission of the repository."""
   module = imports_submission(name)
   scope = {'submission': module, 'point': point, 'json': json}
-  exec(compile(STEPS, 'STEPS', 'exec'), scope)
+  exec(compile(steps_of(name), 'STEPS', 'exec'), scope)
   return scope['result']
 
 
@@ -152,18 +222,28 @@ def exported(tmp_path_factory):
     # Among one there is no choice of the raw weights.
     ('external', 'nadamw_auto', POINT | {'averaging_candidates': 'ema 0.1'}),
     ('self', 'nadamw_ema', None),
+    ('external', 'nadamw_lawa_jax', POINT),
+    pytest.param(
+      'external',
+      'nadamw_auto_jax',
+      POINT | {'averaging_candidates': 'ema 0.1'},
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_an_export_runs_alone_as_its_origin_does(
   exported, tmp_path, monkeypatch, ruleset, name, point
 ):
+  if is_jax(name) and not HAS_JAX:
+    pytest.skip(REASON)
   monkeypatch.chdir(ROOT)
   parent = exported / exporter.FOLDERS[ruleset]
   alone = run_alone(parent, name, point, tmp_path)
   here = run_here(name, point)
   # Every module that is loaded comes out of the exported folder.
   loaded = alone.pop('loaded')
-  assert f'{name}.weightavg.pytorch.averager' in loaded
+  part = 'jax.averages' if is_jax(name) else 'pytorch.averager'
+  assert f'{name}.weightavg.{part}' in loaded
   assert all(module.startswith(f'{name}.') for module in loaded)
   # The same code on the same numbers: bit for bit.
   assert alone == here
@@ -174,10 +254,12 @@ def test_an_export_runs_alone_as_its_origin_does(
 @pytest.mark.parametrize('name', NAMES)
 def test_folders_carry_no_other_optimizer_than_their_own(exported, name):
   folder = exported / exporter.FOLDERS['external'] / name
-  pytorch = folder / 'weightavg' / 'pytorch'
+  own, other = ('jax', 'pytorch') if is_jax(name) else ('pytorch', 'jax')
+  half = folder / 'weightavg' / own
   is_shampoo = name.startswith('shampoo')
-  assert (pytorch / 'shampoo').exists() == is_shampoo
-  assert (pytorch / 'nadamw.py').exists() != is_shampoo
+  assert (half / 'shampoo').exists() == is_shampoo
+  assert (half / 'nadamw.py').exists() != is_shampoo
+  assert not (folder / 'weightavg' / other).exists()
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -205,8 +287,7 @@ def test_folders_hold_what_the_benchmark_asks_for(exported, ruleset, name):
   assert (
     info['ruleset'] == {'external': 'external', 'self': 'self-tuning'}[ruleset]
   )
-  is_jax = name.endswith('_jax')
-  assert info['framework'] == ('JAX' if is_jax else 'PyTorch')
+  assert info['framework'] == ('JAX' if is_jax(name) else 'PyTorch')
   # The form's reader cuts lines at a hash before it reads YAML.
   assert not any('#' in line for line in lines)
   assert info['submission_name']

@@ -19,11 +19,25 @@ FIGURES = (
 )
 
 
+HOSTILE = '<img src=x onerror=alert(1)> $x$ |_a_'
+ARGUMENTS = ('--baseline=slow', '--what_if=slow:x0.5')
+
+
 @pytest.fixture
 def logs(tmp_path):
   folder = tmp_path / 'logs'
   log_folders.small_group(folder)
   return folder
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  """Logs, and the folder that the command wrote about them."""
+  folder = tmp_path_factory.mktemp('written')
+  log_folders.small_group(folder / 'logs')
+  output = folder / 'deep' / 'out'
+  assert _run(folder / 'logs', '--output', output, *ARGUMENTS) == 0
+  return folder / 'logs', output
 
 
 def _run(*arguments):
@@ -34,13 +48,8 @@ def _json(output):
   return json.loads((output / 'report.json').read_text())
 
 
-def test_writes_numbers_text_page_and_figures(logs, tmp_path, capsys):
-  output = tmp_path / 'deep' / 'out'
-  status = _run(
-    logs, '--output', output, '--baseline=slow', '--what_if=slow:x0.5'
-  )
-  assert status == 0
-  assert capsys.readouterr().err == ''
+def test_writes_numbers_text_page_and_figures(written):
+  _, output = written
   content = _json(output)
   # criteo1tb: 2 x, wmt: 3 x the fastest; seven workloads have no logs. Each
   # profile is a trapezoid over 99 intervals of tau.
@@ -90,32 +99,30 @@ def test_writes_numbers_text_page_and_figures(logs, tmp_path, capsys):
   assert [p.name for p in output.parent.iterdir()] == ['out']
 
 
-def test_same_logs_give_the_same_files(logs, tmp_path):
-  files = []
-  for name in ('one', 'two'):
-    _run(logs, '--output', tmp_path / name)
-    folder = tmp_path / name
-    files.append(
-      {
-        path.relative_to(folder): path.read_bytes()
-        for path in folder.rglob('*')
-        if path.is_file()
-      }
-    )
-  assert files[0].keys() == files[1].keys()
-  differ = [str(k) for k, v in files[0].items() if files[1][k] != v]
+def test_same_logs_give_the_same_files(written, tmp_path):
+  logs, first = written
+  second = tmp_path / 'out'
+  _run(logs, '--output', second, *ARGUMENTS)
+  names = {path.relative_to(first) for path in first.rglob('*.*')}
+  assert names == {path.relative_to(second) for path in second.rglob('*.*')}
+  assert len(names) == 3 + 2 * len(FIGURES)
+  differ = [
+    str(name)
+    for name in names
+    if (first / name).read_bytes() != (second / name).read_bytes()
+  ]
   assert differ == []
 
 
-def test_targets_file_in_the_logs_is_used(logs, tmp_path):
+def test_targets_file_in_the_logs_is_used(logs):
   log_folders.write_targets(
     logs / 'workload_targets.json',
     {'criteo1tb': ('loss', 0.2, 1000), 'wmt': ('bleu', 40.0, 24000)},
   )
-  status = _run(logs, '--output', tmp_path / 'out')
-  # The version is unknown, which is said.
-  assert status == command.PROBLEMS_FOUND
-  content = _json(tmp_path / 'out')
+  report = command.read(command.parser().parse_args([str(logs), '--output=.']))
+  (problem,) = report.problems
+  assert "unknown version '9.9'" in problem
+  content = report.as_json()
   seconds = [row['seconds'] for row in content['time_to_target']]
   assert seconds == [10.0, None, 10.0, None]
   assert content['scores'] == {'fast': 0.5, 'slow': 0.5}
@@ -124,21 +131,30 @@ def test_targets_file_in_the_logs_is_used(logs, tmp_path):
 def test_faults_are_listed_once_at_the_end_and_the_rest_reported(
   logs, tmp_path, capsys
 ):
+  """Among them a name that HTML, Markdown and matplotlib read as markup."""
   log_folders.write_trial(logs, 'fast', 'chess', [(1, 1.0, 1.0)])
   path = log_folders.write_trial(logs, 'third', 'wmt', [], metric='bleu')
   path.write_text('')
+  rows = [(10, 1.0, 0.5), (20, 2.0, 0.1)]
+  for name in (HOSTILE, '_hidden'):
+    log_folders.write_trial(logs, name, 'criteo1tb', rows)
   output = tmp_path / 'out'
-  assert _run(logs, '--output', output) == command.PROBLEMS_FOUND
+  status = _run(logs, '--output', output, f'--baseline={HOSTILE}')
+  assert status == command.PROBLEMS_FOUND
   errors = capsys.readouterr().err.splitlines()
   assert errors == [
     'problem: chess: unknown workload, left out. Give its target by --targets.',
     'problem: third/study_0/wmt_pytorch/trial_1: no measurements '
     '(eval_measurements.csv is empty).',
   ]
-  assert set(_json(output)['scores']) == {'fast', 'slow'}
-  for name in ('report.md', 'report.html'):
-    text = (output / name).read_text()
-    assert text.count('chess: unknown workload') == 1
+  assert set(_json(output)['scores']) == {'fast', 'slow', HOSTILE, '_hidden'}
+  page = (output / 'report.html').read_text()
+  text = (output / 'report.md').read_text()
+  for content in (page, text):
+    assert content.count('chess: unknown workload') == 1
+    assert '<img' not in content
+  assert '&lt;img src=x onerror=alert(1)&gt;' in page
+  assert re.search(r'&lt;img src=x onerror=alert\(1\)&gt; \$x\$ \\\|', text)
 
 
 @pytest.mark.parametrize(
@@ -172,22 +188,6 @@ def test_no_logs_is_an_error(tmp_path):
   with pytest.raises(InputError, match=r'^No trial can be read.*is empty'):
     _run(tmp_path / 'bad', '--output', tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
-
-
-def test_names_are_escaped(tmp_path):
-  hostile = '<img src=x onerror=alert(1)> $x$ |_a_'
-  rows = [(10, 1.0, 0.5), (20, 2.0, 0.1)]
-  log_folders.write_trial(tmp_path / 'logs', hostile, 'criteo1tb', rows)
-  log_folders.write_trial(tmp_path / 'logs', '_hidden', 'criteo1tb', rows)
-  output = tmp_path / 'out'
-  _run(tmp_path / 'logs', '--output', output, f'--baseline={hostile}')
-  page = (output / 'report.html').read_text()
-  assert '<img src=x' not in page
-  assert '&lt;img src=x' in page
-  text = (output / 'report.md').read_text()
-  assert '<img' not in text
-  assert re.search(r'&lt;img src=x onerror=alert\(1\)&gt; \$x\$ \\\|', text)
-  assert set(_json(output)['scores']) == {hostile, '_hidden'}
 
 
 def test_horizons_and_learning_rates_have_figures(tmp_path):

@@ -67,6 +67,17 @@ def test_folder_may_be_one_submission_or_have_no_studies(tmp_path):
   assert trial.evaluations[0].seconds == 2.5
 
 
+def test_links_are_followed_once(tmp_path):
+  log_folders.write_trial(tmp_path / 'kept', 'a', 'criteo1tb', ROWS)
+  logs = tmp_path / 'logs'
+  logs.mkdir()
+  (logs / 'a').symlink_to(tmp_path / 'kept' / 'a')
+  (logs / 'again').symlink_to(logs)
+  trials, problems = _read(logs)
+  assert [t.submission for t in trials] == ['a']
+  assert problems == []
+
+
 def test_cut_line_is_left_out(tmp_path):
   path = log_folders.write_trial(tmp_path, 'a', 'criteo1tb', ROWS)
   path.write_text(path.read_text()[:-9])
@@ -103,7 +114,7 @@ def test_rows_without_the_metric_are_kept_and_listed(tmp_path):
   ('text', 'reason'),
   [
     ('', 'no measurements (eval_measurements.csv is empty)'),
-    ('global_step,score,validation/loss\n', 'no measurements'),
+    ('global_step,score,validation/loss\n', 'csv has no rows'),
     ('global_step,score\n1,2\n', 'no column validation/loss'),
     ('validation/loss\n1\n', 'global_step, score or accumulated_submission_'),
     ('global_step,score,validation/loss\nx,1,1\n', '1 of 1 rows cut'),

@@ -15,11 +15,15 @@ def runs(**arrives):
   times = {'nadamw': default | arrives, 'shampoo': {'raw': 72, 'ema 1 %': 64}}
   found = [
     result(
-      {name: curve(at) for name, at in curves.items()}, optimizer=optimizer
+      {name: curve(at) for name, at in curves.items()},
+      'stdlib_lm',
+      optimizer=optimizer,
     )
     for optimizer, curves in times.items()
   ]
-  chosen = result({'raw': curve(78), 'auto': curve(62)}, choices={'auto': []})
+  chosen = result(
+    {'raw': curve(78), 'auto': curve(62)}, 'stdlib_lm', choices={'auto': []}
+  )
   return [*found, chosen | {'learning_rate_factor': 1.0}]
 
 
@@ -42,15 +46,17 @@ def test_table_has_medians_over_seeds():
 
 def test_the_sentence_follows_from_the_rows():
   assert quickstart.sentence(quickstart.rows_of(runs())) == (
-    'On w (median of 1 seed), NadamW needs 80 steps to the target. Of these, '
-    'the others need: NadamW, EMA 1 % 0.95, NadamW, EMA 3 % 0.75, NadamW, auto '
-    '0.78, Shampoo 0.90, Shampoo, EMA 1 % 0.80.'
+    'On stdlib_lm (median of 1 seed), NadamW needs 80 steps to the target. Of '
+    'these, the others need: NadamW, EMA 1 % 0.95, NadamW, EMA 3 % 0.75, '
+    'NadamW, auto 0.78, Shampoo 0.90, Shampoo, EMA 1 % 0.80.'
   )
   worse = {'lawa 1 %': None, 'ema 1 %': None, 'ema 3 %': None}
   text = quickstart.sentence(quickstart.rows_of(runs(**worse)))
   assert 'NadamW, EMA 1 % more than all' in text
   never = quickstart.rows_of(runs(raw=None))
-  assert quickstart.sentence(never) == 'On w, NadamW does not reach the target.'
+  assert quickstart.sentence(never) == (
+    'On stdlib_lm, NadamW does not reach the target.'
+  )
 
 
 @pytest.mark.parametrize('raw', [80, None])
@@ -70,6 +76,7 @@ def test_the_figure_has_a_panel_for_each_optimizer(raw, tmp_path, monkeypatch):
     'auto: step 62',
   ]
   assert (nadamw.get_title(), shampoo.get_title()) == ('NadamW', 'Shampoo')
+  assert nadamw.get_ylabel() == 'validation loss (lower is better)'
 
 
 def test_runs_of_the_quickstart_train(shrink, tmp_path):

@@ -1,26 +1,5 @@
-"""Fixtures of the JAX half: 64-bit numbers, several simulated devices."""
+"""Fixtures of the JAX half."""
 
-import pytest
+from jax_fixtures import devices, x64
 
-
-@pytest.fixture
-def x64():
-  """Enable float64, then restore the default."""
-  import jax
-
-  jax.config.update('jax_enable_x64', True)
-  yield
-  jax.config.update('jax_enable_x64', False)
-
-
-@pytest.fixture
-def devices():
-  """Simulate four CPU devices, then restore the single one."""
-  import jax
-  from jax.extend import backend
-
-  backend.clear_backends()
-  jax.config.update('jax_num_cpu_devices', 4)
-  yield jax.devices()
-  backend.clear_backends()
-  jax.config.update('jax_num_cpu_devices', -1)
+__all__ = ['devices', 'x64']

@@ -5,8 +5,8 @@ import pytest
 import torch
 from jax_support import import_jax
 
+from weightavg.learning_rate import factor
 from weightavg.pytorch import NadamW
-from weightavg.pytorch.schedules import factor
 
 jax, jnp, optax, wj = import_jax('jax', 'jax.numpy', 'optax', 'weightavg.jax')
 

@@ -1,0 +1,5 @@
+"""Fixtures of the JAX half."""
+
+from jax_fixtures import devices, x64
+
+__all__ = ['devices', 'x64']

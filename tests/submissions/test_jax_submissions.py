@@ -1,0 +1,302 @@
+"""The contract of the submissions in JAX."""
+
+import itertools
+
+import numpy as np
+import pytest
+from jax_support import import_jax
+
+jax, jnp = import_jax('jax', 'jax.numpy')
+jax_host = import_jax('jax_host')
+spec = import_jax('weightavg.spec')
+Host = jax_host.Host
+
+FOLDERS = sorted(
+  p.parent.name for p in jax_host.ROOT.glob('submissions/*_jax/submission.py')
+)
+BARE = 'nadamw_jax'
+AUTO = 'nadamw_auto_jax'
+# auto may find the raw weights best; with one candidate it cannot.
+ONLY = {AUTO: {'averaging_candidates': 'ema 0.1'}}
+
+
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def is_equal(a, b):
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return all(np.array_equal(x, y) for x, y in pairs)
+
+
+def test_every_submission_in_jax_is_found():
+  assert FOLDERS == [
+    'nadamw_auto_jax',
+    'nadamw_ema_jax',
+    'nadamw_jax',
+    'nadamw_lawa_jax',
+  ]
+
+
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_evaluations_show_averages_and_do_not_disturb_training(folder):
+  """Weights and statistics change, and come back bit for bit."""
+  with_evaluations = Host(folder, **ONLY.get(folder, {}))
+  without = Host(folder, **ONLY.get(folder, {}))
+  for step in range(6):
+    with_evaluations.update()
+    without.update()
+    assert_equal(with_evaluations.shown(), with_evaluations.raw())
+    if step % 2:
+      before = with_evaluations.raw()
+      with_evaluations.prepare_for_eval()
+      once = with_evaluations.shown()
+      with_evaluations.prepare_for_eval()
+      assert_equal(with_evaluations.shown(), once)
+      assert_equal(with_evaluations.raw(), before)
+      for shown, raw in zip(once, before, strict=True):
+        assert is_equal(shown, raw) == (folder == BARE)
+  without.prepare_for_eval()
+  assert_equal(with_evaluations.shown(), without.shown())
+  assert_equal(with_evaluations.raw(), without.raw())
+  # One trace of the step, whatever happened between; auto also compiles the
+  # loss on its probe once, after a look at its shape.
+  modes = [trace[0] for trace in with_evaluations.workload.traces]
+  assert modes.count(spec.ForwardPassMode.TRAIN) == 1
+  assert modes.count(spec.ForwardPassMode.EVAL) == (2 if folder == AUTO else 0)
+
+
+@pytest.mark.parametrize('folder', FOLDERS)
+@pytest.mark.parametrize('device_axis', [False, True])
+def test_a_resumed_run_equals_the_undisturbed_one(
+  folder, device_axis, tmp_path
+):
+  """Right after prepare_for_eval, as the benchmark saves, by its own calls."""
+  changes = {'averaging_probe_every': 0.006} if folder == AUTO else {}
+  host, fresh = Host(folder, **changes), Host(folder, **changes)
+  for _ in range(5):
+    host.update()
+  host.prepare_for_eval()
+  host.save(tmp_path)
+  fresh.restore(tmp_path, device_axis)
+  for h in (host, fresh):
+    for _ in range(2):
+      h.update(train_state={})
+    h.prepare_for_eval()
+  assert_equal(fresh.everything(), host.everything())
+
+
+@pytest.mark.usefixtures('devices')
+@pytest.mark.parametrize('placement', ['device', 'sharded'])
+def test_several_devices(placement, tmp_path):
+  """Resumed equals undisturbed; a sharded average equals a replicated one."""
+  changes = {'averaging_placement': placement}
+  host = Host('nadamw_lawa_jax', **changes)
+  fresh, replicated = (
+    Host('nadamw_lawa_jax', **changes),
+    Host('nadamw_lawa_jax'),
+  )
+  for _ in range(4):
+    host.update()
+    replicated.update()
+  host.prepare_for_eval()
+  replicated.prepare_for_eval()
+  assert_equal(host.everything(), replicated.everything())
+  window = host.state[0].train.averages.parts[0].window[0]
+  shard = window['out'].addressable_shards[0].data.shape
+  # (window, 6, 2): four devices divide nothing of `out`; `hidden` is (4, 6).
+  assert shard == window['out'].shape
+  hidden = window['hidden'].addressable_shards[0].data.shape
+  full = window['hidden'].shape
+  assert hidden == (
+    (full[0], full[1] // 4, full[2]) if placement == 'sharded' else full
+  )
+  assert len(host.params['hidden'].sharding.device_set) == 4
+  host.save(tmp_path)
+  fresh.restore(tmp_path, device_axis=True)
+  for h in (host, fresh):
+    h.update()
+    h.prepare_for_eval()
+  assert_equal(fresh.everything(), host.everything())
+
+
+def test_self_tuning_plans_by_the_clock_and_resumes_its_plan(tmp_path):
+  """The plan's numbers come back exactly, in float64."""
+
+  class Billed(jax_host.Workload):
+    max_allowed_runtime_sec = 1000.0
+
+  def host():
+    made = Host('nadamw_ema_jax', workload=Billed())
+    made.state = made.submission.init_optimizer_state(
+      made.workload, made.params, made.model_state, None, None
+    )
+    made.hyperparameters = None
+    return made
+
+  first, resumed = host(), host()
+  trainer = first.state[1]
+  assert trainer.budget == 500
+  assert trainer.pacer.clock.plan.seconds == 1500.0
+  # Durations of the test's own: a hundredth of the time in ten steps.
+  now = itertools.count(0, 1.5 / 7)
+  for made in (first, resumed):
+    made.state[1].pacer.clock.now = lambda: next(now)
+  for _ in range(6):
+    first.update(train_state={'accumulated_submission_time': 1 / 3})
+  first.prepare_for_eval()
+  first.save(tmp_path)
+  resumed.restore(tmp_path, device_axis=True)
+  resumed.update()
+  plan = resumed.state[1].pacer.clock.plan
+  expected = trainer.pacer.clock.plan
+  assert plan.state_dict() == expected.state_dict()
+  assert plan.step == 6
+  assert 0.3 < plan.elapsed < 2.0
+
+
+def test_a_step_uses_its_state_up_and_not_the_hosts_parameters():
+  """Donated: the state's buffers are reused; init has copied the host's."""
+  host = Host('nadamw_ema_jax')
+  initial = jax.tree.leaves((host.params, host.model_state))
+  for _ in range(2):
+    before = jax.tree.leaves(host.state[0].train)
+    host.update()
+    assert all(leaf.is_deleted() for leaf in before)
+  assert not any(leaf.is_deleted() for leaf in initial)
+
+
+def test_loss_is_a_mean_over_valid_examples_and_clipped():
+  masked = Host('nadamw_jax', grad_clip=1e-3)
+  cut = Host('nadamw_jax', grad_clip=1e-3)
+  batch = next(masked.batches())
+  # The model normalises by the batch: repeat rows, so that it sees the same.
+  half = {k: np.concatenate([v[:8], v[:8]]) for k, v in batch.items()}
+  cut.update(half)
+  half['weights'] = np.float32([1] * 8 + [0] * 8)
+  masked.update(half)
+  # Another order of sums.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+    masked.raw(),
+    cut.raw(),
+  )
+  moment = masked.state[0].train.optimizer[0].mu
+  one_minus_beta1 = masked.hyperparameters.one_minus_beta1
+  norm = np.sqrt(sum(np.sum(np.square(m)) for m in jax.tree.leaves(moment)))
+  assert norm / one_minus_beta1 == pytest.approx(1e-3, rel=1e-2)
+  before = masked.raw()[0]
+  zeros = Host('nadamw_jax', weight_decay=0.0)
+  half['weights'] = np.zeros(16, np.float32)
+  before = zeros.raw()[0]
+  zeros.update(half)
+  assert_equal(zeros.raw()[0], before)
+
+
+def test_rows_are_logged_after_they_are_computed():
+  rows = []
+
+  class Logger:
+    def append_scalar_metrics(self, metrics, global_step):
+      rows.append((global_step, metrics))
+
+  host = Host('nadamw_jax', label_smoothing=0.125, dropout_rate=0.25)
+  host.workload.metrics_logger = Logger()
+  for step in (0, 100, 101, 499, 500):
+    host.step = step
+    host.update()
+  assert [step for step, _ in rows] == [0, 100]
+  host.prepare_for_eval()
+  assert [step for step, _ in rows] == [0, 100, 500]
+  assert sorted(rows[0][1]) == ['grad_norm', 'loss']
+  assert host.workload.smoothing == 0.125
+  assert host.workload.traces == [(spec.ForwardPassMode.TRAIN, True, 0.25)]
+
+
+def test_auto_chooses_the_lowest_loss_and_logs_it():
+  rows = {}
+
+  class Logger:
+    def append_scalar_metrics(self, metrics, global_step):
+      rows.update(metrics)
+
+  host = Host(AUTO, averaging_candidates='raw, ema 0.1, polynomial 4')
+  host.workload.metrics_logger = Logger()
+  host.prepare_for_eval()  # without a probe or a sample: raw
+  assert_equal(host.shown(), host.raw())
+  for _ in range(6):
+    host.update()
+  host.prepare_for_eval()
+  names = ['raw', 'ema 0.1', 'polynomial 4']
+  losses = [rows[f'probe_loss/{name}'] for name in names]
+  which = rows['averaging_choice']
+  assert losses[which] == min(losses)
+  assert len(set(losses)) == 3
+  state, trainer = host.state
+  assert_equal(host.shown(), trainer.shown(state, which))
+
+
+@pytest.mark.parametrize(
+  ('folder', 'changes', 'message'),
+  [
+    ('nadamw_jax', {'fused': 'compile'}, "Invalid fused='compile'. It has no"),
+    (
+      'nadamw_ema_jax',
+      {'averaging_placement': 'cpu'},
+      "Invalid averaging_placement='cpu'. Must be one of device, sharded in J",
+    ),
+    (
+      'nadamw_ema_jax',
+      {'averaging_swap': 'copy'},
+      "Invalid averaging_swap='copy'. It has no effect in JAX.",
+    ),
+    (
+      'nadamw_ema_jax',
+      {'averaging_horizon': 1.5},
+      r'Invalid averaging_horizon=1.5. Must be in \(0, 1\] or null.',
+    ),
+    (
+      'nadamw_ema_jax',
+      {'averaging_scheme': 'lawa'},
+      "Invalid averaging_scheme='lawa'. This submission averages by 'ema'.",
+    ),
+  ],
+)
+def test_bad_points(folder, changes, message):
+  with pytest.raises(ValueError, match=message):
+    Host(folder, **changes)
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+  host = Host('nadamw_ema_jax')
+  other = Host('nadamw_ema_jax', step_hint_factor=0.5)
+  for changed, message in (
+    (other.state[0], 'saved with budget=250, this submission has budget=500'),
+    (Host('nadamw_lawa_jax').state[0], 'its optimizer state has another struc'),
+    (
+      jax.tree.map(lambda x: np.zeros((*np.shape(x), 3)), host.state[0]),
+      r"Invalid checkpoint: .train.params\['bias'\] has shape \(3,\), this",
+    ),
+  ):
+    with pytest.raises(ValueError, match=message):
+      host.state[1].own(changed)
+
+
+def test_a_probe_that_cannot_be():
+  host = Host(AUTO, averaging_probe_examples=17)
+  with pytest.raises(
+    ValueError, match=r'averaging_probe_examples=17. Must be at most the batch'
+  ):
+    host.update()
+
+  class Broken(jax_host.Workload):
+    def model_fn(self, *args, mode, **kwargs):
+      if mode == spec.ForwardPassMode.EVAL:
+        raise RuntimeError('no evaluation')
+      return super().model_fn(*args, mode=mode, **kwargs)
+
+  host = Host(AUTO, workload=Broken())
+  with pytest.raises(
+    ValueError, match='loss of Broken cannot be computed in evaluation mode'
+  ):
+    host.update()
