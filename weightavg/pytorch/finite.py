@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightavg.pytorch import multi_tensor
+from weightavg.pytorch import dtensors, multi_tensor
 
 
 class Look:
@@ -37,12 +37,27 @@ class Look:
     return bool(self._host.item())
 
 
-def look(tensors: Sequence[Tensor]) -> bool | Look:
+def look(
+  tensors: Sequence[Tensor], parameters: Sequence[Tensor] = ()
+) -> bool | Look:
   """Look at all elements: True or False at once for tensors in host memory.
 
   Tensors on several devices are looked at, and waited for, at once, too.
+
+  Args:
+    tensors: the sample.
+    parameters: those of which `tensors` holds this rank's pieces. Where they
+      are distributed, the ranks agree by one all-reduce of a number.
   """
+  is_distributed = any(map(dtensors.is_dtensor, parameters))
   devices = {t.device for t in tensors}
   if len(devices) == 1 and next(iter(devices)).type != 'cpu':
-    return Look(multi_tensor.not_finite(tensors))
-  return multi_tensor.all_finite(tensors)
+    skip = multi_tensor.not_finite(tensors)
+    dtensors.agree(skip, parameters)
+    return Look(skip)
+  is_finite = multi_tensor.all_finite(tensors)
+  if is_distributed:
+    skip = torch.tensor(float(not is_finite))
+    dtensors.agree(skip, parameters)
+    is_finite = not skip.item()
+  return is_finite

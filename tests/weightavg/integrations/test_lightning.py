@@ -1,11 +1,13 @@
-"""The callback in real Lightning loops: validated, saved, killed and resumed."""
+"""The callback in real Lightning loops: validated, killed and resumed."""
 
 import warnings
 
 import pytest
 import torch
 
-pl = pytest.importorskip('lightning.pytorch', reason='lightning is not installed')
+pl = pytest.importorskip(
+  'lightning.pytorch', reason='lightning is not installed'
+)
 
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -52,7 +54,7 @@ class Module(pl.LightningModule):
     self.validated.append(flat(self))
     self.log('val_loss', self.loss(batch))
 
-  def test_step(self, batch, _):
+  def test_step(self, batch):
     self.tested.append(flat(self))
 
   def configure_optimizers(self):
@@ -70,7 +72,9 @@ def flat(module):
   return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
 
 
-def fit(folder, callbacks, make=Module, ckpt_path=None, max_steps=STEPS, **kwargs):
+def fit(
+  folder, callbacks, make=Module, ckpt_path=None, max_steps=STEPS, **kwargs
+):
   torch.manual_seed(0)
   module = make()
   trainer = pl.Trainer(
@@ -119,7 +123,7 @@ def test_accumulated_batches_count_once(tmp_path):
 
 def test_the_module_holds_the_average_after_fit(tmp_path):
   callback = AveragingCallback(Ema(0.5))
-  trainer, module = fit(tmp_path, [callback])
+  _, module = fit(tmp_path, [callback])
   average = callback.averager.averaged_state_dict()
   for name, tensor in module.state_dict().items():
     assert torch.equal(tensor, average[name])
@@ -142,7 +146,10 @@ def test_a_checkpoint_holds_the_average_for_test_and_inference(tmp_path):
 @pytest.mark.parametrize('swap', ['copy', 'exchange'])
 def test_an_interrupted_run_resumes_exactly(tmp_path, swap):
   def callbacks(name):
-    return [AveragingCallback(Ema(0.9), swap=swap), checkpointing(tmp_path, name)]
+    return [
+      AveragingCallback(Ema(0.9), swap=swap),
+      checkpointing(tmp_path, name),
+    ]
 
   whole = callbacks('whole')
   _, undisturbed = fit(tmp_path, whole)

@@ -1,4 +1,4 @@
-"""The callback in a real Trainer, and the averager in a real Accelerate loop."""
+"""The callback in a real Trainer; the averager under a real Accelerate."""
 
 import pytest
 import torch
@@ -6,7 +6,9 @@ import torch
 transformers = pytest.importorskip(
   'transformers', reason='transformers is not installed'
 )
-accelerate = pytest.importorskip('accelerate', reason='accelerate is not installed')
+accelerate = pytest.importorskip(
+  'accelerate', reason='accelerate is not installed'
+)
 
 from safetensors.torch import load_file
 
@@ -104,9 +106,7 @@ def test_training_is_that_without_the_callback(tmp_path):
 
 
 def test_evaluations_and_checkpoints_see_the_mean_of_two_steps(tmp_path):
-  callback = AveragingCallback(
-    Lawa(window=2), every=1, average_at_end=False
-  )
+  callback = AveragingCallback(Lawa(window=2), every=1, average_at_end=False)
   model = train(tmp_path, [callback])
   # What the n-th forward pass saw is the weights after n - 1 steps.
   after = [*model.trained[1:], flat(model)]
@@ -114,7 +114,9 @@ def test_evaluations_and_checkpoints_see_the_mean_of_two_steps(tmp_path):
     mean = (after[step - 2] + after[step - 1]) / 2
     torch.testing.assert_close(model.evaluated[index], mean)
     saved = load_file(tmp_path / f'checkpoint-{step}' / 'model.safetensors')
-    weights = torch.cat([saved[n].reshape(-1) for n, _ in model.named_parameters()])
+    weights = torch.cat(
+      [saved[n].reshape(-1) for n, _ in model.named_parameters()]
+    )
     torch.testing.assert_close(weights, mean)
 
 
@@ -156,7 +158,9 @@ def test_a_run_resumes_from_another_folder_when_told(tmp_path):
   earlier = AveragingCallback(
     Ema(0.9), resume_from=str(tmp_path / 'a' / 'checkpoint-3')
   )
-  with pytest.raises(ValueError, match='of step 3, the run resumes from step 6'):
+  with pytest.raises(
+    ValueError, match='of step 3, the run resumes from step 6'
+  ):
     train(tmp_path / 'b', [earlier], resume=folder)
 
 
@@ -200,7 +204,9 @@ def test_what_the_trainer_cannot_do_is_refused(tmp_path):
 def test_accelerate_saves_and_restores_the_averager(tmp_path):
   def setup():
     torch.manual_seed(0)
-    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    accelerator = accelerate.Accelerator(
+      cpu=True, gradient_accumulation_steps=2
+    )
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     model, optimizer = accelerator.prepare(model, optimizer)

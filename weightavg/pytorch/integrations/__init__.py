@@ -1,1 +1,1 @@
-"""The averager inside other libraries' training loops; each module is optional."""
+"""The averager as a callback of other libraries, each of them optional."""

@@ -5,7 +5,7 @@ from typing import Any
 try:
   from lightning import pytorch as pl
 except ImportError:
-  import pytorch_lightning as pl
+  import pytorch_lightning as pl  # type: ignore[no-redef]
 
 from weightavg.pytorch.averager import Averager
 from weightavg.schemes import Scheme

@@ -91,8 +91,8 @@ class AveragingCallback(TrainerCallback):
     path = os.path.join(folder, STATE_FILE)
     if not os.path.isfile(path):
       raise ValueError(
-        f'Missing {path}. Give AveragingCallback(resume_from=...) the folder of '
-        'a checkpoint that this callback has written.'
+        f'Missing {path}. Give AveragingCallback(resume_from=...) the folder '
+        'of a checkpoint that this callback has written.'
       )
     content = torch.load(path, map_location='cpu', weights_only=True)
     if content['step'] != step:
@@ -174,7 +174,8 @@ class AveragingCallback(TrainerCallback):
     """Leave the average in the model."""
     del state, control, kwargs
     averager = self.averager
-    assert averager is not None and model is not None
+    assert averager is not None
+    assert model is not None
     averager.swap_out()
     if (
       self._average_at_end
