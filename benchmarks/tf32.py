@@ -17,7 +17,6 @@ with a GPU's own TF32 and times Shampoo's steps.
 Results go to results/tf32/; docs/tf32.md draws the conclusions.
 """
 
-import argparse
 import contextlib
 import csv
 import functools
@@ -36,7 +35,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import transformer_parameters
-from lab.core import logs
+from lab.core import command_line, logs
 from lab.workloads import build_workload
 from weightavg.pytorch.shampoo import DistributedShampoo, symmetric_pairs
 from weightavg.pytorch.shampoo.inverse_roots import half_roots
@@ -424,7 +423,8 @@ def steps(seeds: Sequence[int], path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = command_line.Parser('python -m benchmarks.tf32', description=__doc__)
+  parser.formatter_class = command_line.Formatter
   parser.add_argument(
     'part', choices=['spectra', 'gradients', 'steps', 'gpu', 'run']
   )
@@ -448,4 +448,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

@@ -33,7 +33,7 @@ _SCHEME_FIELD = config_field(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AveragingConfig:
-  """Which average of the weights is kept, how often sampled, and where."""
+  """The average that is kept, its cadence and its placement."""
 
   scheme: Scheme = dataclasses.field(default_factory=Raw)
   averaging_every: float | None = config_field(
@@ -158,7 +158,7 @@ class AveragingConfig:
   def sampling(
     self, budget: int, steps_per_epoch: int | None = None
   ) -> Sampling:
-    """When to sample in a budget of T steps."""
+    """The cadence in a budget of T steps."""
     _check_steps('budget', budget)
     if steps_per_epoch is not None:
       _check_steps('steps_per_epoch', steps_per_epoch)

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class LossType(enum.Enum):
-  """Which loss a workload is trained with."""
+  """Loss that a workload is trained with."""
 
   SOFTMAX_CROSS_ENTROPY = 0
   SIGMOID_CROSS_ENTROPY = 1
@@ -21,7 +21,7 @@ class LossType(enum.Enum):
 
 
 class ForwardPassMode(enum.Enum):
-  """Whether `model_fn` runs for training or for evaluation."""
+  """Mode of `model_fn`: training or evaluation."""
 
   TRAIN = 0
   EVAL = 1
@@ -72,11 +72,11 @@ class Workload(abc.ABC):
 
   @abc.abstractmethod
   def has_reached_validation_target(self, eval_result: dict) -> bool:
-    """Whether an evaluation reached the validation target."""
+    """True if an evaluation reached the validation target."""
 
   @abc.abstractmethod
   def has_reached_test_target(self, eval_result: dict) -> bool:
-    """Whether an evaluation reached the test target."""
+    """True if an evaluation reached the test target."""
 
   @abc.abstractmethod
   def _build_input_queue(
@@ -172,7 +172,7 @@ class Workload(abc.ABC):
 
   @abc.abstractmethod
   def is_output_params(self, param_key: str) -> bool:
-    """Whether a parameter belongs to the output layer."""
+    """True if a parameter belongs to the output layer."""
 
   @abc.abstractmethod
   def init_model_fn(self, rng: Any) -> tuple[Any, Any]:

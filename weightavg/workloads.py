@@ -13,7 +13,7 @@ def workload_name(workload: Any) -> str:
   """
   name = getattr(workload, 'name', None)
   # A workload of the benchmark does not know its name, but the benchmark's
-  # registry, loaded by whoever made the workload, knows its class.
+  # registry, which made the workload, knows its class.
   registry = sys.modules.get('algoperf.workloads.workloads')
   for known, metadata in getattr(registry, 'WORKLOADS', {}).items():
     if metadata['workload_class_name'] == type(workload).__name__:

@@ -6,7 +6,7 @@ that equals the target reaches it, as in AlgoPerf's scoring.
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -87,26 +87,3 @@ def higher_is_better(workload: Any) -> bool:
   above = target + max(1.0, abs(target))
   name = f'validation/{workload.target_metric_name}'
   return bool(workload.has_reached_validation_target({name: above}))
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  """Format text in columns: the first left-aligned, the others right-aligned.
-
-  >>> print(table(['name', 'steps'], [['a', '10'], ['long', '9']]))
-  name  steps
-  -----------
-  a        10
-  long      9
-  """
-  lines = [list(header), *map(list, rows)]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  text = []
-  for line in lines:
-    cells = [line[0].ljust(widths[0])]
-    cells += [
-      cell.rjust(width)
-      for cell, width in zip(line[1:], widths[1:], strict=True)
-    ]
-    text.append('  '.join(cells).rstrip())
-  text.insert(1, '-' * len(text[0]))
-  return '\n'.join(text)

@@ -1,8 +1,9 @@
-"""Facts about AlgoPerf 1.0 and its PyTorch workloads, without importing it.
+"""Facts about AlgoPerf 1.0 and its workloads, without importing it.
 
 They hold at the commit that the `algoperf` extra names: folders as its
-dataset/dataset_setup.py makes them, evaluation batch sizes, step hints, time
-limits, variants. A test compares them with the benchmark where it is installed.
+dataset/dataset_setup.py makes them for PyTorch, evaluation batch sizes, step
+hints, time limits, variants. A test compares them with the benchmark where it
+is installed.
 """
 
 import ast
@@ -163,18 +164,45 @@ BASE_OF = {name: name for name in BASES} | {
 }
 
 
-def data_dir(workload: str, root: str) -> str:
+# Those that a framework reads from other files than PyTorch does.
+_JAX = {
+  'cifar': ('cifar10', ('cifar10/3.0.2/*train.tfrecord*',)),
+  **dict.fromkeys(
+    ('imagenet_resnet', 'imagenet_vit'),
+    (
+      'imagenet/jax',
+      (
+        'imagenet2012/5.1.0/*train.tfrecord*',
+        'imagenet2012/5.1.0/*validation.tfrecord*',
+        'imagenet_v2/matched-frequency/3.0.0/*test*',
+      ),
+    ),
+  ),
+}
+
+
+def _data(workload: str, framework: str) -> tuple[str, tuple[str, ...]]:
+  base = BASE_OF[workload]
+  if framework == 'jax' and base in _JAX:
+    return _JAX[base]
+  return BASES[base].data, BASES[base].contents
+
+
+def data_dir(workload: str, root: str, framework: str = 'pytorch') -> str:
   """The --data_dir of a workload.
 
   >>> data_dir('imagenet_vit_glu', '/data')
   '/data/imagenet/pytorch'
   """
-  return os.path.join(os.path.expanduser(root), BASES[BASE_OF[workload]].data)
+  folder, _ = _data(workload, framework)
+  return os.path.join(os.path.expanduser(root), folder)
 
 
-def data_flags(workload: str, root: str) -> list[str]:
+def data_flags(
+  workload: str, root: str, framework: str = 'pytorch'
+) -> list[str]:
   """Flags that tell submission_runner.py where a workload's data are."""
-  folder = data_dir(workload, root)
+  folder = data_dir(workload, root, framework)
   flags = [f'--data_dir={folder}']
   if workload.startswith('imagenet'):
     flags.append(f'--imagenet_v2_data_dir={folder}')
@@ -184,11 +212,12 @@ def data_flags(workload: str, root: str) -> list[str]:
   return flags
 
 
-def check_data(workload: str, root: str) -> None:
+def check_data(workload: str, root: str, framework: str = 'pytorch') -> None:
   """Raise InputError unless the files that a workload reads exist."""
-  folder = pathlib.Path(data_dir(workload, root))
-  flag = _SETUP_FLAGS.get(folder.name, f'--{folder.name}')
-  for pattern in ('', *BASES[BASE_OF[workload]].contents):
+  folder = pathlib.Path(data_dir(workload, root, framework))
+  base = BASE_OF[workload]
+  flag = _SETUP_FLAGS.get(base, f'--{folder.name}').format(framework)
+  for pattern in ('', *_data(workload, framework)[1]):
     found = next(folder.glob(pattern), None) if pattern else folder.is_dir()
     if not found:
       raise InputError(
@@ -200,10 +229,11 @@ def check_data(workload: str, root: str) -> None:
 
 # Flags of dataset_setup.py that do not have the folder's name.
 _SETUP_FLAGS = {
-  'pytorch': '--imagenet --framework=pytorch',
-  'cifar10': '--cifar --framework=pytorch',
-  'fineweb_edu_10B': '--finewebedu',
-  'MNIST': '--mnist',
+  'cifar': '--cifar --framework={}',
+  'finewebedu_lm': '--finewebedu',
+  'imagenet_resnet': '--imagenet --framework={}',
+  'imagenet_vit': '--imagenet --framework={}',
+  'mnist': '--mnist',
 }
 
 

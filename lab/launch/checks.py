@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from lab.core import command_line, search_space
 from lab.core.errors import InputError
+from lab.core.frameworks import framework_of
 from lab.launch import benchmark, launch_plan
 from lab.launch.launch_plan import Plan, Run
 from lab.workloads import WORKLOADS as LOCAL
@@ -123,7 +124,9 @@ def check(values: argparse.Namespace, plan: Plan, runs: list[Run]) -> None:
   """
   command_line.check_writable(plan.experiment_dir)
   _check_submissions(plan, runs)
-  first_of = {run.workload: run for run in reversed(runs)}
+  first_of = {
+    (run.workload, framework_of(run.submission)): run for run in reversed(runs)
+  }
   of_benchmark = [run for run in first_of.values() if not run.is_local]
   _check_nodes(values, plan, (of_benchmark or runs)[0])
   if values.executor == 'print':
@@ -135,4 +138,6 @@ def check(values: argparse.Namespace, plan: Plan, runs: list[Run]) -> None:
     benchmark.check_packages(run.workload)
   if not values.no_data_check:
     for run in of_benchmark:
-      benchmark.check_data(run.workload, plan.data_dir)
+      benchmark.check_data(
+        run.workload, plan.data_dir, framework_of(run.submission)
+      )

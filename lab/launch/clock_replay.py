@@ -19,8 +19,9 @@ import pathlib
 import statistics
 from collections.abc import Iterator, Sequence
 
-from lab.core import command_line, curves
+from lab.core import command_line
 from lab.core.errors import InputError
+from lab.core.text_tables import text_table
 from lab.launch import benchmark
 from weightavg import clock_plan
 
@@ -187,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     key = (log.workload, log.framework)
     groups.setdefault(key, []).append(replay(log))
   rows = [row(groups[key]) for key in sorted(groups)]
-  print(curves.table(list(HEADER), rows))
+  print(text_table(list(HEADER), rows))
   if values.output is not None:
     values.output.mkdir(parents=True, exist_ok=True)
     everything = [

@@ -18,6 +18,7 @@ from typing import Any
 
 from lab.core import logs
 from lab.core.errors import InputError
+from lab.core.frameworks import framework_of
 from lab.launch import benchmark, launch_plan, recovery
 from lab.launch.launch_plan import Plan, Rendezvous, Run
 
@@ -137,7 +138,11 @@ class Job:
       if self.run.is_local:
         stack.enter_context(held(self.files.order(self.run), wait=True))
       else:
-        benchmark.check_data(self.run.workload, self.plan.data_dir)
+        benchmark.check_data(
+          self.run.workload,
+          self.plan.data_dir,
+          framework_of(self.run.submission),
+        )
       if launch_plan.state_of(self.plan, self.run) == 'finished':
         return 0
       clear(self.plan, self.run)

@@ -183,7 +183,9 @@ def _runner_flags(plan: Plan, run: Run, resume: bool) -> list[str]:
   if plan.max_global_steps is not None:
     flags.append(f'--max_global_steps={plan.max_global_steps}')
   if not run.is_local:
-    flags += benchmark.data_flags(run.workload, plan.data_dir)
+    flags += benchmark.data_flags(
+      run.workload, plan.data_dir, framework_of(run.submission)
+    )
   # The benchmark asks on the terminal about a directory that exists, and it
   # does as soon as another trial has begun; without a checkpoint this flag
   # changes nothing there. Our runner wants it only where there is one.

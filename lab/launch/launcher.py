@@ -24,8 +24,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lab.core import checkpoint_files, command_line, curves, logs
+from lab.core import checkpoint_files, command_line, logs
 from lab.core.errors import InputError
+from lab.core.text_tables import text_table
 from lab.launch import (
   benchmark,
   checks,
@@ -273,7 +274,7 @@ def table(plan: Plan, found: dict[Run, tuple[str, str]]) -> str:
   ]
   counts = collections.Counter(state for state, _ in found.values())
   summary = ', '.join(f'{count} {state}' for state, count in counts.items())
-  return f'{curves.table(header, lines)}\n\n{len(found)} runs: {summary}'
+  return f'{text_table(header, lines)}\n\n{len(found)} runs: {summary}'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -134,4 +134,8 @@ class Pruner:
   def prune(self) -> None:
     """Delete complete checkpoints that have enough newer complete ones."""
     for step in complete_steps(self._directory)[: -self._kept]:
-      _path(self._directory, step).unlink(missing_ok=True)
+      path = _path(self._directory, step)
+      if path.is_dir():
+        shutil.rmtree(path)
+      else:
+        path.unlink(missing_ok=True)

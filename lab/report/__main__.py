@@ -19,7 +19,7 @@ from typing import Any
 
 from lab.core import command_line
 from lab.core.errors import InputError
-from lab.report import figures, log_files, page, tables, targets
+from lab.report import figures, layout, log_files, page, tables, targets
 from lab.report.report import RULESETS, Options, Report, build
 from lab.report.savings import MISSED_RULES
 
@@ -89,7 +89,7 @@ def read(arguments: argparse.Namespace) -> Report:
   for folder in arguments.logs:
     if not folder.is_dir():
       raise InputError(f'Invalid LOGS={folder}. Must be a directory.')
-  found = {p.workload for f in arguments.logs for p in log_files.find(f)}
+  found = {p.workload for f in arguments.logs for p in layout.find(f)}
   if not found:
     raise InputError(
       f'No logs in {", ".join(map(str, arguments.logs))}. Must hold '

@@ -1,27 +1,21 @@
-"""Reads trials from folders in AlgoPerf's layout.
+"""Reads trials from the files that the benchmark and `lab.run` write.
 
-`<folder>/<submission>/study_<s>/<workload>_<framework>/trial_<k>/` holds
-eval_measurements.csv and, where the runner wrote them, hparams.json,
-meta_data_0.json and profile.json. A folder may also be a single submission or
-hold experiments without studies, which count as study_0. What cannot be read is
-listed, and the rest is returned.
+A trial's folder holds eval_measurements.csv and, where the runner wrote them,
+hparams.json, meta_data_0.json and profile.json. What cannot be read is listed,
+and the rest is returned.
 """
 
 import csv
 import dataclasses
 import math
-import os
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lab.core import logs
+from lab.report.layout import Place, find
 from lab.report.targets import Goal
 
-_WORKLOAD = re.compile(r'(?P<workload>\w+)_(?P<framework>jax|pytorch)')
-_TRIAL = re.compile(r'trial_(\d+)')
-_STUDY = re.compile(r'study[_-]?\d+')
 _STEP = 'global_step'
 _SECONDS = ('score', 'accumulated_submission_time')
 _TIMES = ('submission', 'eval', 'logging')
@@ -74,76 +68,14 @@ class Trial:
   steps_per_call: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """Directory of a trial and the names that its path holds."""
-
-  path: pathlib.Path
-  submission: str
-  study: str
-  workload: str
-  framework: str
-  trial: int
-
-  def __str__(self) -> str:
-    return (
-      f'{self.submission}/{self.study}/{self.workload}_{self.framework}/'
-      f'trial_{self.trial}'
-    )
-
-
-def find(folder: pathlib.Path) -> list[Place]:
-  """Find the trials below a folder, in the order of their paths."""
-  places = []
-  seen: set[str] = set()
-  for parent, names, _ in os.walk(folder, followlinks=True):
-    names.sort()
-    # A link to a folder above would be followed without end.
-    if (real := os.path.realpath(parent)) in seen:
-      names.clear()
-      continue
-    seen.add(real)
-    match = _WORKLOAD.fullmatch(os.path.basename(parent))
-    trials = [m for name in names if (m := _TRIAL.fullmatch(name))]
-    # A submission's own name may end in a framework's.
-    if not match or not trials:
-      continue
-    above = pathlib.Path(parent).parent
-    submission, study = _owner(folder, above)
-    places += [
-      Place(
-        pathlib.Path(parent, trial[0]),
-        submission,
-        study,
-        match['workload'],
-        match['framework'],
-        int(trial[1]),
-      )
-      for trial in trials
-    ]
-    names.clear()
-  return sorted(places, key=lambda place: (str(place.path.parent), place.trial))
-
-
-def _owner(folder: pathlib.Path, above: pathlib.Path) -> tuple[str, str]:
-  """Submission and study to which a folder of workloads belongs."""
-  names = (folder.resolve().name, *above.relative_to(folder).parts)
-  if len(names) > 1 and _STUDY.fullmatch(names[-1]):
-    return names[-2], names[-1]
-  # As the benchmark's scoring: <submission>/<any name> is a study.
-  if len(names) > 2:
-    return names[-2], names[-1]
-  return names[-1], 'study_0'
-
-
 def steps_per_call(
   hyperparameters: Mapping[str, Any], goal: Goal | None
 ) -> int:
   """Optimizer steps per call of `update_params`.
 
-  The v0.5 submission `lawa_queue` makes several steps in a call, which the
-  benchmark counts as one: `lawa_inner_steps_frac` of those that fit between two
-  evaluations at the budget's seconds per step.
+  The v0.5 submissions `lawa_queue` and `lawa_ema` make several steps in a call,
+  which the benchmark counts as one: `lawa_inner_steps_frac` of those that fit
+  between two evaluations at the budget's seconds per step.
   """
   fraction = hyperparameters.get('lawa_inner_steps_frac')
   if not isinstance(fraction, int | float) or goal is None:
@@ -183,7 +115,7 @@ class Reader:
     seen: set[str] = set()
     kept = []
     for place in places:
-      root = str(_root_of(place))
+      root = str(place.root)
       if roots.setdefault(place.submission, root) == root:
         kept.append(place)
       elif root not in seen:
@@ -299,12 +231,6 @@ class Reader:
         'left out.'
       )
     return kept
-
-
-def _root_of(place: Place) -> pathlib.Path:
-  """Folder of the submission that a trial belongs to."""
-  above = place.path.parent.parent
-  return above.parent if above.name == place.study else above
 
 
 def _number(row: Mapping[Any, Any], column: str) -> float:

@@ -9,8 +9,8 @@ import jinja2
 import plotly.offline
 
 from lab.report import charts, curve_data
+from lab.report.formatting import Table
 from lab.report.report import Report
-from lab.report.tables import Table
 
 
 def environment() -> jinja2.Environment:

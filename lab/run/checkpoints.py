@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import IO, Any
 
 import torch
 from absl import logging
@@ -30,11 +31,16 @@ def unwrapped(model: Any) -> Any:
   return model.module if isinstance(model, wrappers) else model
 
 
-def _write(content: dict[str, Any], path: str) -> None:
+def _is_jax(state: RunState) -> bool:
+  """Tell if a run is in JAX, whose optimizer state is a pair."""
+  return isinstance(state.optimizer_state, tuple)
+
+
+def _write(write: Callable[[IO[bytes]], object], path: str) -> None:
   directory = os.path.dirname(path)
   temporary = os.path.join(directory, TEMPORARY)
   with open(temporary, 'wb') as file:
-    torch.save(content, file)
+    write(file)
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
@@ -58,6 +64,15 @@ def save(state: RunState, directory: str, keep_all: bool = True) -> str:
     directory: The trial's directory.
     keep_all: Keep earlier checkpoints; otherwise they go once this one exists.
   """
+  path = path_of(directory, state.global_step)
+  if _is_jax(state):
+    from lab.run import jax_checkpoints
+
+    encoded = jax_checkpoints.encode(state)
+    _write(lambda file: file.write(encoded), path)
+    if not keep_all:
+      jax_checkpoints.remove_older(directory, state.global_step)
+    return path
   optimizer_state = {}
   for key, value in state.optimizer_state.items():
     if hasattr(value, 'state_dict'):
@@ -77,8 +92,7 @@ def save(state: RunState, directory: str, keep_all: bool = True) -> str:
     'global_step': state.global_step,
     'preemption_count': state.preemption_count,
   }
-  path = path_of(directory, state.global_step)
-  _write(content, path)
+  _write(lambda file: torch.save(content, file), path)
   if not keep_all:
     for step in steps(directory):
       if step != state.global_step:
@@ -124,6 +138,11 @@ def restore(state: RunState, path: str, device: torch.device) -> None:
     InputError: the file cannot be read or belongs to another model or
       submission.
   """
+  if _is_jax(state):
+    from lab.run import jax_checkpoints
+
+    jax_checkpoints.restore(state, path)
+    return
   content = read(path, device)
   expected, found = set(state.optimizer_state), set(content['optimizer_state'])
   if expected != found:

@@ -7,6 +7,7 @@ from absl import flags
 
 from lab import workloads
 from lab.core.errors import InputError
+from lab.core.frameworks import FRAMEWORKS
 from lab.run.settings import Settings
 
 _WORKLOADS = ', '.join(sorted(workloads.WORKLOADS))
@@ -19,7 +20,7 @@ flags.DEFINE_string(
   'directory.',
 )
 flags.DEFINE_enum(
-  'framework', 'pytorch', ['pytorch'], 'Framework of the submission.'
+  'framework', 'pytorch', [*FRAMEWORKS], 'Framework of the submission.'
 )
 flags.DEFINE_enum(
   'tuning_ruleset',

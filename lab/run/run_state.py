@@ -28,8 +28,8 @@ class RunState:
   """State of one trial; what a checkpoint holds and nothing more.
 
   Args:
-    optimizer_state: What `init_optimizer_state` returned.
-    model_params: The module that is trained, wrapped or not.
+    optimizer_state: What `init_optimizer_state` returned; in JAX a pair.
+    model_params: The module that is trained, wrapped or not; in JAX a tree.
     model_state: The workload's auxiliary state.
     train_state: Goals, flags and accumulated times in seconds.
     eval_results: Pairs of a step and its metrics.
@@ -37,7 +37,7 @@ class RunState:
     preemption_count: How often the trial was resumed.
   """
 
-  optimizer_state: dict[str, Any]
+  optimizer_state: Any
   model_params: Any
   model_state: Any
   train_state: dict[str, Any] = dataclasses.field(

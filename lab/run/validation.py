@@ -6,6 +6,7 @@ thrown away: what passes here does not fail halfway through an experiment.
 """
 
 import dataclasses
+import importlib.util
 import itertools
 import os
 import pathlib
@@ -17,6 +18,7 @@ from absl import logging
 from lab import workloads
 from lab.core import checkpoint_files, command_line, logs, search_space
 from lab.core.errors import InputError
+from lab.core.frameworks import framework_of
 from lab.run import checkpoints, submissions
 from lab.run.distributed import Context
 from lab.run.settings import Settings
@@ -25,14 +27,47 @@ from lab.run.trial import Trial, initial_state
 _META_DATA = re.compile(r'meta_data_(\d+)\.json')
 
 
-def _workload(name: str) -> Any:
+def _workload(settings: Settings) -> Any:
   try:
-    workload = workloads.build_workload(name)
+    if settings.framework == 'jax':
+      from lab.workloads import jax as twins
+
+      workload = twins.build_workload(settings.workload)
+    else:
+      workload = workloads.build_workload(settings.workload)
     # Raise where nobody has set the workload's targets yet.
     _ = workload.validation_target_value, workload.test_target_value
   except ValueError as error:
     raise InputError(str(error)) from error
   return workload
+
+
+def _check_framework(settings: Settings, context: Context) -> None:
+  """Check the framework against the submission and the other flags."""
+  folder = os.path.basename(os.path.dirname(settings.submission_path))
+  needed = framework_of(folder)
+  if needed == 'jax' and settings.framework != 'jax':
+    raise InputError(
+      f'Invalid framework={settings.framework!r}. Must be {needed!r} for '
+      f'{settings.submission_path}.'
+    )
+  if settings.framework != 'jax':
+    return
+  if importlib.util.find_spec('jax') is None:
+    raise InputError(
+      "Invalid framework='jax'. It needs jax. Run: pip install -e '.[jax]'"
+    )
+  for name in ('torch_compile', 'save_every', 'posthoc_every'):
+    value = getattr(settings, name)
+    if value:
+      raise InputError(
+        f"Invalid {name}={value}. It has no effect with framework='jax'."
+      )
+  if context.world_size > 1:
+    raise InputError(
+      f'Invalid number of processes {context.world_size}. Must be 1 with '
+      "framework='jax': one process drives all devices."
+    )
 
 
 def _check_experiment(settings: Settings) -> None:
@@ -206,7 +241,8 @@ def prepare(
   Raises:
     InputError: something given cannot be used; nothing was written.
   """
-  workload = _workload(settings.workload)
+  _check_framework(settings, context)
+  workload = _workload(settings)
   submission = submissions.load(settings.submission_path)
   _check_experiment(settings)
   seed = _rng_seed(settings, drawn_seed)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from jax_support import HAS_JAX, REASON
 from pages import PAGES, README, ROOT, blocks, commands, inline_code, name_of
 
 from lab.workloads import WORKLOADS
@@ -67,6 +68,8 @@ def test_make_targets_exist(page):
 def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
   if page.name == 'extending.md':
     pytest.skip('test_extending.py follows the page (make test-slow).')
+  if page.name == 'jax.md' and not HAS_JAX:
+    pytest.skip(REASON)
   monkeypatch.chdir(tmp_path)
   for code in blocks(page, 'python'):
     exec(compile(code, name_of(page), 'exec'), {})

@@ -14,6 +14,7 @@ from torch import nn
 
 from weightavg import spec
 from weightavg.optimizers import published_batch_size
+from weightavg.pytorch import profiling
 from weightavg.workloads import batch_size_of, workload_name
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -237,6 +238,16 @@ def test_prepare_for_eval_changes_the_weights_unless_bare(folder):
   assert torch.equal(host.weights(), before) == (folder in BARE)
 
 
+@pytest.mark.parametrize('folder', ['nadamw_ema', 'shampoo_ema'])
+def test_an_optimizers_gathering_is_not_billed_as_a_swap(folder):
+  host, recorder = Host(folder), profiling.Recorder()
+  host.update()
+  with profiling.recording(recorder):
+    host.prepare_for_eval()
+  gathering = {'Gather optimizer state'} if folder == 'shampoo_ema' else set()
+  assert set(recorder.sections) == {'Swap'} | gathering
+
+
 @pytest.mark.parametrize('folder', FOLDERS)
 def test_training_with_evaluations_equals_training_without(folder):
   with_evaluations, without = Host(folder), Host(folder)
@@ -288,6 +299,18 @@ def test_a_state_of_another_budget_is_refused():
   state = Host('nadamw').state['run'].state_dict()
   with pytest.raises(ValueError, match='budget=500, this submission has'):
     Host('nadamw', step_hint_factor=0.5).state['run'].load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [('learning_rate', 0.5), ('warmup_factor', 0.5), ('label_smoothing', 0.5)],
+)
+@pytest.mark.parametrize('folder', ['nadamw', 'shampoo'])
+def test_a_state_of_another_point_is_refused(folder, key, value):
+  state = Host(folder).state['run'].state_dict()
+  with pytest.raises(ValueError, match=f'{key}=0.5'):
+    Host(folder, **{key: value}).state['run'].load_state_dict(state)
+  Host(folder).state['run'].load_state_dict(state)
 
 
 def test_the_model_is_called_for_training_with_the_points_dropout():

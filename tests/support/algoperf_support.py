@@ -16,9 +16,11 @@ import pytest
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SUBMISSIONS = tuple(
-  sorted(path.parent.name for path in ROOT.glob('submissions/*/submission.py'))
+_ALL = sorted(
+  path.parent.name for path in ROOT.glob('submissions/*/submission.py')
 )
+SUBMISSIONS = tuple(name for name in _ALL if not name.endswith('_jax'))
+JAX_SUBMISSIONS = tuple(name for name in _ALL if name.endswith('_jax'))
 WORKLOADS = (
   'mnist',
   'cifar',

@@ -1,4 +1,4 @@
-"""What a point may say: defaults, ranges, contradictions, messages."""
+"""Points of search spaces: defaults, ranges, contradictions, messages."""
 
 import collections
 import dataclasses

@@ -8,7 +8,7 @@ from weightavg import Auto, Ema, Lawa, Polynomial
 from weightavg.pytorch import Averager, multi_tensor
 from weightavg.pytorch.async_copy import SynchronousTransfers, Worker
 from weightavg.pytorch.device_placement import DevicePlacement
-from weightavg.pytorch.finite import Look, look
+from weightavg.pytorch.finite import Look, Looker
 from weightavg.pytorch.offload import HostPlacement
 from weightavg.pytorch.sharding import ShardedPlacement
 from weightavg.schemes import Raw
@@ -78,7 +78,19 @@ def test_both_looks_agree(value, bad):
     tensors[1][1] = bad
   assert bool(multi_tensor.not_finite(tensors)) == (bad is not None)
   assert multi_tensor.all_finite(tensors) == (bad is None)
-  assert look(tensors) is (bad is None)
+  assert Looker().look(tensors) is (bad is None)
+
+
+@pytest.mark.parametrize('place', [0, 4099, -1])
+@pytest.mark.parametrize('bad', [NAN, INF, -INF])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_large_tensors_are_looked_at_as_a_whole(dtype, bad, place):
+  # Squares of 1e30 overflow in float32, their sum does not.
+  large = torch.full((3, 4000), 1e30, dtype=dtype).t()
+  tensors = [torch.ones(3, dtype=dtype), large, torch.ones(2, dtype=dtype)]
+  assert multi_tensor.all_finite(tensors)
+  large.t().view(-1)[place] = bad
+  assert not multi_tensor.all_finite(tensors)
 
 
 def test_the_skipping_update_is_that_of_lerp():

@@ -71,7 +71,7 @@ def assert_same(a, b):
 
 
 def trajectory(scheme, placement, dtype, **knobs):
-  """What evaluation sees, and the raw weights after it, step by step."""
+  """Weights during evaluation and the raw weights after it, step by step."""
   named = weights(dtype)
   averager = build(named, scheme, placement, **knobs)
   seen = []

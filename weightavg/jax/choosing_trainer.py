@@ -137,11 +137,12 @@ class ChoosingTrainer(Trainer):
       sequence), zero where masked; a scalar.
     """
     logits, _ = self._workload.model_fn(
-      params=params,
-      augmented_and_preprocessed_input_batch=batch,
-      model_state=model_state,
-      mode=spec.ForwardPassMode.EVAL,
-      rng=rng,
+      # By position: the benchmark's language model has its own names.
+      params,
+      batch,
+      model_state,
+      spec.ForwardPassMode.EVAL,
+      rng,
       update_batch_norm=False,
       dropout_rate=0.0,
     )

@@ -33,26 +33,22 @@ def ema_weights(
   accumulator_dtype: Any = None,
   skip_nonfinite: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Keep an exponential moving average of the parameters.
+  """Keep an exponential moving average of the parameters.
 
-  The :math:`k`-th sample :math:`x_k`, the parameters after an update, enters as
+  The k-th sample x_k, the parameters after an update, enters as
 
-  .. math::
+    c_k = (1 - decay) / (1 - decay^k)
+    a_k = a_{k-1} + c_k (x_k - a_{k-1})
 
-    c_k = \frac{1 - \beta}{1 - \beta^k}, \qquad
-    a_k = a_{k-1} + c_k (x_k - a_{k-1}),
-
-  with :math:`\beta` the ``decay`` per sample. The coefficients of all samples
-  sum to one (:math:`c_1 = 1`): the average is debiased as it is stored, and the
-  initial parameters do not enter.
+  The weights of all samples sum to one and c_1 = 1. The average is debiased as
+  it is stored, and the initial parameters do not enter.
 
   The optimizer trains the parameters; this transformation passes updates
-  through unchanged. It must be the last one in a chain. ``eval_params`` returns
-  the average for evaluation. :func:`optax.ema` averages updates instead.
+  through unchanged. It must be the last one in a chain. `eval_params` returns
+  the average for evaluation. `optax.ema` averages updates instead.
 
   Args:
-    decay: :math:`\beta` per sample, in [0, 1). A horizon of N samples is
-      ``1 - 1 / N``.
+    decay: per sample, in [0, 1). A horizon of N samples is 1 - 1 / N.
     every: steps between two samples, in [1, inf).
     start: step before which no sample is taken, in [0, inf).
     accumulator_dtype: dtype of the average. None takes float32, or the
@@ -62,8 +58,8 @@ def ema_weights(
       not finite. Costs one more read of the parameters at each sample.
 
   Returns:
-    A :class:`optax.GradientTransformationExtraArgs` with the state
-    :class:`EmaWeightsState`. Integer leaves and random keys are copied.
+    An `optax.GradientTransformationExtraArgs` with the state
+    `EmaWeightsState`. Integer leaves and random keys are copied.
 
   Raises:
     ValueError: at construction for an argument out of range; at trace time
@@ -83,13 +79,13 @@ def ema_weights(
     >>> round(float(average), 4)  # (1 * 1 + 2 * 2 + 4 * 3) / 7
     2.4286
 
-  .. note::
-    With :func:`optax.inject_hyperparams`, ``decay`` and ``every`` become part
-    of the state; name ``accumulator_dtype`` in ``static_args``. Inside
-    :func:`optax.MultiSteps` a step is one of the wrapped optimizer; behind it,
-    set ``every`` to the number of its mini-steps. Under ``jax.jit``, ``init``
-    makes zeros without the sharding of the parameters, as Adam's moments: give
-    ``out_shardings``, or call it outside.
+  Note:
+    With `optax.inject_hyperparams`, `decay` and `every` become part of the
+    state; name `accumulator_dtype` in `static_args`. Inside `optax.MultiSteps`
+    a step is one of the wrapped optimizer; behind it, set `every` to the number
+    of its mini-steps. Under `jax.jit`, `init` makes zeros without the sharding
+    of the parameters, as Adam's moments: give `out_shardings`, or call it
+    outside.
   """
   trees.check_number('decay', decay, 0.0, 1.0)
 

@@ -118,7 +118,7 @@ def observe(
   Args:
     averaging: `ema_weights`, `lawa_weights` or `polynomial_weights`.
     values: the tree after the step.
-    state: made by ``averaging.init(values)``.
+    state: made by `averaging.init(values)`.
 
   Returns:
     The next state.

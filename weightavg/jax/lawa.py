@@ -34,21 +34,19 @@ def lawa_weights(
   accumulator_dtype: Any = None,
   skip_nonfinite: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Keep the latest parameters; their mean is evaluated (LAWA).
+  """Keep the latest parameters; their mean is evaluated (LAWA).
 
-  After :math:`k` samples :math:`x_1, \dots, x_k`, the parameters after as many
-  updates, with :math:`L` the ``window`` and :math:`n = \min(k, L)`,
+  After k samples x_1, ..., x_k, the parameters after as many updates, with L
+  the `window` and n = min(k, L),
 
-  .. math::
-
-    a_k = \frac{1}{n} \sum_{j=k-n+1}^{k} x_j.
+    a_k = (x_{k-n+1} + ... + x_k) / n
 
   The optimizer trains the parameters; this transformation passes updates
   through unchanged. It must be the last one in a chain. A sample is one write
-  into an array with a leading axis; ``eval_params`` forms the mean.
+  into an array with a leading axis; `eval_params` forms the mean.
 
   Args:
-    window: :math:`L`, samples in the mean, in [1, inf).
+    window: L, samples in the mean, in [1, inf).
     every: steps between two samples, in [1, inf).
     start: step before which no sample is taken, in [0, inf).
     accumulator_dtype: dtype of the window. None takes the parameter's own:
@@ -57,8 +55,8 @@ def lawa_weights(
       not finite. Costs one more read of the parameters at each sample.
 
   Returns:
-    A :class:`optax.GradientTransformationExtraArgs` with the state
-    :class:`LawaWeightsState`. Integer leaves and random keys are copied, the
+    An `optax.GradientTransformationExtraArgs` with the state
+    `LawaWeightsState`. Integer leaves and random keys are copied, the
     latest one alone.
 
   Raises:
@@ -76,13 +74,13 @@ def lawa_weights(
     >>> float(eval_params(state, params))  # the mean of 2 and 3
     2.5
 
-  .. note::
-    With :func:`optax.inject_hyperparams`, name ``window`` and
-    ``accumulator_dtype`` in ``static_args``: they shape the state.
+  Note:
+    With `optax.inject_hyperparams`, name `window` and `accumulator_dtype` in
+    `static_args`: they shape the state.
 
   References:
-    Kaddour, `Stop Wasting My Time! Saving Days of ImageNet and BERT Training
-    with Latest Weight Averaging <https://arxiv.org/abs/2209.14981>`_, 2022.
+    Kaddour, Stop Wasting My Time! Saving Days of ImageNet and BERT Training
+    with Latest Weight Averaging, 2022, arXiv 2209.14981.
   """
   trees.check_integer('window', window, 1)
   if isinstance(window, jax.Array):
@@ -110,17 +108,22 @@ def lawa_weights(
     number: jax.Array,
     enters: jax.Array,
   ) -> optax.Params:
-    # A sample that does not enter has the number of the one before it.
     slot = (number - 1) % window
 
     def add_leaf(slots: jax.Array, sample: jax.Array) -> jax.Array:
       if not trees.is_averaged(slots):
-        return jnp.where(enters, sample, slots)
-      old = jax.lax.dynamic_index_in_dim(slots, slot, keepdims=False)
-      new = jnp.where(enters, sample.astype(slots.dtype), old)
+        return sample
+      new = sample.astype(slots.dtype)
       return jax.lax.dynamic_update_index_in_dim(slots, new, slot, 0)
 
-    return jax.tree.map(add_leaf, samples, params)
+    # A branch: a choice between values would write into a copy of the window.
+    return jax.lax.cond(
+      enters,
+      lambda old, new: jax.tree.map(add_leaf, old, new),
+      lambda old, _: old,
+      samples,
+      params,
+    )
 
   return sampling.sampled_average(
     'lawa_weights',

@@ -18,20 +18,14 @@ def nadamw(
   weight_decay: float = 0.0,
   mask: Any | Callable[[optax.Params], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""AlgoPerf's NAdamW.
+  """AlgoPerf's NAdamW.
 
-  With :math:`g` the gradient at step :math:`t = 1, 2, \dots` of a parameter
-  :math:`p`, the moments and the look-ahead :math:`n` of `scale_by_nadam`, and
-  :math:`\eta` the learning rate and :math:`\lambda` the ``weight_decay``,
+  With u the result of `scale_by_nadam` at step t = 1, 2, ... of a parameter p,
 
-  .. math::
+    p <- p - learning_rate (u + weight_decay p)
 
-    p \leftarrow p - \eta \left(
-      \frac{n / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
-      + \lambda p \right).
-
-  :func:`optax.nadamw` is another algorithm: its look-ahead is debiased by
-  :math:`1 - \beta_1^{t+1}` (Dozat 2016).
+  `optax.nadamw` is another algorithm: its look-ahead is debiased by
+  1 - b1^(t+1) (Dozat 2016).
 
   Args:
     learning_rate: a number or a schedule of the step, from 0 on.
@@ -44,7 +38,7 @@ def nadamw(
       parameters decay.
 
   Returns:
-    A :class:`optax.GradientTransformationExtraArgs`.
+    An `optax.GradientTransformationExtraArgs`.
 
   Examples:
     >>> import jax.numpy as jnp, optax
@@ -57,8 +51,8 @@ def nadamw(
     0.81
 
   References:
-    Choi et al., `On Empirical Comparisons of Optimizers for Deep Learning
-    <https://arxiv.org/abs/1910.05446>`_, 2019, table 1.
+    Choi et al., On Empirical Comparisons of Optimizers for Deep Learning, 2019,
+    arXiv 1910.05446, table 1.
   """
   trees.check_number('weight_decay', weight_decay, 0.0, float('inf'))
   if not callable(learning_rate):
@@ -73,26 +67,22 @@ def nadamw(
 def scale_by_nadam(
   b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-  r"""Rescale updates as `nadamw` does, without its learning rate and decay.
+  """Rescale updates as `nadamw` does, without its learning rate and decay.
 
-  .. math::
-
-    m &\leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
-    v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \\
-    n &= \beta_1 m + (1 - \beta_1) g, \qquad
-    u = \frac{n / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}.
+    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
+    n = b1 m + (1 - b1) g                           (the Nesterov look-ahead)
+    u = n / (1 - b1^t) / (sqrt(v) / sqrt(1 - b2^t) + eps)
 
   Moments and the result are float32 for parameters of lower precision, of the
   parameter's dtype otherwise: `optax.apply_updates` rounds once.
 
   Args:
-    b1: :math:`\beta_1`, in [0, 1).
-    b2: :math:`\beta_2`, in [0, 1).
-    eps: :math:`\epsilon`, in [0, inf).
+    b1: decay of the first moment, in [0, 1).
+    b2: decay of the second moment, in [0, 1).
+    eps: added to the denominator, in [0, inf).
 
   Returns:
-    A :class:`optax.GradientTransformation` with the state
-    :class:`optax.ScaleByAdamState`.
+    An `optax.GradientTransformation` with the state `optax.ScaleByAdamState`.
 
   Examples:
     >>> import jax.numpy as jnp

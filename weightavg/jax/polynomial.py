@@ -32,25 +32,23 @@ def polynomial_weights(
   accumulator_dtype: Any = None,
   skip_nonfinite: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Keep a polynomial-decay average of the parameters.
+  """Keep a polynomial-decay average of the parameters.
 
-  The :math:`k`-th sample :math:`x_k`, the parameters after an update, enters as
+  The k-th sample x_k, the parameters after an update, enters as
 
-  .. math::
+    c_k = min(1, (power + 1) / (power + k))
+    a_k = a_{k-1} + c_k (x_k - a_{k-1})
 
-    c_k = \min\left(1, \frac{\gamma + 1}{\gamma + k}\right), \qquad
-    a_k = a_{k-1} + c_k (x_k - a_{k-1}),
-
-  with :math:`\gamma` the ``power``. The horizon is a fraction
-  :math:`1 / (\gamma + 1)` of the samples so far: neither the length of the run
-  nor a decay has to be known. ``power=0`` is Polyak's uniform mean.
+  The horizon is a fraction 1 / (power + 1) of the samples so far: neither the
+  length of the run nor a decay has to be known. A power of 0 is Polyak's
+  uniform mean.
 
   The optimizer trains the parameters; this transformation passes updates
-  through unchanged. It must be the last one in a chain. ``eval_params`` returns
+  through unchanged. It must be the last one in a chain. `eval_params` returns
   the average for evaluation.
 
   Args:
-    power: :math:`\gamma`, in [0, inf).
+    power: in [0, inf).
     every: steps between two samples, in [1, inf).
     start: step before which no sample is taken, in [0, inf).
     accumulator_dtype: dtype of the average. None takes float32, or the
@@ -60,8 +58,8 @@ def polynomial_weights(
       not finite. Costs one more read of the parameters at each sample.
 
   Returns:
-    A :class:`optax.GradientTransformationExtraArgs` with the state
-    :class:`PolynomialWeightsState`. Integer leaves and random keys are copied.
+    An `optax.GradientTransformationExtraArgs` with the state
+    `PolynomialWeightsState`. Integer leaves and random keys are copied.
 
   Raises:
     ValueError: as `ema_weights`.
@@ -79,8 +77,8 @@ def polynomial_weights(
     2.0
 
   References:
-    Shamir and Zhang, `Stochastic Gradient Descent for Non-smooth Optimization
-    <https://arxiv.org/abs/1212.1824>`_, 2013, section 4.
+    Shamir and Zhang, Stochastic Gradient Descent for Non-smooth Optimization,
+    2013, arXiv 1212.1824, section 4.
   """
   trees.check_number('power', power, 0.0, float('inf'))
 

@@ -17,18 +17,16 @@ def warmup_schedule(
   warmup_factor: float = 0.0,
   schedule: str = 'cosine',
 ) -> optax.Schedule:
-  r"""Linear warm-up, then a cosine or a constant.
+  """Linear warm-up, then a cosine or a constant.
 
-  For S = ``decay_steps`` of which W = int(``warmup_factor`` S) warm up, the
-  learning rate before step s = 0, 1, ... is ``peak_value`` times
+  For S = `decay_steps` of which W = int(warmup_factor S) warm up, the learning
+  rate before step s = 0, 1, ... is `peak_value` times
 
-  .. math::
-
-    s < W: \quad & 10^{-10} + (1 - 10^{-10}) s / W \\
-    s \ge W: \quad & \text{with } y = \max(0, S - s) / \max(S - W, 1): \\
-      & \text{cosine } \sin^2(\pi y / 2), \quad
-        \text{cosine\_to\_half } (1 + \sin^2(\pi y / 2)) / 2, \quad
-        \text{constant } 1.
+    s < W:  1e-10 + (1 - 1e-10) s / W
+    s >= W: with y = max(0, S - s) / max(S - W, 1),
+      cosine          sin(pi y / 2)^2
+      cosine_to_half  (1 + sin(pi y / 2)^2) / 2
+      constant        1
 
   After S steps it stays at its end.
 

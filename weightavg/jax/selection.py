@@ -1,18 +1,17 @@
-r"""The rule by which one of several averages is chosen, as pure functions.
+"""The rule by which one of several averages is chosen, as pure functions.
 
 All candidates are evaluated on the same examples, so the difference of their
 losses example by example counts, which is far less noisy than the losses. With
-:math:`l_{ij}` the loss of candidate i on example j (summed over its elements),
-:math:`w_j` the weight of the example, p the previous choice and N the number of
-valid elements, weighted likewise:
+l_ij the loss of candidate i on example j (summed over its elements), w_j the
+weight of the example, p the previous choice and N the number of valid elements,
+weighted likewise:
 
-.. math::
-
-  L_i &= \sum_j w_j l_{ij} / N, \qquad d_{ij} = l_{pj} - l_{ij}, \\
-  SE_i &= \sqrt{V_i \sum_j w_j^2} / N, \quad V_i \text{ the variance of } d_{ij}
+  L_i  = sum_j w_j l_ij / N
+  d_ij = l_pj - l_ij
+  SE_i = sqrt(V_i sum_j w_j^2) / N,   V_i the variance of the d_ij
 
 The choice is the candidate of lowest loss (the first of equal ones) among those
-with :math:`L_p - L_i > SE_i`; if there is none, p stays. A candidate whose loss
+with L_p - L_i > SE_i; if there is none, p stays. A candidate whose loss
 is not finite is out; if p is out, or there is none yet, the lowest of all is
 chosen; if all are out, nothing is. With a single example there is no SE, and p
 stays.
@@ -98,14 +97,14 @@ def select(
   Args:
     losses: loss of each candidate on each example, summed over the example's
       elements; shape=(candidates, examples).
-    state: of the previous choice; at first ``init_selection(candidates)``.
+    state: of the previous choice; at first `init_selection(candidates)`.
     probe: number of the examples: the same examples count once.
     memory: weight of the previous probe's examples, in [0, 1).
     valid: which examples count; shape=(examples,). None: all.
     num_elements: valid elements of the examples. None: one each.
 
   Returns:
-    The next state; its ``chosen`` is the index of the choice, or -1.
+    The next state; its `chosen` is the index of the choice, or -1.
 
   Raises:
     ValueError: for losses whose shape does not match the state's.

@@ -199,11 +199,12 @@ class Trainer:
 
     def mean_loss(params: Any) -> tuple[jax.Array, Any]:
       logits, model_state = self._workload.model_fn(
-        params=params,
-        augmented_and_preprocessed_input_batch=batch,
-        model_state=state.model_state,
-        mode=spec.ForwardPassMode.TRAIN,
-        rng=rng,
+        # By position: the benchmark's language model has its own names.
+        params,
+        batch,
+        state.model_state,
+        spec.ForwardPassMode.TRAIN,
+        rng,
         update_batch_norm=True,
         dropout_rate=regularization.dropout_rate,
       )

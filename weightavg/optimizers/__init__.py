@@ -1,4 +1,4 @@
-"""What a submission must know of its optimizer, apart from the algorithm.
+"""Facts that a submission needs about its optimizer, apart from the algorithm.
 
 One module an optimizer holds its hyperparameters, its point under the
 self-tuning ruleset and its batch sizes; none of it needs a framework. The

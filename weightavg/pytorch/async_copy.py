@@ -13,7 +13,7 @@ from weightavg.pytorch import multi_tensor
 
 
 class Worker:
-  """One thread that does jobs in the order in which they came."""
+  """One thread that runs jobs in the order of submission."""
 
   def __init__(self) -> None:
     self._pool = ThreadPoolExecutor(1, thread_name_prefix='weightavg')
@@ -24,7 +24,7 @@ class Worker:
 
 
 class Inline:
-  """The worker where there is nothing to overlap with: jobs run at once."""
+  """Runs jobs at once, where there is nothing to overlap with."""
 
   def submit(self, job: Callable[[], Any]) -> Future:
     """Run the job now."""
@@ -49,7 +49,7 @@ class Transfers(Protocol):
 
 
 class SynchronousTransfers:
-  """Tensors that lie in host memory already are copied on the spot."""
+  """Copies at once, for tensors that are in host memory already."""
 
   def copy_out(
     self, hosts: Sequence[Tensor], tensors: Sequence[Tensor]
@@ -64,7 +64,7 @@ class SynchronousTransfers:
 class CudaTransfers:
   """Copies on a side stream, behind the work queued so far.
 
-  Training goes on meanwhile, but the optimizer must not write to weights that
+  Training continues meanwhile, but the optimizer must not write to weights that
   are still being read: before each step of any torch optimizer the stream that
   runs it waits for the copy. That wait is on the device and in general over
   before it begins, a forward and a backward pass later.

@@ -170,6 +170,7 @@ class Averager:
     self._skipped = 0
     # The look at the last sample, until its result is read, and its step.
     self._look: tuple[finite.Look, int] | None = None
+    self._looker = finite.Looker()
     # The raw weights while the average is swapped in: their storages under
     # 'exchange', copies of them under 'copy'.
     self._raw: list[Tensor] | None = None
@@ -265,7 +266,7 @@ class Averager:
     tensors += self._statistics_now()
     result: bool | finite.Look | None = is_finite
     if result is None:
-      result = finite.look(tensors, self._weights.parameters)
+      result = self._looker.look(tensors, self._weights.parameters)
     if isinstance(result, finite.Look):
       placement.add(tensors, result)
       self._look = (result, self.step)

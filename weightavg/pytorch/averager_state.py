@@ -1,4 +1,4 @@
-"""What a saved averager must hold before it may be loaded."""
+"""Checks of a saved averager before it is loaded."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Which of the averages that are kept evaluation sees."""
+"""The choice of the average that evaluation sees."""
 
 import math
 from collections.abc import Sequence

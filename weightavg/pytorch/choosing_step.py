@@ -33,7 +33,7 @@ def init_optimizer_state(
   hyperparameters: Any,
   optimizer: Optimizer,
 ) -> dict[str, Any]:
-  """What trains, the averages, and the probe by which one is chosen.
+  """Build the state of `train_step`, the probe and the rule of the choice.
 
   Arguments and errors are those of `train_step.init_optimizer_state`.
   """
@@ -245,7 +245,7 @@ def _beside(model: nn.Module, batch: Batch) -> Batch:
 
 
 def _is_valid(batch: Batch) -> Tensor:
-  """Which examples are not masked as a whole: padding is no evidence."""
+  """Mask of the examples that are not padding as a whole."""
   rows, mask = num_examples(batch), batch.get('weights')
   if mask is None or len(mask) != rows:
     return torch.ones(rows, dtype=torch.bool)

@@ -1,8 +1,8 @@
 """Averages beside the weights, on their devices.
 
-An averager feeds a placement the weights and asks it for their average; where
-buffers are, how they get there and how a checkpoint gets at them is the
-placement's affair. The other placements differ from this one in single methods.
+An averager feeds a placement the weights and asks it for their average. The
+placement decides on which device the buffers are, how samples get there, and
+how a checkpoint collects them. The others override single methods of this one.
 All placements give the same bits (for weights on the CPU).
 """
 

@@ -1,4 +1,4 @@
-"""Which processes train together."""
+"""The processes that train together."""
 
 import torch.distributed as dist
 

@@ -18,46 +18,67 @@ class Look:
 
   Args:
     skip: 0-dimensional float32, 1 if the sample is not finite and 0 if it is.
+    host: where a copy of it arrives; by default itself.
+    arrived: recorded behind that copy.
   """
 
-  def __init__(self, skip: Tensor) -> None:
+  def __init__(
+    self,
+    skip: Tensor,
+    host: Tensor | None = None,
+    arrived: torch.cuda.Event | None = None,
+  ) -> None:
     self.skip = skip
-    self._host = skip
-    self._arrived: torch.cuda.Event | None = None
-    if skip.is_cuda:
-      self._host = torch.empty((), dtype=skip.dtype, pin_memory=True)
-      self._host.copy_(skip, non_blocking=True)
-      self._arrived = torch.cuda.Event()
-      self._arrived.record()
+    self._host = skip if host is None else host
+    self._arrived = arrived
+    self._result: bool | None = None
 
   def must_skip(self) -> bool:
     """Read the result; waits for the device if it has not come that far."""
-    if self._arrived is not None:
-      self._arrived.synchronize()
-    return bool(self._host.item())
+    if self._result is None:
+      if self._arrived is not None:
+        self._arrived.synchronize()
+      self._result = bool(self._host.item())
+    return self._result
 
 
-def look(
-  tensors: Sequence[Tensor], parameters: Sequence[Tensor] = ()
-) -> bool | Look:
-  """Look at all elements: True or False at once for tensors in host memory.
+class Looker:
+  """Looks at one sample after the other.
 
-  Tensors on several devices are looked at, and waited for, at once, too.
-
-  Args:
-    tensors: the sample.
-    parameters: those of which `tensors` holds this rank's pieces. Where they
-      are distributed, the ranks agree by one all-reduce of a number.
+  The result of a look must be read before the next one: both arrive in the same
+  pinned memory, which takes long to allocate.
   """
-  is_distributed = any(map(dtensors.is_dtensor, parameters))
-  devices = {t.device for t in tensors}
-  if len(devices) == 1 and next(iter(devices)).type != 'cpu':
+
+  def __init__(self) -> None:
+    self._host: Tensor | None = None
+
+  def look(
+    self, tensors: Sequence[Tensor], parameters: Sequence[Tensor] = ()
+  ) -> bool | Look:
+    """Look at all elements: True or False at once for tensors in host memory.
+
+    Tensors on several devices are looked at, and waited for, at once, too.
+
+    Args:
+      tensors: the sample.
+      parameters: those of which `tensors` holds this rank's pieces. Where they
+        are distributed, the ranks agree by one all-reduce of a number.
+    """
+    devices = {t.device for t in tensors}
+    if len(devices) > 1 or next(iter(devices)).type == 'cpu':
+      is_finite = multi_tensor.all_finite(tensors)
+      if any(map(dtensors.is_dtensor, parameters)):
+        skip = torch.tensor(float(not is_finite))
+        dtensors.agree(skip, parameters)
+        is_finite = not skip.item()
+      return is_finite
     skip = multi_tensor.not_finite(tensors)
     dtensors.agree(skip, parameters)
-    return Look(skip)
-  is_finite = multi_tensor.all_finite(tensors)
-  if is_distributed:
-    skip = torch.tensor(float(not is_finite))
-    dtensors.agree(skip, parameters)
-    is_finite = not skip.item()
-  return is_finite
+    if not skip.is_cuda:
+      return Look(skip)
+    if self._host is None:
+      self._host = torch.empty((), dtype=skip.dtype, pin_memory=True)
+    self._host.copy_(skip, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return Look(skip, self._host, arrived)

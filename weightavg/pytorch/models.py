@@ -1,4 +1,4 @@
-"""A model behind its wrappers: clean names, whichever way it is wrapped."""
+"""A model without its wrappers, and its tensors under clean names."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def running_statistics(model: nn.Module) -> Iterator[Statistic]:
   """Running means and variances of normalisation layers, each once.
 
   Other buffers are left to the live model: counters of batches, constants, and
-  states that are no statistics of the data, such as the vectors u and v of a
+  states that are not statistics of the data, such as the vectors u and v of a
   spectral norm.
   """
   for prefix, layer in unwrap(model).named_modules():

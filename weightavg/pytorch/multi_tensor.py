@@ -5,11 +5,12 @@ multi-tensor operations would stream the whole model from memory once per
 operation; here the chain runs piece by piece, each small enough to stay in the
 cache between two operations. Single operations need no pieces.
 
-Lists of tensors that stand beside each other agree in shape and device; strides
-and dtypes may differ.
+Parallel lists of tensors agree in shape and device; strides and dtypes may
+differ.
 """
 
 import cmath
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -78,7 +79,7 @@ def pieces(
 
 
 def _alike(lists: Sequence[Sequence[Tensor]]) -> bool:
-  """Whether each list has one device and dtype: most models; seen quickly."""
+  """True if each list has one device and dtype, as in most models."""
   return len({len(tensors) for tensors in lists}) == 1 and all(
     len({t.dtype for t in tensors}) <= 1
     and len({t.device for t in tensors}) <= 1
@@ -217,7 +218,7 @@ def not_finite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-  """Whether every element is finite; one read, one synchronisation.
+  """Test all elements for finiteness; one read, one synchronisation.
 
   A sum in float32 (or wider) is finite exactly if all its elements are, unless
   it overflows: weights of 1e30 have diverged all the same.
@@ -228,10 +229,50 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
   )
 
 
+# Tensors of fewer elements are summed together: most tensors of a model are
+# small, and an operation takes longer than their elements.
+_SMALL = 1 << 13
+
+
 def _is_sum_finite(tensors: list[Tensor]) -> bool:
   wide = torch.promote_types(tensors[0].dtype, torch.float32)
   if tensors[0].device.type == 'cpu':
-    # Nothing to launch or to wait for: stacking the sums would only add to it.
-    return all(cmath.isfinite(t.sum(dtype=wide).item()) for t in tensors)
+    return all(cmath.isfinite(s) for s in _sums_on_cpu(tensors, wide))
   norms = torch._foreach_norm(tensors, 1, wide)
   return bool(torch.stack(norms).sum().isfinite())
+
+
+def _sums_on_cpu(
+  tensors: list[Tensor], wide: torch.dtype
+) -> Iterator[complex | float]:
+  """Numbers that are finite together exactly if all elements are.
+
+  A dot product reads memory at full speed also on few threads, torch's sum does
+  not. Where squares overflow, the sum decides.
+  """
+  small: list[Tensor] = []
+  for tensor in tensors:
+    dense = flat(tensor) if tensor.dtype == wide else None
+    if dense is not None and len(dense) < _SMALL:
+      small.append(dense)
+      continue
+    if dense is not None and not dense.is_complex():
+      square = torch.dot(dense, dense).item()
+      if math.isfinite(square):
+        continue
+    yield tensor.sum(dtype=wide).item()
+  for batch in _batches(small):
+    yield (torch.cat(batch) if len(batch) > 1 else batch[0]).sum().item()
+
+
+def _batches(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+  batch: list[Tensor] = []
+  filled = 0
+  for tensor in tensors:
+    if batch and filled + len(tensor) > PIECE:
+      yield batch
+      batch, filled = [], 0
+    batch.append(tensor)
+    filled += len(tensor)
+  if batch:
+    yield batch

@@ -1,4 +1,4 @@
-"""Where averages are kept: beside the weights, in host memory, or sharded."""
+"""Placements of averages: beside the weights, in host memory, or sharded."""
 
 from collections.abc import Sequence
 

@@ -34,7 +34,7 @@ def leaves(tree: Any) -> Iterator[Tensor]:
 
 
 def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-  """The same nest with every tensor replaced; what is no tensor stays."""
+  """The same nest with every tensor replaced; other leaves stay."""
   if isinstance(tree, Tensor):
     return function(tree)
   if isinstance(tree, dict):
@@ -53,7 +53,7 @@ def num_examples(batch: Batch) -> int:
 
 
 def first_examples(batch: Batch, count: int) -> Batch:
-  """Copies of the first rows; of all where rows cannot be told apart.
+  """Copy the first rows, or all where rows cannot be told apart.
 
   A batch of graphs, say, has its nodes behind each other.
   """
@@ -97,7 +97,7 @@ class Probe:
     self._every = every
 
   def is_due(self, global_step: int) -> bool:
-    """Whether the step that begins now has to set a new probe aside."""
+    """True if the step that begins now has to set a new probe aside."""
     is_missing = self.batch is None and self._loose is None
     return is_missing or global_step % self._every == 0
 

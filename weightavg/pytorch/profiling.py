@@ -1,4 +1,4 @@
-"""Where the time of a run goes, by named section.
+"""Durations of the named sections of a run.
 
 A section costs two clock readings and nothing else while no recorder is
 active, so the library can leave them in place:

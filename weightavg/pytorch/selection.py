@@ -52,7 +52,7 @@ class Comparison:
 
   @property
   def is_finite(self) -> bool:
-    """Whether all candidates have a loss."""
+    """True if all candidates have a finite loss."""
     return bool(self.losses.isfinite().all())
 
 

@@ -1,7 +1,7 @@
 """Averages divided over the ranks: each keeps and updates 1/world of them.
 
 All weights hold the same values on every rank, so each rank can average its
-share of them without a word to the others. One all-gather at evaluation puts
+share of them without communication. One all-gather at evaluation puts
 the average together.
 """
 
@@ -59,7 +59,7 @@ class Layout:
     self.share_bytes = _aligned(-(-end // world_size))
 
   def segments(self, rank: int) -> list[Segment]:
-    """What lies in a rank's share."""
+    """Segments of a rank's share."""
     first = rank * self.share_bytes
     last = first + self.share_bytes
     result = []
@@ -122,8 +122,8 @@ class ShardedPlacement(DevicePlacement):
     scheme: with its length in samples.
     tensors: the weights, equal on all ranks.
     checkpoints: whether `collect` brings all shares to rank 0, over a gloo
-      group of its own, so that the collectives of an evaluation that goes on
-      meanwhile cannot get mixed up with it.
+      group of its own, so that it cannot be mixed up with the collectives of a
+      simultaneous evaluation.
   """
 
   def __init__(
@@ -246,7 +246,7 @@ class ShardedPlacement(DevicePlacement):
     ]
 
   def buffers(self) -> list[list[Tensor]] | None:
-    """Whole buffers, on rank 0 and after `collect`; None else."""
+    """Whole buffers on rank 0 after `collect`; None otherwise."""
     if self.count == 0:
       return []
     if self._world_size == 1:

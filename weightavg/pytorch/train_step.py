@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from weightavg import spec
 from weightavg.clock import time_limit
 from weightavg.clock_plan import ClockPlan
+from weightavg.config_fields import fields_by_key
 from weightavg.optimizers import Optimizer
 from weightavg.pytorch.averager import Averager
 from weightavg.pytorch.clock import Clock
@@ -37,7 +38,7 @@ _LOG_EVERY_STEPS = 500
 
 
 class Run:
-  """What a run keeps beside its tensors: its configuration and its model.
+  """A run's configuration and model, beside its tensors.
 
   After a restore AlgoPerf's runner hands on the module from inside
   DistributedDataParallel; trained through it, ranks would no longer average
@@ -51,13 +52,21 @@ class Run:
     self.model = model
     self.config = config
     self._identity = {'optimizer': name, 'budget': budget}
+    # A resumed optimizer takes these from its checkpoint, whatever the point
+    # says. Other fields, such as how ranks share the work, may change.
+    self._identity |= {
+      key: getattr(part, field.name)
+      for part in (config.optimizer, config.schedule, config.regularization)
+      for key, field in fields_by_key(part).items()
+      if field.metadata['kind'] is float
+    }
 
   def state_dict(self) -> dict[str, Any]:
-    """The optimizer's name and the budget in steps."""
+    """The optimizer's name, the budget in steps, and the point's numbers."""
     return dict(self._identity)
 
   def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-    """Refuse the state of another submission or budget."""
+    """Refuse the state of another submission, budget or point."""
     for key, value in self._identity.items():
       if state_dict.get(key) != value:
         raise ValueError(

@@ -641,6 +641,27 @@ def write_data(root, workload):
     path.touch()
 
 
+def test_imagenet_in_jax_has_other_folders(tmp_path):
+  plan = plan_of(tmp_path, *LOCAL)
+  run = Run('nadamw_ema_jax', 'imagenet_resnet', study=0, trial=1)
+  words = launch_plan.command(plan, run)
+  folder = os.path.join(plan.data_dir, 'imagenet', 'jax')
+  assert f'--data_dir={folder}' in words
+  assert f'--imagenet_v2_data_dir={folder}' in words
+  with pytest.raises(InputError, match=r'--imagenet --framework=jax'):
+    benchmark.check_data('imagenet_resnet', str(tmp_path), 'jax')
+
+
+def test_a_folder_is_a_complete_checkpoint_of_jax(tmp_path):
+  for step in (5, 10, 15):
+    (tmp_path / f'checkpoint_{step}').mkdir()
+    (tmp_path / f'checkpoint_{step}' / 'array').touch()
+  (tmp_path / 'checkpoint_20.orbax-checkpoint-tmp-1').mkdir()
+  assert recovery.complete_steps(tmp_path) == [5, 10, 15]
+  recovery.Pruner(tmp_path).prune()
+  assert recovery.complete_steps(tmp_path) == [10, 15]
+
+
 @pytest.mark.parametrize('workload', benchmark.BASES)
 def test_each_kind_of_file_that_a_workload_reads_must_exist(workload, tmp_path):
   base = benchmark.BASES[workload]

@@ -1,9 +1,13 @@
 """Reading folders of logs: layouts, and files that are not whole."""
 
 import math
+import pathlib
+import tempfile
 
 import log_folders
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lab.report import log_files, targets
 
@@ -87,6 +91,36 @@ def test_cut_line_is_left_out(tmp_path):
     'a/study_0/criteo1tb_pytorch/trial_1: 1 of 3 rows cut or without step and '
     'time, left out.'
   )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_file_cut_anywhere_gives_the_rows_before_the_cut(data):
+  columns = ['global_step', 'score', 'validation/loss', 'x']
+  columns = data.draw(st.permutations(columns))
+  # Values of which every cut is another number.
+  lines = [
+    {'global_step': 111 * i, 'score': 222.25 * i, 'validation/loss': 0.1234 * i}
+    for i in (1, 2, 3)
+  ]
+  text = '\n'.join(
+    [','.join(columns)]
+    + [','.join(str(line.get(c, 77)) for c in columns) for line in lines]
+    + ['']
+  )
+  cut = data.draw(st.integers(0, len(text)))
+  with tempfile.TemporaryDirectory() as folder:
+    path = log_folders.write_trial(folder, 'a', 'criteo1tb', ROWS)
+    path.write_text(text)
+    (whole,), problems = _read(pathlib.Path(folder))
+    assert problems == []
+    path.write_text(text[:cut])
+    trials, problems = _read(pathlib.Path(folder))
+  evaluations = trials[0].evaluations if trials else ()
+  assert evaluations == whole.evaluations[: len(evaluations)]
+  # Nothing is lost but the line that was cut, and a cut is said.
+  assert len(evaluations) >= text[:cut].count('\n') - 1
+  assert problems or len(evaluations) == text[:cut].rstrip('\n').count('\n')
 
 
 def test_cut_number_at_the_end_of_the_file_is_left_out(tmp_path):

@@ -15,6 +15,7 @@ import statistics
 import pytest
 
 from lab.report import __main__ as command
+from lab.report import targets
 
 _ROOT = pathlib.Path(__file__).parents[3]
 SHARED = pathlib.Path(
@@ -59,6 +60,18 @@ def test_scores_and_times_are_the_official_ones(ruleset):
         assert seconds is None, (submission, workload)
         continue
       assert seconds == pytest.approx(expected, abs=1e-9, rel=0)
+
+
+@pytest.mark.parametrize(('folder', 'version'), [(A100, '1.0'), (V05, '0.5')])
+def test_targets_of_the_package_are_those_of_the_logs(folder, version):
+  if not folder.is_dir():
+    pytest.skip(f'{folder} is missing')
+  own = targets.of_version(version)
+  read = targets.read(folder / targets.TARGETS_FILE)
+  assert set(own.base_workloads) == set(read.base_workloads)
+  for name in own.base_workloads:
+    assert own.goals[name] == read.goals[name]
+  assert (own.gpus, own.version) == (read.gpus, read.version)
 
 
 @pytest.mark.skipif(not V05.is_dir(), reason=f'{V05} is missing')

@@ -65,6 +65,7 @@ def test_an_average_costs_seconds_beside_those_of_training(short, tmp_path):
   own = found['averaging_seconds']
   assert own['raw'] < own['lawa 10 %']
   seconds = {name: curve[-1][1] for name, curve in found['curves'].items()}
+  assert len(set(seconds.values())) == len(seconds)
   for name, total in seconds.items():
     billed = seconds['raw'] - own['raw']
     # An average's clock runs on for the last swap only.

@@ -85,7 +85,7 @@ def test_limits_are_medians_of_the_trials_that_got_there():
 @pytest.fixture
 def short(shrink):
   """Trials of twelve steps, evaluated after 4, 6, ... 12."""
-  shrink(click_dlrm.Workload, steps=16, eval_every_steps=2, size=32)
+  shrink(click_dlrm.Workload, steps=16, eval_every_steps=1, size=32)
 
 
 POINT = {
@@ -118,6 +118,8 @@ def test_a_trial_ends_at_a_rung_where_it_is_worse_than_the_limit(
   assert found['stopped'] == stopped
   assert found['curves']['raw'][-1][0] == last
   assert set(found['curves']) == set(tune.CANDIDATES)
+  looks = [step for step, *_ in found['curves']['raw']]
+  assert looks == list(range(4, last + 1, 2))
   values = [c[2] for curve in found['curves'].values() for c in curve]
   assert found['rungs'][-1] >= min(values)
   assert len(found['rungs']) == (1 if stopped == 4 else 2)

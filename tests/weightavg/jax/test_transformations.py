@@ -171,6 +171,9 @@ def test_multi_steps(scheme):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-7), a, b)
 
 
+@pytest.mark.skipif(
+  optax.__version__ == '0.2.2', reason='optax 0.2.2 calls what jax 0.6 removed'
+)
 @pytest.mark.parametrize('scheme', SCHEMES)
 def test_tree_map_params_reaches_the_average(scheme):
   optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), SCHEMES[scheme]())

@@ -1,0 +1,78 @@
+"""Checkpoints of runs in JAX, with the keys of `lab.run.checkpoints`.
+
+One file of flax's msgpack. Of `optimizer_state` the tree of arrays is saved,
+not the compiled functions beside it, as the benchmark does.
+"""
+
+import json
+import os
+from typing import Any
+
+from flax import serialization
+
+from lab.core.checkpoint_files import path_of, steps
+from lab.core.errors import InputError
+from lab.run.run_state import RunState
+
+TREES = ('model_params', 'optimizer_state', 'model_state')
+# Numbers and nested lists of them.
+PLAIN = ('train_state', 'eval_results', 'global_step', 'preemption_count')
+
+
+def _trees(state: RunState) -> dict[str, Any]:
+  return {
+    'model_params': state.model_params,
+    'optimizer_state': state.optimizer_state[0],
+    'model_state': state.model_state,
+  }
+
+
+def encode(state: RunState) -> bytes:
+  """Return the content of a checkpoint."""
+  plain = {key: getattr(state, key) for key in PLAIN}
+  content = serialization.to_state_dict(_trees(state))
+  return serialization.msgpack_serialize(
+    {**content, 'plain': json.dumps(plain)}
+  )
+
+
+def remove_older(directory: str, step: int) -> None:
+  """Remove the checkpoints of all other steps."""
+  for old in steps(directory):
+    if old != step:
+      os.remove(path_of(directory, old))
+
+
+def restore(state: RunState, path: str) -> None:
+  """Load a checkpoint into a freshly initialised run.
+
+  Raises:
+    InputError: the file cannot be read or belongs to another model or
+      submission.
+  """
+  try:
+    with open(path, 'rb') as file:
+      content = serialization.msgpack_restore(file.read())
+    plain = json.loads(content.pop('plain'))
+  except Exception as error:
+    # msgpack raises whatever its reader meets first.
+    raise InputError(
+      f'Cannot read the checkpoint {path}: it is truncated or not a checkpoint '
+      f'of a run in JAX ({type(error).__name__}).'
+    ) from error
+  try:
+    trees = serialization.from_state_dict(_trees(state), content)
+    _, trainer = state.optimizer_state
+    own = trainer.own(trees['optimizer_state'])
+  except (ValueError, KeyError, AttributeError) as error:
+    text = ' '.join(str(error).split())[:200]
+    raise InputError(
+      f'Cannot resume from {path}: made by another model or submission: {text}'
+    ) from error
+  state.optimizer_state = own, trainer
+  state.model_params = trees['model_params']
+  state.model_state = trees['model_state']
+  state.train_state = plain['train_state']
+  state.eval_results = [(step, row) for step, row in plain['eval_results']]
+  state.global_step = plain['global_step']
+  state.preemption_count = plain['preemption_count'] + 1

@@ -1,0 +1,115 @@
+"""Submissions in JAX on every workload of the benchmark that a CPU bears.
+
+Real models and losses, small random batches. Three steps, an evaluation, a
+checkpoint by the benchmark's own code right after `prepare_for_eval`, two more
+steps; then the same two steps from the checkpoint alone, bit for bit.
+"""
+
+import gc
+
+import algoperf_support as support
+import numpy as np
+import pytest
+
+pytestmark = support.MARKS
+
+STEPS = 3
+# auto keeps the other averages and computes losses: it stands for all. Every
+# submission runs on workloads of seconds, one of them with BatchNorm.
+SMALL = ('mnist', 'ogbg', 'cifar')
+CASES = [
+  (submission, workload)
+  for workload in support.WORKLOADS
+  for submission in support.JAX_SUBMISSIONS
+  if workload in SMALL or submission == 'nadamw_auto_jax'
+]
+
+
+@pytest.fixture(autouse=True)
+def freed():
+  import jax
+
+  yield
+  gc.collect()
+  jax.clear_caches()
+
+
+def start(submission, workload):
+  import algoperf_jax
+
+  batches = [
+    algoperf_jax.make_batch(workload, seed=step) for step in range(STEPS + 2)
+  ]
+  changes = {}
+  if 'auto' in submission:
+    changes = {'averaging_candidates': 'ema 0.01'}
+  return algoperf_jax.Run(submission, workload, batches, **changes)
+
+
+def copied(tree):
+  import jax
+
+  return jax.tree.map(np.array, tree)
+
+
+def assert_equal(a, b):
+  import jax
+
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def coefficients(submission, count):
+  """Of the average after `count` samples, one a step, horizon five samples."""
+  if 'lawa' in submission:
+    return [1 / count] * count
+  if submission == 'nadamw_jax':
+    return [0.0] * (count - 1) + [1.0]
+  weights = [0.8 ** (count - 1 - j) for j in range(count)]
+  return [w / sum(weights) for w in weights]
+
+
+@pytest.mark.parametrize(('submission', 'workload'), CASES)
+def test_submission_trains_evaluates_and_resumes(
+  submission, workload, tmp_path
+):
+  import jax
+
+  run = start(submission, workload)
+  samples = []
+  for _ in range(STEPS):
+    run.step()
+    samples.append(copied((run.params, run.model_state)))
+  raw = samples[-1]
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(raw))
+  run.prepare_for_eval()
+  shown = copied((run.params, run.model_state))
+  weights = coefficients(submission, STEPS)
+  jax.tree.map(
+    # Float32 sums of three numbers, and rounding of weights of any size.
+    lambda value, *each: np.testing.assert_allclose(
+      value,
+      sum(w * x.astype(np.float64) for w, x in zip(weights, each, strict=True)),
+      rtol=2e-6,
+      atol=1e-6,
+    ),
+    shown,
+    *samples,
+  )
+  outputs = jax.tree.leaves(run.evaluate())
+  assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in outputs)
+
+  run.save(tmp_path)
+  for _ in range(2):
+    run.step()
+  after = copied(run.state[0].train)
+  run.prepare_for_eval()
+  shown_after = copied((run.params, run.model_state))
+  del run
+  resumed = start(submission, workload)
+  resumed.restore(tmp_path)
+  assert resumed.global_step == STEPS
+  for _ in range(2):
+    resumed.step()
+  assert_equal(copied(resumed.state[0].train), after)
+  resumed.prepare_for_eval()
+  assert_equal(copied((resumed.params, resumed.model_state)), shown_after)

@@ -1,0 +1,63 @@
+"""What an average adds to a compiled train step, by the compiler's analysis."""
+
+import pytest
+from jax_support import import_jax
+
+jax, jnp, optax, wj = import_jax('jax', 'jax.numpy', 'optax', 'weightavg.jax')
+
+SHAPES = {'matrix': (256, 256), 'vector': (1024,)}
+BYTES = 4 * (256 * 256 + 1024)
+WINDOW = 5
+
+
+def costs(average):
+  """Bytes accessed, of temporaries and of arguments, in sizes of the model."""
+  optimizer = optax.adam(1e-3)
+  if average is not None:
+    optimizer = optax.chain(optimizer, average)
+
+  def step(params, state, gradients):
+    updates, state = optimizer.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state
+
+  params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+  compiled = (
+    jax.jit(step, donate_argnums=(0, 1))
+    .lower(params, optimizer.init(params), params)
+    .compile()
+  )
+  cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  sizes = (
+    cost['bytes accessed'],
+    memory.temp_size_in_bytes,
+    memory.argument_size_in_bytes,
+    memory.output_size_in_bytes - memory.alias_size_in_bytes,
+  )
+  return [size / BYTES for size in sizes]
+
+
+@pytest.mark.parametrize('every', [1, 5])
+@pytest.mark.parametrize('checked', [False, True])
+@pytest.mark.parametrize(
+  ('scheme', 'stored', 'accessed'),
+  [
+    # The sample and the average are read, the average is written.
+    ('ema', 1, 3),
+    # The sample is read, and written into its place in the window.
+    ('lawa', WINDOW, 2),
+  ],
+)
+def test_an_average_costs_its_own_bytes(
+  scheme, stored, accessed, checked, every
+):
+  """No temporary, no copy of what is donated; the check is one more read."""
+  make = {
+    'ema': lambda **kwargs: wj.ema_weights(0.9, **kwargs),
+    'lawa': lambda **kwargs: wj.lawa_weights(WINDOW, **kwargs),
+  }[scheme]
+  plain = costs(None)
+  averaged = costs(make(every=every, skip_nonfinite=checked))
+  added = [a - b for a, b in zip(averaged, plain, strict=True)]
+  # 5 % of the model's bytes for counters, scalars and partial sums.
+  assert added[0] == pytest.approx(accessed + checked, abs=0.05)
+  assert added[1:] == pytest.approx([0, stored, 0], abs=0.05)
