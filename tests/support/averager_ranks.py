@@ -41,7 +41,6 @@ def sharded(mesh=None):
   model = make()
   mesh = mesh or init_device_mesh('cpu', (2,))
   fully_shard(model[0], mesh=mesh)
-  fully_shard(model[2], mesh=mesh)
   fully_shard(model, mesh=mesh)
   return model
 
