@@ -222,7 +222,7 @@ class Averager:
 
   @property
   def swapped(self) -> bool:
-    """Whether the model holds the average at the moment."""
+    """True while the model holds the average."""
     return self._raw is not None
 
   def weight_called(self, name: str) -> Tensor | None:
@@ -555,7 +555,7 @@ class Averager:
 
   @_outside_autograd
   def _average(self) -> list[Tensor]:
-    """What evaluation would see; the raw weights before the first sample."""
+    """Return the weights for evaluation, raw before the first sample."""
     raw = self._data() if self._raw is None else self._raw
     if self.placement is None or not self.samples or self.choice.shows_raw:
       return raw

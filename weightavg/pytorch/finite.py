@@ -14,7 +14,7 @@ from weightavg.pytorch import dtensors, multi_tensor
 
 
 class Look:
-  """Whether one sample must be skipped: on its device now, on the host later.
+  """The decision to skip a sample: on its device now, on the host later.
 
   Args:
     skip: 0-dimensional float32, 1 if the sample is not finite and 0 if it is.
