@@ -30,8 +30,10 @@ def spectra(what: str) -> str:
   real = {_key(row): row for row in _read('gpu')['spectra']}
   for row in _read('spectra'):
     if row['dim'] == 512:
+      measured = real[_key(row)]
       cells = [
-        f'{row[name][what]:.1e} / {real[_key(row)][name][what]:.1e}'
+        f'{row[name][what]:.1e} / '
+        + (f'{measured[name][what]:.1e}' if name in measured else '-')
         for name in VARIANTS
       ]
       rows.append([f'{row["order"]}, {row["condition"]:.0e}', *cells])
@@ -50,29 +52,29 @@ def gradients() -> str:
     'one_minus_cosine': 'directions, 1 - cosine',
   }
   errors = _read('gradients')
+  names = [name for name in VARIANTS if name in errors]
   rows = [
     [
       f'{label}: {statistic}',
-      *(f'{errors[name][key][statistic]:.1e}' for name in VARIANTS),
+      *(f'{errors[name][key][statistic]:.1e}' for name in names),
     ]
     for key, label in labels.items()
     for statistic in ('median', 'max')
   ]
-  return _table(['', *VARIANTS], rows)
+  return _table(['', *names], rows)
 
 
 def steps() -> str:
   """Steps to target and best validation loss, by seed."""
   results = {(r['seed'], r['variant']): r for r in _read('steps')}
-  # A seed counts once all its variants have run.
-  seeds = [
-    seed
-    for seed in sorted({seed for seed, _ in results})
-    if all((seed, name) in results for name in VARIANTS)
+  seeds = sorted({seed for seed, _ in results})
+  # A variant counts once all its seeds have run.
+  names = [
+    name for name in VARIANTS if all((seed, name) in results for seed in seeds)
   ]
   rows = []
   for seed in seeds:
-    found = [results[seed, name] for name in VARIANTS]
+    found = [results[seed, name] for name in names]
     rows.append(
       [
         f'seed {seed}',
@@ -86,10 +88,10 @@ def steps() -> str:
     statistics.median(
       results[seed, name]['steps_to_target'] or float('inf') for seed in seeds
     )
-    for name in VARIANTS
+    for name in names
   ]
   rows.append(['median', *(f'{median:.0f}' for median in medians)])
-  return _table(['', *VARIANTS], rows)
+  return _table(['', *names], rows)
 
 
 def step_times() -> str:

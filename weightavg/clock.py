@@ -104,7 +104,7 @@ class Clock:
     return True
 
   def _agreed(self, measured: Measurement) -> Measurement:
-    """What all ranks plan by; one process has nobody to agree with."""
+    """Return the measurement that all ranks plan by: here the own one."""
     return measured
 
   def _tell(self) -> None:

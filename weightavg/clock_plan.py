@@ -102,7 +102,7 @@ class ClockPlan:
     return max(1, self.total // 200, min(_LONGEST_BLOCK, self.total // 50))
 
   def position(self, step: int) -> float:
-    """Position of a step (0, 1, ...) along the schedule, in [0, 1]."""
+    """Return the position of a step (0, 1, ...) along the schedule."""
     start, position = self._anchor
     if start >= self.total:
       return 1.0
@@ -131,13 +131,13 @@ class ClockPlan:
 
   @property
   def is_due(self) -> bool:
-    """Whether `revise` has to be called before the next step."""
+    """True if `revise` has to be called before the next step."""
     if len(self._means) < _BLOCKS:
       return False
     return self.position(self.step) >= self._next / PLANS and self._next < PLANS
 
   def measurement(self) -> Measurement:
-    """Durations so far.
+    """Return the durations so far.
 
     Raises:
       RuntimeError: before the first whole block.
@@ -147,7 +147,7 @@ class ClockPlan:
     return Measurement(statistics.median(self._means), self.elapsed)
 
   def revise(self, measured: Measurement) -> int:
-    """Plan T anew from a measurement, the same on all ranks; T."""
+    """Plan T anew and return it; the measurement is the same on all ranks."""
     rest = self.seconds * UTILIZATION - measured.elapsed
     # A clock may be too coarse for the shortest steps.
     duration = max(
@@ -162,7 +162,7 @@ class ClockPlan:
     return self.total
 
   def state_dict(self) -> dict[str, Any]:
-    """Numbers and one list of numbers: the plan and the measurement so far."""
+    """Return the plan and the measurement so far, in numbers and a list."""
     return {
       'longest': self.longest,
       'seconds': self.seconds,

@@ -1,4 +1,4 @@
-"""What an EMA update, a LAWA sample, a LAWA mean and a swap cost on a device.
+"""Measure an EMA update, a LAWA sample, a LAWA mean and a swap on a device.
 
 Bytes set the scale: `copies` is the time as a multiple of one flat copy of the
 model (one read, one write) at the speed that the device was measured at.
@@ -170,6 +170,6 @@ def _swap(
 
 
 def _equal(model: nn.Module, tensors: list[torch.Tensor]) -> bool:
-  """Whether the model holds exactly these weights."""
+  """Return True if the model holds exactly these weights."""
   pairs = zip(model.parameters(), tensors, strict=True)
   return all(torch.equal(p.detach(), t) for p, t in pairs)

@@ -56,7 +56,7 @@ class _Run:
 
   @torch.no_grad()
   def losses(self) -> tuple[float, float]:
-    """Of the compiled model and of the eager one, on the same weights."""
+    """Return the losses of the compiled and of the eager model."""
     return self.loss(self.compiled).item(), self.loss(self.model).item()
 
 

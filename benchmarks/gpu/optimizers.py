@@ -1,4 +1,4 @@
-"""What a step of NadamW costs beside torch's own AdamW."""
+"""Measure a step of NadamW against torch's own AdamW."""
 
 import functools
 from collections.abc import Callable

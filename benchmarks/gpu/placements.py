@@ -116,7 +116,7 @@ def _sampling(trainer: Trainer) -> Callable[[], None]:
 
 
 def _host_milliseconds(trainer: Trainer, device: torch.device) -> float:
-  """How long a sample holds the host up when the device has nothing to do."""
+  """Measure the host's time in a sample while the device is idle."""
   taken = []
   for _ in range(3):
     update = _sampling(trainer)

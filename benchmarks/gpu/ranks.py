@@ -1,4 +1,4 @@
-"""What `collectives` runs on every rank; rank 0 writes the rows."""
+"""Run `collectives` on every rank; rank 0 writes the rows."""
 
 import argparse
 import functools
@@ -149,7 +149,7 @@ def _communication(setting: Setting) -> Rows:
 
 
 def _agree(parameters: list[torch.nn.Parameter]) -> bool:
-  """Whether all ranks hold the same weights, bit for bit."""
+  """Return True if all ranks hold the same weights, bit for bit."""
   flat = torch.cat([p.detach().reshape(-1) for p in parameters])
   first = flat.clone()
   dist.broadcast(first, src=0)

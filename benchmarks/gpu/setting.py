@@ -1,4 +1,4 @@
-"""Where a section runs, how large, and how it hands over what it measured."""
+"""Describe the device and the size of a section, and collect its rows."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class SkippedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What a section is told.
+  """The device, size and output of a section.
 
   Args:
     device: of everything that is measured.

@@ -1,4 +1,4 @@
-"""Where the host waits for the device: every wait and the code that asked."""
+"""Find each wait of the host for the device, and the line that causes it."""
 
 import collections
 import pathlib

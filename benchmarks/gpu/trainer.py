@@ -81,11 +81,11 @@ class Trainer:
       self.step()
 
   def prepare_for_eval(self) -> None:
-    """What the benchmark calls before an evaluation."""
+    """Call `prepare_for_eval` as the benchmark does before an evaluation."""
     self.functions.prepare_for_eval(**self._arguments())
 
   def logits(self) -> torch.Tensor:
-    """Of the batch, as an evaluation computes them."""
+    """Return the logits of the batch as an evaluation computes them."""
     logits, _ = self.case.workload.model_fn(
       params=self.model,
       augmented_and_preprocessed_input_batch=self.case.batch,

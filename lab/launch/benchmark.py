@@ -261,7 +261,7 @@ def _flags_of(path: pathlib.Path) -> set[str]:
 
 
 def check_installed(flags: set[str]) -> str | None:
-  """Whether the benchmark is here and takes our flags, importing nothing.
+  """Check that the benchmark is installed and takes our flags; import nothing.
 
   Args:
     flags: Names of the flags that it will be given.

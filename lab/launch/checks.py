@@ -1,4 +1,4 @@
-"""What can be wrong with a study, found before any of its runs starts."""
+"""Check a study before any of its runs starts."""
 
 import argparse
 import contextlib
@@ -59,7 +59,7 @@ def _check_submissions(plan: Plan, runs: list[Run]) -> None:
 
 
 def _check_budgets(plan: Plan, runs: list[Run]) -> None:
-  """What is there was made with the budget that is asked for now."""
+  """Refuse runs recorded with another budget."""
   for run in runs:
     known, budget = launch_plan.recorded_budget(plan.directory(run))
     if known and budget != plan.max_global_steps:
@@ -96,7 +96,7 @@ def _check_nodes(values: argparse.Namespace, plan: Plan, run: Run) -> None:
 
 
 def _check_benchmark(values: argparse.Namespace, plan: Plan, run: Run) -> None:
-  """What it takes to start the benchmark's runner for a workload."""
+  """Check the requirements of the benchmark's runner for a workload."""
   rendezvous = (
     launch_plan.Rendezvous('host:1', 'id') if plan.nodes > 1 else None
   )

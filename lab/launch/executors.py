@@ -129,7 +129,7 @@ def submit(
 
 
 def alive(job_ids: Sequence[str], folder: pathlib.Path) -> set[str]:
-  """Those of Slurm's jobs that wait or run; none where there is no Slurm."""
+  """Return the Slurm jobs that wait or run; none without Slurm."""
   if not job_ids or shutil.which('sacct') is None:
     return set()
   submitit = _submitit()

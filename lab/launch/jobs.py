@@ -37,11 +37,11 @@ class Files:
     return self.folder / f'{run.name}{suffix}'
 
   def log(self, run: Run) -> pathlib.Path:
-    """What the run prints."""
+    """Path of the run's printed output."""
     return self._path(run, '.log')
 
   def record(self, run: Run) -> pathlib.Path:
-    """How the run was started and how it ended, JSON."""
+    """Path of the JSON record of the run's start and end."""
     return self._path(run, '.json')
 
   def lock(self, run: Run) -> pathlib.Path:
@@ -67,7 +67,7 @@ def held(path: pathlib.Path, wait: bool = False) -> Iterator[int | None]:
 
 
 def is_running(files: Files, run: Run) -> bool:
-  """Whether some process holds the run's lock."""
+  """Return True if a process holds the run's lock."""
   if not files.lock(run).exists():
     return False
   with held(files.lock(run)) as lock:
@@ -90,7 +90,7 @@ def clear(plan: Plan, run: Run) -> None:
 
 
 def rendezvous_of(plan: Plan) -> Rendezvous | None:
-  """Where the nodes of this Slurm job meet."""
+  """Return the rendezvous address of this Slurm job's nodes."""
   if plan.nodes == 1:
     return None
   import submitit
@@ -196,7 +196,7 @@ class Job:
       process.wait()
 
   def checkpoint(self) -> Any:
-    """What submitit runs when Slurm takes the nodes back: the same, resumed."""
+    """Return the job that submitit queues after a preemption: it resumes."""
     import submitit
 
     self.stop()

@@ -48,13 +48,13 @@ class Run:
 
   @property
   def is_local(self) -> bool:
-    """Whether the laboratory runs it, not the benchmark."""
+    """True if the laboratory runs it, False if the benchmark does."""
     return self.workload in LOCAL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """What all runs have in common.
+  """The settings that all runs share.
 
   Args:
     root: Working directory of the runs; submission paths are relative to it.
@@ -134,7 +134,7 @@ def seed_of(plan: Plan, run: Run) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Rendezvous:
-  """Where the nodes of one run meet.
+  """Rendezvous of the nodes of one run.
 
   Args:
     endpoint: host:port of the first node.
@@ -147,7 +147,7 @@ class Rendezvous:
   is_host: bool | None = None
 
   def flags(self) -> list[str]:
-    """Of torchrun."""
+    """Return the arguments of torchrun."""
     flags = [
       '--rdzv_backend=c10d',
       f'--rdzv_endpoint={self.endpoint}',
@@ -263,7 +263,7 @@ def last_evaluation(directory: pathlib.Path) -> int | None:
 
 
 def recorded_budget(directory: pathlib.Path) -> tuple[bool, Any]:
-  """Whether a run's flags are recorded, and its --max_global_steps then."""
+  """Return (True, --max_global_steps) if a run's flags are recorded."""
   numbers = [
     int(path.stem.partition('_')[2])
     for path in directory.glob('flags_*.json')
@@ -284,7 +284,7 @@ def state_of(plan: Plan, run: Run) -> str:
 
 
 def has_checkpoints(plan: Plan, run: Run) -> bool:
-  """Whether any trial of a run's experiment has a checkpoint."""
+  """Return True if a trial of the run's experiment has a checkpoint."""
   folder = plan.directory(run).parent
   if not folder.is_dir():
     return False

@@ -107,7 +107,7 @@ def _known_submissions(plan_root: pathlib.Path, folder: str) -> list[str]:
 
 
 def _workloads(text: str) -> list[str]:
-  """Names in a list, in which `all` and `local` stand for several."""
+  """Split a list of names, in which `all` and `local` stand for several."""
   groups = {'all': list(benchmark.SCORED), 'local': sorted(LOCAL)}
   names = [
     name
@@ -119,7 +119,7 @@ def _workloads(text: str) -> list[str]:
 
 
 def hours_of(plan: Plan, runs: list[Run]) -> float:
-  """Most hours that runs of the benchmark can be billed, one after another.
+  """Return the most hours that runs of the benchmark can be billed in sum.
 
   Evaluations, checkpoints and the loading of models are not billed and come on
   top.
@@ -234,7 +234,7 @@ def states(
 
 
 def _resumption(directory: pathlib.Path) -> str:
-  """A note on incomplete checkpoints: the run resumes from an older one."""
+  """Return a note if a checkpoint is incomplete and an older one is used."""
   last = recovery.complete_steps(directory)[-1]
   steps = checkpoint_files.steps(str(directory))
   broken = [f'checkpoint_{step}' for step in steps if step > last]
@@ -244,7 +244,7 @@ def _resumption(directory: pathlib.Path) -> str:
 
 
 def table(plan: Plan, found: dict[Run, tuple[str, str]]) -> str:
-  """What --status prints."""
+  """Format the table of --status."""
   lines = []
   for run, (state, note) in found.items():
     directory = plan.directory(run)

@@ -29,7 +29,7 @@ def is_complete(path: pathlib.Path) -> bool:
 
 
 def complete_steps(directory: pathlib.Path) -> list[int]:
-  """Steps of the complete checkpoints in a trial's directory, ascending."""
+  """Return the steps of the complete checkpoints of a trial, ascending."""
   return [
     step
     for step in checkpoint_files.steps(str(directory))

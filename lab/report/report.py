@@ -29,7 +29,7 @@ STUDIES = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """What a user may choose.
+  """The options of a report.
 
   Args:
     ruleset: self or external; sets the time budget and the trials expected.
@@ -258,7 +258,7 @@ def _notes(
   targets: Targets,
   options: Options,
 ) -> list[str]:
-  """What a strict scoring would refuse, and what has been converted."""
+  """List what a strict scoring would refuse, and what has been converted."""
   notes = []
   base = targets.base_workloads
   for submission, group in studies.groupby('submission', sort=True):

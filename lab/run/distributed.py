@@ -29,7 +29,7 @@ class Context:
 
   @property
   def is_main(self) -> bool:
-    """Whether this process is the one that logs and writes."""
+    """True on the rank that logs and writes."""
     return self.rank == 0
 
   def clock(self) -> float:

@@ -1,4 +1,4 @@
-"""Where the time of a trial went, as a table and as JSON."""
+"""Report the time of a trial by action, as a table and as JSON."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What changes while a trial runs."""
+"""The state of a trial that changes while it runs."""
 
 import dataclasses
 from typing import Any
@@ -51,7 +51,7 @@ class RunState:
 
   @property
   def goals_reached(self) -> bool:
-    """Whether both targets have been reached at some evaluation."""
+    """True once both targets have been reached."""
     return bool(
       self.train_state['validation_goal_reached']
       and self.train_state['test_goal_reached']

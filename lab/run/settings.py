@@ -1,4 +1,4 @@
-"""What the command line says about a run."""
+"""The settings of a run, as the command line gives them."""
 
 import dataclasses
 import os

@@ -44,7 +44,7 @@ class Submission:
 
   @property
   def needs_train_state(self) -> bool:
-    """Whether `update_params` takes `train_state`."""
+    """True if `update_params` takes `train_state`."""
     return 'train_state' in inspect.signature(self.update_params).parameters
 
   def batch_size(

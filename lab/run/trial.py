@@ -33,7 +33,7 @@ NO_DATA_DIR = ''
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-  """What stays the same while a trial runs.
+  """The constants of a trial.
 
   Args:
     workload: The workload.
@@ -311,7 +311,7 @@ class TrialRun:
     )
 
   def _is_due(self, now: float) -> bool:
-    """Whether this step ends with an evaluation."""
+    """Return True if an evaluation follows this step."""
     trial, train_state = self.trial, self.state.train_state
     if trial.settings.skip_evals:
       return False
@@ -384,7 +384,7 @@ class TrialRun:
     )
 
   def _line(self, metrics: dict[str, Any]) -> str:
-    """What a log says about an evaluation."""
+    """Format the log line of an evaluation."""
     name = self.trial.workload.target_metric_name
     value = metrics.get(f'validation/{name}', float('nan'))
     target = self.trial.workload.validation_target_value

@@ -186,7 +186,7 @@ def _points(settings: Settings, rng_seed: int) -> list[tuple[int, Any]]:
 
 
 def _saved_hyperparameters(directory: str, given: Any) -> Any:
-  """What a trial began with, which goes before what the file says now."""
+  """Return the recorded hyperparameters of a trial, which override the file."""
   if given is None:
     return None
   saved = logs.read_json(os.path.join(directory, logs.HPARAMS))

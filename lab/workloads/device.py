@@ -1,4 +1,4 @@
-"""Whether processes train together, and on which device this one does."""
+"""Find the device of this process, and if several processes train together."""
 
 import os
 
@@ -8,7 +8,7 @@ from weightavg.pytorch.distributed import world_size
 
 
 def distributed() -> bool:
-  """Whether several processes train together."""
+  """Return True if several processes train together."""
   return world_size() > 1
 
 

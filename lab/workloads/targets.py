@@ -10,7 +10,7 @@ _FOLDER = pathlib.Path(__file__).parent
 
 
 def path(name: str) -> pathlib.Path:
-  """Where the calibration of a workload is written down."""
+  """Return the path of a workload's calibration."""
   return _FOLDER / f'{name}.json'
 
 

@@ -20,6 +20,7 @@ SOURCE = os.environ.get('WEIGHTAVG_ALGOPERF_SOURCE')
 TORCH = os.environ.get('WEIGHTAVG_ALGOPERF_TORCH')
 
 BATCH = """
+import os
 import sys
 import jax
 import tensorflow_datasets as tfds
@@ -30,6 +31,7 @@ features = tfds.features.FeaturesDict({
   'label': tfds.features.ClassLabel(num_classes=10),
 })
 folder = sys.argv[1] + '/mnist/3.0.1'
+os.makedirs(folder)
 identity = tfds.core.DatasetIdentity(
   name='mnist', version=tfds.core.Version('3.0.1'), data_dir=folder,
   module_name='',

@@ -1,4 +1,4 @@
-"""What the launcher knows about the benchmark without importing it."""
+"""Facts that the launcher knows about the benchmark without importing it."""
 
 import algoperf_support as support
 import pytest

@@ -1,5 +1,6 @@
 """Run a function on several gloo ranks, each a process of its own."""
 
+import datetime
 import tempfile
 
 import torch
@@ -13,6 +14,8 @@ def _rank_main(rank, world_size, rendezvous, function, args):
     'gloo',
     init_method=f'file://{rendezvous}/store',
     rank=rank,
+    # A rank that waits for a dead one ends, on a busy machine, too.
+    timeout=datetime.timedelta(minutes=3),
     world_size=world_size,
   )
   try:

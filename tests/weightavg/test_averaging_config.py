@@ -27,6 +27,10 @@ SCHEME_OF = {
   'shampoo_lawa': 'lawa',
   'shampoo_ema': 'ema',
   'shampoo_auto': 'auto',
+  'nadamw_jax': 'none',
+  'nadamw_lawa_jax': 'lawa',
+  'nadamw_ema_jax': 'ema',
+  'nadamw_auto_jax': 'auto',
 }
 
 

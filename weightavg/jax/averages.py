@@ -74,7 +74,7 @@ class Averages:
 
   @property
   def keeps_any(self) -> bool:
-    """Whether there is anything to show but the raw weights."""
+    """True if there is an average to show."""
     return bool(self._kept)
 
   def init(self, values: optax.Params) -> AveragesState:

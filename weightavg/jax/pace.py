@@ -1,4 +1,4 @@
-"""What changes from step to step: the learning rate and the cadence of samples.
+"""The quantities that change by step: learning rate and cadence of samples.
 
 Both are computed on the host, in float64, and handed to the compiled step as
 numbers: a schedule that is planned by the clock compiles nothing anew.

@@ -21,6 +21,7 @@ from weightavg import averaging_config
 from weightavg.averaging_config import AveragingConfig
 from weightavg.pytorch import (
   averager_state,
+  dtensors,
   export,
   finite,
   multi_tensor,
@@ -147,7 +148,17 @@ class Averager:
       with_statistics=batch_norm == 'averaged' and not isinstance(scheme, Raw),
     )
     self._collective = collective or placement == 'sharded'
-    self._exchange = swap == 'exchange' and self._weights.are_parameters
+    # A DTensor has no storage to exchange: its piece is copied into.
+    self._exchange = (
+      swap == 'exchange'
+      and self._weights.are_parameters
+      and not self._weights.are_distributed
+    )
+    if placement == 'sharded' and self._weights.are_distributed:
+      raise ValueError(
+        "Invalid placement='sharded'. Must be 'device' or 'cpu' for parameters "
+        'that are DTensors: their averages are as distributed as they are.'
+      )
     self._recipe = averager_state.recipe(self.scheme, self.sampling, batch_norm)
     self.placement = (
       None
@@ -211,8 +222,14 @@ class Averager:
 
   @property
   def swapped(self) -> bool:
-    """Whether the model holds the average at the moment."""
+    """True while the model holds the average."""
     return self._raw is not None
+
+  def weight_called(self, name: str) -> Tensor | None:
+    """The parameter or running statistic of that name in the state."""
+    if name not in self._weights.names:
+      return None
+    return self._weights.tensors[self._weights.names.index(name)]
 
   def resample(self, sampling: Sampling) -> None:
     """Sample at another cadence from the next step on.
@@ -245,9 +262,11 @@ class Averager:
     self._settle()
     self._weights.follow()
     shown.check_not_shown(self._weights.parameters, 'update()')
-    tensors = [p.data for p in self._weights.parameters]
+    tensors = [dtensors.local(p) for p in self._weights.parameters]
     tensors += self._statistics_now()
-    result = self._looker.look(tensors) if is_finite is None else is_finite
+    result: bool | finite.Look | None = is_finite
+    if result is None:
+      result = self._looker.look(tensors, self._weights.parameters)
     if isinstance(result, finite.Look):
       placement.add(tensors, result)
       self._look = (result, self.step)
@@ -349,6 +368,7 @@ class Averager:
     """Put the raw weights back; nothing happens if they are in place."""
     if self._raw is None:
       return
+    self._weights.reshard()
     if self._exchange:
       for tensor, raw in zip(self._weights.tensors, self._raw, strict=True):
         tensor.data = raw
@@ -399,7 +419,12 @@ class Averager:
     ['bias', 'weight']
     """
     self._weights.follow()
-    averages = zip(self._weights.tensors, self._average(), strict=True)
+    averages = [
+      (tensor, dtensors.wrap(average, tensor))
+      for tensor, average in zip(
+        self._weights.tensors, self._average(), strict=True
+      )
+    ]
     return export.averaged_state(
       self._weights.required_model(),
       {id(tensor): average for tensor, average in averages},
@@ -530,7 +555,7 @@ class Averager:
 
   @_outside_autograd
   def _average(self) -> list[Tensor]:
-    """What evaluation would see; the raw weights before the first sample."""
+    """Return the weights for evaluation, raw before the first sample."""
     raw = self._data() if self._raw is None else self._raw
     if self.placement is None or not self.samples or self.choice.shows_raw:
       return raw
@@ -541,7 +566,7 @@ class Averager:
     return dict(zip(self._weights.names, shapes, strict=True))
 
   def _data(self) -> list[Tensor]:
-    return [tensor.data for tensor in self._weights.tensors]
+    return [dtensors.local(tensor) for tensor in self._weights.tensors]
 
   def _statistics_now(self) -> list[Tensor]:
     """Running statistics for a sample: copies, which outlive the next forward.
@@ -578,7 +603,9 @@ class Averager:
     multi_tensor.copy_(raw, average)
 
   def _by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    return dict(zip(self._weights.names, tensors, strict=True))
+    wrapped = map(dtensors.wrap, tensors, self._weights.tensors)
+    return dict(zip(self._weights.names, wrapped, strict=True))
 
   def _in_order(self, named: dict[str, Tensor]) -> list[Tensor]:
-    return [named[name] for name in self._weights.names]
+    weights = zip(self._weights.names, self._weights.tensors, strict=True)
+    return [dtensors.piece_of(named[name], tensor) for name, tensor in weights]

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightavg.pytorch import multi_tensor
+from weightavg.pytorch import dtensors, multi_tensor
 
 
 class Look:
-  """Whether one sample must be skipped: on its device now, on the host later.
+  """The decision to skip a sample: on its device now, on the host later.
 
   Args:
     skip: 0-dimensional float32, 1 if the sample is not finite and 0 if it is.
@@ -52,15 +52,28 @@ class Looker:
   def __init__(self) -> None:
     self._host: Tensor | None = None
 
-  def look(self, tensors: Sequence[Tensor]) -> bool | Look:
+  def look(
+    self, tensors: Sequence[Tensor], parameters: Sequence[Tensor] = ()
+  ) -> bool | Look:
     """Look at all elements: True or False at once for tensors in host memory.
 
     Tensors on several devices are looked at, and waited for, at once, too.
+
+    Args:
+      tensors: the sample.
+      parameters: those of which `tensors` holds this rank's pieces. Where they
+        are distributed, the ranks agree by one all-reduce of a number.
     """
     devices = {t.device for t in tensors}
     if len(devices) > 1 or next(iter(devices)).type == 'cpu':
-      return multi_tensor.all_finite(tensors)
+      is_finite = multi_tensor.all_finite(tensors)
+      if any(map(dtensors.is_dtensor, parameters)):
+        skip = torch.tensor(float(not is_finite))
+        dtensors.agree(skip, parameters)
+        is_finite = not skip.item()
+      return is_finite
     skip = multi_tensor.not_finite(tensors)
+    dtensors.agree(skip, parameters)
     if not skip.is_cuda:
       return Look(skip)
     if self._host is None:

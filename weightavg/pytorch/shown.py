@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from weightavg.pytorch import dtensors
+
 # Parameters by identity, and the object that shows its average in them.
 _OWNERS: dict[int, weakref.ref] = {}
 
@@ -104,8 +106,9 @@ def _refuse_load(
 
 def _is_equal(value: Any, parameter: Tensor) -> bool:
   """A restored run may load the average that it shows once more."""
-  return (
-    isinstance(value, Tensor)
-    and value.shape == parameter.shape
-    and torch.equal(value.to(parameter), parameter.data)
-  )
+  if not isinstance(value, Tensor):
+    return False
+  if dtensors.is_dtensor(value) != dtensors.is_dtensor(parameter):
+    return False
+  own, other = dtensors.local(parameter), dtensors.local(value)
+  return own.shape == other.shape and torch.equal(other.to(own), own)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightavg.pytorch import models
+from weightavg.pytorch import dtensors, models
 
 
 class Weights:
@@ -16,7 +16,8 @@ class Weights:
 
   Parameters are bound by their place in the model: one that was replaced by
   another of the same name, shape and dtype, as `load_state_dict(assign=True)`
-  does, is followed.
+  does, is followed. Distributed parameters are DTensors, of which each rank
+  averages its own piece.
 
   Args:
     weights: a model, wrapped or not, or pairs of a name and a tensor.
@@ -40,6 +41,7 @@ class Weights:
     if self.model is None:
       named = [_checked(pair) for pair in weights]  # type: ignore[union-attr]
     else:
+      dtensors.check_wrapper(self.model)
       named += _trained(self.model)
       if with_statistics:
         self.statistics = list(models.running_statistics(self.model))
@@ -51,6 +53,7 @@ class Weights:
     for name, count in collections.Counter(self.names).items():
       if count > 1:
         raise ValueError(f'Invalid weights: two tensors are called {name!r}.')
+    self.are_distributed = any(map(dtensors.is_dtensor, self.parameters))
     self._seen = self._tree()
 
   @property
@@ -96,6 +99,7 @@ class Weights:
       RuntimeError: a parameter is gone, of another shape or dtype, or one is
         trained that is not averaged.
     """
+    self.reshard()
     tree = self._tree()
     if len(tree) == len(self._seen) and all(
       map(operator.is_, tree, self._seen)
@@ -122,6 +126,11 @@ class Weights:
     self.parameters = [now[name] for name in before]
     self.statistics = [statistics[name] for name in self.names[count:]]
     self._seen = tree
+
+  def reshard(self) -> None:
+    """Drop whole copies of sharded parameters, which a swap does not reach."""
+    if self.are_distributed and self.model is not None:
+      dtensors.reshard(self.model)
 
   def _tree(self) -> list[Any]:
     """Modules and parameters by identity, and which parameters are frozen."""
@@ -172,7 +181,10 @@ def _checked(pair: Any) -> tuple[str, Tensor]:
 
 
 def _kind(tensor: Tensor) -> str:
-  return f'{tuple(tensor.shape)} of {tensor.dtype}'
+  kind = f'{tuple(tensor.shape)} of {tensor.dtype}'
+  if dtensors.is_dtensor(tensor):
+    kind += f' on {tensor.device_mesh} as {tensor.placements}'  # type: ignore[attr-defined]
+  return kind
 
 
 def _changed(what: str) -> RuntimeError:

@@ -125,7 +125,7 @@ class Times:
 
 
 def _difference(left: pd.Series, right: pd.Series) -> pd.Series:
-  """How much later, without the pairs of which neither arrives."""
+  """Delays in pairs of runs, without the pairs in which neither arrives."""
   return (left - right).dropna().round(9)
 
 

@@ -1,0 +1,1 @@
+"""The averager as a callback of other libraries, each of them optional."""

@@ -1,0 +1,168 @@
+"""Weight averaging as a callback of PyTorch Lightning."""
+
+from typing import Any
+
+try:
+  from lightning import pytorch as pl
+except ImportError:
+  import pytorch_lightning as pl  # type: ignore[no-redef]
+
+from weightavg.pytorch.averager import Averager
+from weightavg.schemes import Scheme
+
+# The averager's state in a Lightning checkpoint.
+_KEY = 'weightavg_averager'
+# Strategies that cut parameters into pieces of their own or replace them.
+_REFUSED = ('FSDPStrategy', 'DeepSpeedStrategy')
+
+
+class AveragingCallback(pl.Callback):
+  """Averages a LightningModule's weights, and validates on the average.
+
+  Trained are the module's own weights. Validation sees the average, and so does
+  whoever reads `state_dict` from a checkpoint: `trainer.test(ckpt_path=...)`
+  and `load_from_checkpoint` get averaged weights. The checkpoint holds the raw
+  weights, too, and `trainer.fit(ckpt_path=...)` resumes from them exactly.
+  After `fit` the module holds the average.
+
+  The averager counts optimizer steps: with `accumulate_grad_batches` one for
+  each accumulated batch.
+
+  Args:
+    scheme: the average, such as Ema(0.999) or Lawa(window=5).
+    average_at_end: put the average into the module when `fit` ends; False
+      leaves the raw weights there.
+    **options: arguments of `Averager`. A horizon needs `total_steps`, which is
+      `trainer.estimated_stepping_batches` unless given.
+
+  Raises:
+    ValueError: from `fit`, for a strategy that shards the parameters with FSDP1
+      or DeepSpeed.
+
+  >>> from lightning import pytorch as pl
+  >>> from lightning.pytorch.demos.boring_classes import BoringModel
+  >>> from weightavg import Ema
+  >>> callback = AveragingCallback(Ema(0.9))
+  >>> trainer = pl.Trainer(
+  ...   max_steps=3, callbacks=[callback], accelerator='cpu', logger=False,
+  ...   enable_checkpointing=False, enable_progress_bar=False,
+  ...   enable_model_summary=False)
+  >>> trainer.fit(BoringModel())
+  >>> callback.averager.samples
+  3
+  """
+
+  def __init__(
+    self, scheme: Scheme, *, average_at_end: bool = True, **options: Any
+  ) -> None:
+    self._scheme = scheme
+    self._average_at_end = average_at_end
+    self._options = options
+    self._restored: dict[str, Any] | None = None
+    self._last_step = 0
+    self.averager: Averager | None = None
+
+  def on_fit_start(
+    self, trainer: pl.Trainer, pl_module: pl.LightningModule
+  ) -> None:
+    """Build the averager, on the device of the module, and restore it."""
+    strategy = type(trainer.strategy).__name__
+    if strategy in _REFUSED:
+      raise ValueError(
+        f'Invalid strategy={strategy}. Must keep whole parameters on each '
+        'rank, as DDPStrategy and SingleDeviceStrategy do.'
+      )
+    options = dict(self._options)
+    if options.get('total_steps') is None:
+      planned = trainer.estimated_stepping_batches
+      # Without a limit there is no budget; a horizon then raises.
+      options['total_steps'] = int(planned) if 0 < planned < 2**62 else None
+    options.setdefault('collective', trainer.world_size > 1)
+    self.averager = Averager(pl_module, self._scheme, **options)
+    self._last_step = trainer.global_step
+    if self._restored is not None:
+      self.averager.load_state_dict(self._restored['averager'])
+      # The checkpoint's state_dict is the average; training needs the raw
+      # weights, which came with the averager's state.
+      self.averager.swap_out()
+      self._last_step = self._restored['global_step']
+      self._restored = None
+
+  def on_train_batch_end(
+    self,
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    outputs: Any,
+    batch: Any,
+    batch_idx: int,
+  ) -> None:
+    """Count the batch if an optimizer has stepped."""
+    del pl_module, outputs, batch, batch_idx
+    if self.averager is not None and trainer.global_step != self._last_step:
+      self._last_step = trainer.global_step
+      self.averager.update()
+
+  def on_validation_epoch_start(
+    self, trainer: pl.Trainer, pl_module: pl.LightningModule
+  ) -> None:
+    """Show the average to a validation during `fit`."""
+    del pl_module
+    if self.averager is not None and trainer.state.fn == 'fit':
+      self.averager.swap_in()
+
+  def on_validation_epoch_end(
+    self, trainer: pl.Trainer, pl_module: pl.LightningModule
+  ) -> None:
+    """Put the raw weights back."""
+    del trainer, pl_module
+    if self.averager is not None:
+      self.averager.swap_out()
+
+  def on_exception(
+    self,
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    exception: BaseException,
+  ) -> None:
+    """Put the raw weights back where a validation ended halfway."""
+    del trainer, pl_module, exception
+    if self.averager is not None:
+      self.averager.swap_out()
+
+  def on_fit_end(
+    self, trainer: pl.Trainer, pl_module: pl.LightningModule
+  ) -> None:
+    """Leave the average in the module, after the last checkpoint."""
+    del trainer
+    averager = self.averager
+    if averager is not None and self._average_at_end and averager.samples:
+      pl_module.load_state_dict(averager.averaged_state_dict())
+
+  def on_save_checkpoint(
+    self,
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    checkpoint: dict[str, Any],
+  ) -> None:
+    """Save the average as the model, and the raw weights beside it."""
+    del pl_module
+    averager = self.averager
+    if averager is None:
+      return
+    # Inside the block the averager's state holds the raw weights.
+    with averager.evaluating():
+      checkpoint['state_dict'] = averager.averaged_state_dict()
+      checkpoint[_KEY] = {
+        'averager': averager.state_dict(),
+        'global_step': trainer.global_step,
+      }
+
+  def on_load_checkpoint(
+    self,
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    checkpoint: dict[str, Any],
+  ) -> None:
+    """Keep the averager's state until the module is on its device."""
+    del trainer, pl_module
+    self._restored = checkpoint.get(_KEY)

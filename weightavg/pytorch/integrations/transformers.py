@@ -1,0 +1,205 @@
+"""Weight averaging as a callback of Hugging Face's Trainer."""
+
+import os
+from typing import Any
+
+import torch
+from transformers import (
+  PreTrainedModel,
+  TrainerCallback,
+  TrainerControl,
+  TrainerState,
+  TrainingArguments,
+)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from weightavg.pytorch.averager import Averager
+from weightavg.schemes import Scheme
+
+# In a checkpoint's folder, beside the model's file.
+STATE_FILE = 'averager.pt'
+
+
+class AveragingCallback(TrainerCallback):
+  """Averages the weights that a Trainer trains, and evaluates the average.
+
+  Trained are the model's own weights. Evaluation sees the average, and each
+  checkpoint holds it as the model: `from_pretrained` on the checkpoint's folder
+  loads averaged weights. `averager.pt` in the same folder holds the averager's
+  state and the raw weights, and `trainer.train(resume_from_checkpoint=...)`
+  resumes from them exactly. After `train` the model holds the average, unless
+  `load_best_model_at_end` has put the best checkpoint there, which is one.
+
+  The averager counts optimizer steps: with `gradient_accumulation_steps` one
+  for each accumulated batch.
+
+  Args:
+    scheme: the average, such as Ema(0.999) or Lawa(window=5).
+    average_at_end: put the average into the model when `train` ends; False
+      leaves the raw weights there.
+    resume_from: folder of the checkpoint that a run resumes from, where it is
+      not in the Trainer's output directory.
+    **options: arguments of `Averager`. A horizon needs `total_steps`, which is
+      the Trainer's number of steps unless given.
+
+  Raises:
+    ValueError: from `train`, for save_strategy='best', which decides about a
+      checkpoint after the evaluation has ended; for FSDP or DeepSpeed; and
+      where a run resumes from a checkpoint without `averager.pt`.
+
+  >>> from weightavg import Ema
+  >>> callback = AveragingCallback(Ema(0.999))  # Trainer(callbacks=[callback])
+  """
+
+  def __init__(
+    self,
+    scheme: Scheme,
+    *,
+    average_at_end: bool = True,
+    resume_from: str | None = None,
+    **options: Any,
+  ) -> None:
+    self._scheme = scheme
+    self._average_at_end = average_at_end
+    self._resume_from = resume_from
+    self._options = options
+    self.averager: Averager | None = None
+
+  def on_train_begin(
+    self,
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    model: PreTrainedModel | torch.nn.Module | None = None,
+    **kwargs: Any,
+  ) -> None:
+    """Build the averager; restore it where the run resumes."""
+    del control, kwargs
+    _check(args)
+    assert model is not None
+    options = dict(self._options)
+    options.setdefault('total_steps', state.max_steps)
+    options.setdefault('collective', args.world_size > 1)
+    self.averager = Averager(model, self._scheme, **options)
+    if state.global_step:
+      self._restore(self.averager, args, state.global_step)
+
+  def _restore(
+    self, averager: Averager, args: TrainingArguments, step: int
+  ) -> None:
+    folder = self._resume_from or _checkpoint_folder(args, step)
+    path = os.path.join(folder, STATE_FILE)
+    if not os.path.isfile(path):
+      raise ValueError(
+        f'Missing {path}. Give AveragingCallback(resume_from=...) the folder '
+        'of a checkpoint that this callback has written.'
+      )
+    content = torch.load(path, map_location='cpu', weights_only=True)
+    if content['step'] != step:
+      raise ValueError(
+        f'Invalid {path}: of step {content["step"]}, the run resumes from '
+        f'step {step}.'
+      )
+    averager.load_state_dict(content)
+    averager.swap_out()
+
+  def on_step_end(
+    self,
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    **kwargs: Any,
+  ) -> None:
+    """Count an optimizer step; show the average to what follows it."""
+    del args, state, kwargs
+    assert self.averager is not None
+    self.averager.update()
+    self._show_if_due(control)
+
+  def on_epoch_end(
+    self,
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    **kwargs: Any,
+  ) -> None:
+    """Show the average to an evaluation or a checkpoint of this epoch."""
+    del args, state, kwargs
+    self._show_if_due(control)
+
+  def _show_if_due(self, control: TrainerControl) -> None:
+    # The Trainer has no hook that precedes an evaluation; its own callback has
+    # decided on one before this callback runs.
+    if control.should_evaluate or control.should_save:
+      assert self.averager is not None
+      self.averager.swap_in()
+
+  def on_evaluate(
+    self,
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    **kwargs: Any,
+  ) -> None:
+    """Put the raw weights back, unless a checkpoint follows."""
+    del args, state, kwargs
+    if self.averager is not None and not control.should_save:
+      self.averager.swap_out()
+
+  def on_save(
+    self,
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    **kwargs: Any,
+  ) -> None:
+    """Write the averager's state into the checkpoint's folder."""
+    del control, kwargs
+    assert self.averager is not None
+    if args.should_save:
+      folder = _checkpoint_folder(args, state.global_step)
+      path = os.path.join(folder, STATE_FILE)
+      torch.save(self.averager.state_dict(), path + '.temporary')
+      os.replace(path + '.temporary', path)
+    self.averager.swap_out()
+
+  def on_train_end(
+    self,
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    model: PreTrainedModel | torch.nn.Module | None = None,
+    **kwargs: Any,
+  ) -> None:
+    """Leave the average in the model."""
+    del state, control, kwargs
+    averager = self.averager
+    assert averager is not None
+    assert model is not None
+    averager.swap_out()
+    if (
+      self._average_at_end
+      and averager.samples
+      and not args.load_best_model_at_end
+    ):
+      averager.copy_to(model)
+
+
+def _checkpoint_folder(args: TrainingArguments, step: int) -> str:
+  assert args.output_dir is not None
+  return os.path.join(args.output_dir, f'{PREFIX_CHECKPOINT_DIR}-{step}')
+
+
+def _check(args: TrainingArguments) -> None:
+  if args.save_strategy == 'best':
+    raise ValueError(
+      "Invalid save_strategy='best'. Must be 'steps', 'epoch' or 'no': with "
+      "'best' the Trainer decides after the average is put away."
+    )
+  for name in ('fsdp', 'deepspeed'):
+    value = getattr(args, name, None)
+    if value:
+      raise ValueError(
+        f'Invalid {name}={value!r}. Must be unset: the callback needs whole '
+        'parameters on each rank.'
+      )
