@@ -84,7 +84,8 @@ def _compare(name: str, submission: str, repeats: int) -> dict[str, Ratio]:
   rounds -= rounds % every
   times: tuple[list[float], list[float]] = ([], [])
   for _ in range(10):
-    ours.step(), other.step()
+    ours.step()
+    other.step()
   calls: tuple[tuple[int, Callable[[], None]], ...] = (
     (0, ours.step),
     (1, other.step),
