@@ -40,7 +40,7 @@ class AveragingCallback(pl.Callback):
       or DeepSpeed.
 
   >>> from weightavg import Ema
-  >>> callback = AveragingCallback(Ema(0.999))  # pl.Trainer(callbacks=[callback])
+  >>> callback = AveragingCallback(Ema(0.999))  # Trainer(callbacks=[callback])
   """
 
   def __init__(
