@@ -20,6 +20,8 @@ QUESTIONS = (
   'offline',
   'shampoo',
   'train_step',
+  'jax_ema_update',
+  'jax_train_step',
 )
 
 

@@ -60,8 +60,14 @@ def test_submissions_import_only_weightavg(graph):
 
 def test_weightavg_needs_no_more_than_it_installs(graph):
   own = graph.find_descendants('weightavg')
+  integrations = {module for module in own if '.integrations.' in f'{module}.'}
+  hosts = packages_of(graph, integrations)
+  own -= integrations
   external = packages_of(graph, own) - {'weightavg'}
   installed = {'torch', 'numpy', 'absl'}
   # Imported only where they are installed.
   optional = {'algoperf', 'flax', 'jax', 'optax', 'triton'}
   assert external <= installed | optional | set(sys.stdlib_module_names)
+  assert hosts <= external | {
+    'weightavg', 'lightning', 'pytorch_lightning', 'transformers',
+  } | installed | set(sys.stdlib_module_names)  # fmt: skip

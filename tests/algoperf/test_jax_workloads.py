@@ -14,12 +14,14 @@ import pytest
 pytestmark = support.MARKS
 
 STEPS = 3
-# auto keeps the other averages and computes losses: it stands for all. Every
-# submission runs on workloads of seconds, one of them with BatchNorm.
-SMALL = ('mnist', 'ogbg', 'cifar')
+# auto keeps another submission's average and computes losses: it stands for
+# all. Every submission runs on workloads of seconds. At 1.0 cifar, which is not
+# scored, returns its parameters as the running statistics.
+SMALL = ('mnist', 'ogbg')
 CASES = [
   (submission, workload)
   for workload in support.WORKLOADS
+  if workload != 'cifar'
   for submission in support.JAX_SUBMISSIONS
   if workload in SMALL or submission == 'nadamw_auto_jax'
 ]
@@ -113,3 +115,10 @@ def test_submission_trains_evaluates_and_resumes(
   assert_equal(copied(resumed.state[0].train), after)
   resumed.prepare_for_eval()
   assert_equal(copied((resumed.params, resumed.model_state)), shown_after)
+
+
+def test_cifars_running_statistics_are_refused():
+  """The host's fault gives one line, at the first step."""
+  run = start('nadamw_ema_jax', 'cifar')
+  with pytest.raises(ValueError, match='Invalid model_state'):
+    run.step()

@@ -162,6 +162,14 @@ class Trainer:
       self._row = global_step, loss, norm
     return self.returned(state._replace(train=train))
 
+  def lower(
+    self, state: RunState, batch: dict[str, Any], rng: Any
+  ) -> jax.stages.Lowered:
+    """Lower a step without making it: for the compiler's own analysis."""
+    batch = run_state.put_batch(batch, self.mesh)
+    pace = self.pacer.at(self._steps)
+    return self._compiled_step.lower(state.train, batch, rng, pace)
+
   def pause(self, state: RunState) -> RunState:
     """Stop the clock before an evaluation, and keep its plan in the state."""
     if self.pacer.clock is None:
@@ -232,10 +240,7 @@ class Trainer:
     tx = self._optimizer.build(pace.learning_rate, self.config.optimizer)
     updates, optimizer = tx.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    # A workload may return the same leaves in another container.
-    model_state = jax.tree.unflatten(
-      jax.tree.structure(state.model_state), jax.tree.leaves(model_state)
-    )
+    model_state = _in_nest(model_state, state.model_state)
     step = state.step + 1
     averages = self.averages.update(
       state.averages,
@@ -276,6 +281,26 @@ class Trainer:
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
+
+
+def _in_nest(model_state: Any, like: Any) -> Any:
+  """Put the leaves that a model returned into the containers of its first ones.
+
+  A workload may return a dict where it began with flax's FrozenDict.
+
+  Raises:
+    ValueError: there are other leaves.
+  """
+  leaves = jax.tree.leaves(model_state)
+  shapes = [jnp.shape(leaf) for leaf in leaves]
+  before = [jnp.shape(leaf) for leaf in jax.tree.leaves(like)]
+  if shapes != before:
+    raise ValueError(
+      f'Invalid model_state. model_fn returns {len(shapes)} arrays with other '
+      f'shapes than the {len(before)} of init_model_fn.'
+    )
+  structure: Any = jax.tree.structure(like)
+  return jax.tree.unflatten(structure, leaves)
 
 
 def _norm(tree: Any) -> jax.Array:
