@@ -20,6 +20,8 @@ MODULES = [
 ]
 
 
+# An example saves a distributed checkpoint from one process.
+@pytest.mark.filterwarnings('ignore:torch.distributed is')
 @pytest.mark.parametrize('name', MODULES)
 def test_examples_run(name, tmp_path, monkeypatch):
   if name.startswith('weightavg.jax') and not HAS_JAX:
