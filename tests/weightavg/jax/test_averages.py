@@ -163,6 +163,15 @@ def test_a_sample_that_is_not_finite_never_enters(scheme, bad):
   assert float(shown_poisoned['b'][2, 0]) == 2.0
 
 
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_empty_and_complex_leaves_are_checked(scheme):
+  tree = {'empty': jnp.zeros((2, 0)), 'c': jnp.array([1j, complex(0, np.nan)])}
+  state, shown = run(SCHEMES[scheme](), tree)
+  assert (int(state.num_samples), int(state.num_skipped)) == (1, 1)
+  assert shown['c'][-1] == 1j
+  assert shown['empty'].shape == (2, 0)
+
+
 def test_without_skip_nonfinite_it_enters():
   averaging = wj.ema_weights(0.5, skip_nonfinite=False)
   state, shown = run(averaging, jnp.array([1.0, np.nan]))
