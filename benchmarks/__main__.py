@@ -12,6 +12,7 @@ from lab.core import command_line
 
 QUESTIONS = (
   'ema_update',
+  'own_loop',
   'lawa',
   'swap',
   'nadamw',

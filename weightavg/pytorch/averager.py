@@ -488,7 +488,7 @@ class Averager:
     if not isinstance(samples, int) or samples < 1:
       raise ValueError(
         f'Invalid samples={samples!r}. Must be an integer in [1, inf): the '
-        'number of updates of the average.'
+        'number of updates of the average, which has to have one.'
       )
     buffers = {
       name: averages[name] for name in self._weights.names if name in averages

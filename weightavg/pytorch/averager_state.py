@@ -65,7 +65,7 @@ def check(
   if state_dict.get('format') != FORMAT:
     raise ValueError(
       f'Invalid averager state: format {state_dict.get("format")!r}. Must be '
-      f'{FORMAT}.'
+      f'{FORMAT}. import_state() takes the states of other libraries.'
     )
   for key, kind in _KINDS.items():
     value = state_dict.get(key)

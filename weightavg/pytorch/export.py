@@ -96,6 +96,10 @@ def from_library(
     ValueError: for another library, or a state dict that is not its.
   """
   _check_library(library)
+  if not isinstance(state, Mapping):
+    raise ValueError(
+      f'Invalid state: a {type(state).__name__}. Must be its state_dict().'
+    )
   prefix = PREFIXES[library]
   found = {
     models.clean_name(key.removeprefix(prefix).removeprefix('module.')): value

@@ -15,7 +15,9 @@ from lab.run.trial import TrialRun
 
 ROOT = pathlib.Path(__file__).parents[3]
 SUBMISSIONS = sorted(
-  path.parent.name for path in ROOT.glob('submissions/*/submission.py')
+  path.parent.name
+  for path in ROOT.glob('submissions/*/submission.py')
+  if not path.parent.name.endswith('_jax')
 )
 # Where the run is killed; the last checkpoint before it is at step 5 or 10.
 PHASES = {

@@ -164,6 +164,16 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, swap):
   assert again[0].averager.step == whole[0].averager.step == STEPS
 
 
+def test_a_checkpoint_saved_after_fit_resumes_from_the_raw_weights(tmp_path):
+  _, undisturbed = fit(tmp_path, [AveragingCallback(Ema(0.9))])
+  trainer, _ = fit(tmp_path, [AveragingCallback(Ema(0.9))], max_steps=6)
+  path = tmp_path / 'after.ckpt'
+  trainer.save_checkpoint(path)
+  _, resumed = fit(tmp_path, [AveragingCallback(Ema(0.9))], ckpt_path=path)
+  for one, other in zip(undisturbed.trained[6:], resumed.trained, strict=True):
+    assert torch.equal(one, other)
+
+
 def test_an_interrupted_validation_puts_the_raw_weights_back(tmp_path):
   class Interrupted(Module):
     def validation_step(self, batch, _):

@@ -1,5 +1,6 @@
 """Weight averaging as a callback of PyTorch Lightning."""
 
+import copy
 from typing import Any
 
 try:
@@ -51,6 +52,8 @@ class AveragingCallback(pl.Callback):
     self._options = options
     self._restored: dict[str, Any] | None = None
     self._last_step = 0
+    # After `fit`, what a checkpoint needs to resume: the raw weights, too.
+    self._finished: dict[str, Any] | None = None
     self.averager: Averager | None = None
 
   def on_fit_start(
@@ -63,6 +66,7 @@ class AveragingCallback(pl.Callback):
         f'Invalid strategy={strategy}. Must keep whole parameters on each '
         'rank, as DDPStrategy and SingleDeviceStrategy do.'
       )
+    self._finished = None
     options = dict(self._options)
     if options.get('total_steps') is None:
       planned = trainer.estimated_stepping_batches
@@ -124,9 +128,9 @@ class AveragingCallback(pl.Callback):
     self, trainer: pl.Trainer, pl_module: pl.LightningModule
   ) -> None:
     """Leave the average in the module, after the last checkpoint."""
-    del trainer
     averager = self.averager
     if averager is not None and self._average_at_end and averager.samples:
+      self._finished = copy.deepcopy(self._state(trainer, averager))
       pl_module.load_state_dict(averager.averaged_state_dict())
 
   def on_save_checkpoint(
@@ -140,10 +144,13 @@ class AveragingCallback(pl.Callback):
     averager = self.averager
     if averager is None:
       return
+    checkpoint['state_dict'] = averager.averaged_state_dict()
+    checkpoint[_KEY] = self._finished or self._state(trainer, averager)
+
+  def _state(self, trainer: pl.Trainer, averager: Averager) -> dict[str, Any]:
     # Inside the block the averager's state holds the raw weights.
     with averager.evaluating():
-      checkpoint['state_dict'] = averager.averaged_state_dict()
-      checkpoint[_KEY] = {
+      return {
         'averager': averager.state_dict(),
         'global_step': trainer.global_step,
       }
