@@ -95,8 +95,8 @@ import collections, types
 import numpy as np
 import jax
 
-def model_fn(params, augmented_and_preprocessed_input_batch, **_):
-  hidden = augmented_and_preprocessed_input_batch['inputs'] @ params['hidden']
+def model_fn(params, batch, model_state, mode, rng, **_):
+  hidden = batch['inputs'] @ params['hidden']
   return hidden @ params['out'], None
 
 def loss_fn(label_batch, logits_batch, **_):
