@@ -152,9 +152,9 @@ class Averager:
     self._exchange = (
       swap == 'exchange'
       and self._weights.are_parameters
-      and not self._weights.are_distributed
+      and not self._weights.distributed
     )
-    if placement == 'sharded' and self._weights.are_distributed:
+    if placement == 'sharded' and self._weights.distributed:
       raise ValueError(
         "Invalid placement='sharded'. Must be 'device' or 'cpu' for parameters "
         'that are DTensors: their averages are as distributed as they are.'
@@ -225,11 +225,9 @@ class Averager:
     """True while the model holds the average."""
     return self._raw is not None
 
-  def weight_called(self, name: str) -> Tensor | None:
-    """The parameter or running statistic of that name in the state."""
-    if name not in self._weights.names:
-      return None
-    return self._weights.tensors[self._weights.names.index(name)]
+  def named_weights(self) -> dict[str, Tensor]:
+    """Parameters and running statistics by their names in the state."""
+    return dict(zip(self._weights.names, self._weights.tensors, strict=True))
 
   def resample(self, sampling: Sampling) -> None:
     """Sample at another cadence from the next step on.
@@ -266,7 +264,7 @@ class Averager:
     tensors += self._statistics_now()
     result: bool | finite.Look | None = is_finite
     if result is None:
-      result = self._looker.look(tensors, self._weights.parameters)
+      result = self._looker.look(tensors, self._weights.distributed)
     if isinstance(result, finite.Look):
       placement.add(tensors, result)
       self._look = (result, self.step)
@@ -562,8 +560,7 @@ class Averager:
     return self.placement.shown(raw, self.choice.selected)
 
   def _shapes(self) -> dict[str, torch.Size]:
-    shapes = (tensor.shape for tensor in self._weights.tensors)
-    return dict(zip(self._weights.names, shapes, strict=True))
+    return {name: t.shape for name, t in self.named_weights().items()}
 
   def _data(self) -> list[Tensor]:
     return [dtensors.local(tensor) for tensor in self._weights.tensors]
@@ -607,5 +604,5 @@ class Averager:
     return dict(zip(self._weights.names, wrapped, strict=True))
 
   def _in_order(self, named: dict[str, Tensor]) -> list[Tensor]:
-    weights = zip(self._weights.names, self._weights.tensors, strict=True)
+    weights = self.named_weights().items()
     return [dtensors.piece_of(named[name], tensor) for name, tensor in weights]

@@ -89,13 +89,14 @@ def _template(
 ) -> dict[str, Any]:
   """The saved structure, with tensors like the averager's to be filled."""
   result: dict[Any, Any] = {}
+  weights = averager.named_weights()
   for name, path in _paths(metadata).items():
     if path[0] != key:
       continue
     entry = metadata.state_dict_metadata[name]
     value: Any = None
     if isinstance(entry, TensorStorageMetadata):
-      like = averager.weight_called(path[-1])
+      like = weights.get(path[-1])
       if like is None or like.shape != entry.size:
         value = torch.empty(entry.size, dtype=entry.properties.dtype)
       else:

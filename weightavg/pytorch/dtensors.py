@@ -113,11 +113,11 @@ def agree(skip: Tensor, tensors: Sequence[Tensor]) -> None:
 
   Args:
     skip: 0 or 1, 0-dimensional; becomes the largest of all ranks.
-    tensors: parameters, distributed or not.
+    tensors: DTensors.
   """
   meshes = []
   for tensor in tensors:
-    if is_dtensor(tensor) and tensor.device_mesh not in meshes:  # type: ignore[attr-defined]
+    if tensor.device_mesh not in meshes:  # type: ignore[attr-defined]
       meshes.append(tensor.device_mesh)  # type: ignore[attr-defined]
   for mesh in meshes:
     for dim in range(mesh.ndim):

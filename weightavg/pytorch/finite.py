@@ -53,7 +53,7 @@ class Looker:
     self._host: Tensor | None = None
 
   def look(
-    self, tensors: Sequence[Tensor], parameters: Sequence[Tensor] = ()
+    self, tensors: Sequence[Tensor], distributed: Sequence[Tensor] = ()
   ) -> bool | Look:
     """Look at all elements: True or False at once for tensors in host memory.
 
@@ -61,19 +61,19 @@ class Looker:
 
     Args:
       tensors: the sample.
-      parameters: those of which `tensors` holds this rank's pieces. Where they
-        are distributed, the ranks agree by one all-reduce of a number.
+      distributed: DTensors of which `tensors` holds this rank's pieces. If
+        there are any, the ranks agree by one all-reduce of a number.
     """
     devices = {t.device for t in tensors}
     if len(devices) > 1 or next(iter(devices)).type == 'cpu':
       is_finite = multi_tensor.all_finite(tensors)
-      if any(map(dtensors.is_dtensor, parameters)):
+      if distributed:
         skip = torch.tensor(float(not is_finite))
-        dtensors.agree(skip, parameters)
+        dtensors.agree(skip, distributed)
         is_finite = not skip.item()
       return is_finite
     skip = multi_tensor.not_finite(tensors)
-    dtensors.agree(skip, parameters)
+    dtensors.agree(skip, distributed)
     if not skip.is_cuda:
       return Look(skip)
     if self._host is None:

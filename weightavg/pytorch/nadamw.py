@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightavg.pytorch import multi_tensor
+from weightavg.pytorch import dtensors, multi_tensor
 from weightavg.pytorch.schedules import (
   peak_learning_rates,
   warn_of_other_peaks,
@@ -229,11 +229,11 @@ def _check_hyperparameters(group: Mapping[str, Any]) -> None:
 def _local_tensors(p: Any, *moments: Any) -> list[Tensor]:
   """Return [p, gradient, *moments], of DTensors this rank's shards."""
   grad = p.grad
-  if not hasattr(p, 'to_local'):
+  if not dtensors.is_dtensor(p):
     return [p, grad, *moments]
   if grad.placements != p.placements:
     grad = grad.redistribute(placements=p.placements)
-  return [t.to_local() for t in (p, grad, *moments)]
+  return [dtensors.local(t) for t in (p, grad, *moments)]
 
 
 def _in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor] | None:

@@ -47,13 +47,12 @@ class Weights:
         self.statistics = list(models.running_statistics(self.model))
     if not named:
       raise ValueError('Invalid weights: there are none.')
-    self.parameters = [tensor for _, tensor in named]
+    self._bind([tensor for _, tensor in named])
     self.names = [name for name, _ in named]
     self.names += [statistic.name for statistic in self.statistics]
     for name, count in collections.Counter(self.names).items():
       if count > 1:
         raise ValueError(f'Invalid weights: two tensors are called {name!r}.')
-    self.are_distributed = any(map(dtensors.is_dtensor, self.parameters))
     self._seen = self._tree()
 
   @property
@@ -123,13 +122,18 @@ class Weights:
     for name in self.names[count:]:
       if name not in statistics:
         raise _changed(f'{name!r} is gone')
-    self.parameters = [now[name] for name in before]
+    self._bind([now[name] for name in before])
     self.statistics = [statistics[name] for name in self.names[count:]]
     self._seen = tree
 
+  def _bind(self, parameters: list[Tensor]) -> None:
+    self.parameters = parameters
+    # Asked for at each sample and swap.
+    self.distributed = [p for p in parameters if dtensors.is_dtensor(p)]
+
   def reshard(self) -> None:
     """Drop whole copies of sharded parameters, which a swap does not reach."""
-    if self.are_distributed and self.model is not None:
+    if self.model is not None and self.distributed:
       dtensors.reshard(self.model)
 
   def _tree(self) -> list[Any]:

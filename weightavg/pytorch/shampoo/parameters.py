@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from weightavg.pytorch import dtensors
 from weightavg.pytorch.shampoo import blocking
 from weightavg.pytorch.shampoo.blocking import Block
 
@@ -102,7 +103,7 @@ def describe(
           f'Invalid dtype {parameter.dtype} of {name!r}. '
           'Must be real floating point.'
         )
-      if hasattr(parameter, 'to_local'):
+      if dtensors.is_dtensor(parameter):
         raise ValueError(
           f'Invalid DTensor {name!r}. Shampoo needs whole parameters; with '
           'several ranks it shares the work under DistributedDataParallel.'
