@@ -18,11 +18,11 @@ from typing import Any
 
 from lab.studies import auto
 from lab.studies.parts import frame, plots, tables
-from lab.studies.parts.averages import Averages
+from lab.studies.parts.averages import followed
 from lab.studies.parts.choosers import AUTO
 from lab.studies.parts.frame import Row
 from lab.studies.parts.study import Study
-from lab.studies.parts.training import Result, Training, tuned_point
+from lab.studies.parts.training import Result, Training
 from lab.workloads import build_workload
 
 WORKLOAD = 'stdlib_lm'
@@ -59,15 +59,7 @@ def trainings(options: argparse.Namespace) -> list[Training]:
   runs = []
   for seed, workload in itertools.product(options.seeds, options.workloads):
     runs += [
-      Training(
-        workload=workload,
-        submission=optimizer,
-        point=tuned_point(workload, optimizer),
-        seed=seed,
-        follower=Averages,
-        follows={'candidates': CANDIDATES},
-        columns={'optimizer': optimizer},
-      )
+      followed(workload, optimizer, seed, CANDIDATES)
       for optimizer in ('shampoo', 'nadamw')
     ]
     runs.append(

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lab.studies.parts import frame, plots, tables
-from lab.studies.parts.averages import Averages
+from lab.studies.parts.averages import followed
 from lab.studies.parts.frame import Row
 from lab.studies.parts.study import Option, Study
-from lab.studies.parts.training import Result, Training, tuned_point
+from lab.studies.parts.training import Result, Training
 
 OPTIMIZERS = ('nadamw', 'shampoo')
 
@@ -48,15 +48,7 @@ COLUMNS = (
 def trainings(options: argparse.Namespace) -> list[Training]:
   """All runs, seed by seed."""
   return [
-    Training(
-      workload=workload,
-      submission=optimizer,
-      point=tuned_point(workload, optimizer),
-      seed=seed,
-      follower=Averages,
-      follows={'candidates': CANDIDATES},
-      columns={'optimizer': optimizer},
-    )
+    followed(workload, optimizer, seed, CANDIDATES)
     for optimizer in options.optimizers
     for seed in options.seeds
     for workload in options.workloads

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from lab.run.trial import TrialRun
-from lab.studies.parts.training import Follower
+from lab.studies.parts.training import Follower, Training, tuned_point
 from weightavg import AveragingConfig
 from weightavg.pytorch import Averager
 
@@ -91,3 +91,21 @@ class Averages(Follower):
       **{f'{split}_curves': self._curves[split] for split in rest},
       'averaging_seconds': self._seconds,
     }
+
+
+def followed(
+  workload: str,
+  optimizer: str,
+  seed: int,
+  candidates: Mapping[str, Mapping[str, Any]],
+) -> Training:
+  """Describe a run at the tuned point that several averages follow."""
+  return Training(
+    workload=workload,
+    submission=optimizer,
+    point=tuned_point(workload, optimizer),
+    seed=seed,
+    follower=Averages,
+    follows={'candidates': candidates},
+    columns={'optimizer': optimizer},
+  )

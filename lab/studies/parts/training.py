@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -191,7 +191,7 @@ def tuned_point(workload: str, optimizer: str = 'nadamw') -> dict[str, Any]:
   """
   path = build_workload(workload).tuned_search_space
   (point,) = search_space.load(path, 1, seed=0)
-  return shampoo_point(point) if optimizer == 'shampoo' else dict(point)
+  return _IN_TERMS_OF[optimizer](point)
 
 
 def shampoo_point(point: Mapping[str, float]) -> dict[str, float]:
@@ -202,3 +202,10 @@ def shampoo_point(point: Mapping[str, float]) -> dict[str, float]:
   """
   rest = {key: value for key, value in point.items() if key != 'beta2'}
   return rest | {'one_minus_beta2': 1.0 - point['beta2']}
+
+
+# An optimizer to the function that puts NadamW's tuned point in its terms.
+_IN_TERMS_OF: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+  'nadamw': dict,
+  'shampoo': shampoo_point,
+}
