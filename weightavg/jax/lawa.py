@@ -91,16 +91,14 @@ def lawa_weights(
   if accumulator_dtype is not None:
     accumulator_dtype = jax.dtypes.canonicalize_dtype(accumulator_dtype)
 
-  def init_average(params: optax.Params) -> optax.Params:
-    def init_leaf(leaf: Any) -> jax.Array:
-      if not trees.is_averaged(leaf):
-        return jnp.array(leaf, copy=True)
-      dtype = accumulator_dtype or jnp.result_type(leaf)
-      zeros = jnp.zeros_like(leaf, dtype=dtype)
-      # Broadcast, not made: the sharding of the parameter carries over.
-      return jnp.broadcast_to(zeros[None], (window, *zeros.shape))
+  def slots(leaf: Any) -> jax.Array:
+    dtype = accumulator_dtype or jnp.result_type(leaf)
+    zeros = jnp.zeros_like(leaf, dtype=dtype)
+    # Broadcast, not made: the sharding of the parameter carries over.
+    return jnp.broadcast_to(zeros[None], (window, *zeros.shape))
 
-    return jax.tree.map(init_leaf, params)
+  def init_average(params: optax.Params) -> optax.Params:
+    return trees.map_averaged(slots, params)
 
   def add_sample(
     samples: optax.Params,

@@ -35,15 +35,13 @@ def recursive_average(
   if accumulator_dtype is not None:
     accumulator_dtype = jax.dtypes.canonicalize_dtype(accumulator_dtype)
 
-  def init_average(params: optax.Params) -> optax.Params:
-    def init_leaf(leaf: Any) -> jax.Array:
-      if not trees.is_averaged(leaf):
-        return jnp.array(leaf, copy=True)
-      dtype = accumulator_dtype or trees.average_dtype(jnp.result_type(leaf))
-      # Zeros of its own, never an alias: both trees may be donated.
-      return jnp.zeros_like(leaf, dtype=dtype)
+  def zeros(leaf: Any) -> jax.Array:
+    dtype = accumulator_dtype or trees.average_dtype(jnp.result_type(leaf))
+    # Zeros of its own, never an alias: both trees may be donated.
+    return jnp.zeros_like(leaf, dtype=dtype)
 
-    return jax.tree.map(init_leaf, params)
+  def init_average(params: optax.Params) -> optax.Params:
+    return trees.map_averaged(zeros, params)
 
   def add_sample(
     average: optax.Params,

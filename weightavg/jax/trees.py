@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,6 +90,19 @@ def average_dtype(dtype: Any) -> Any:
 def coefficient_dtype() -> Any:
   """float64 where jax_enable_x64 is set, float32 elsewhere."""
   return jnp.result_type(float)
+
+
+def map_averaged(
+  function: Callable[[Any], jax.Array], tree: optax.Params
+) -> optax.Params:
+  """Apply a function to averaged leaves and copy the others."""
+
+  def map_leaf(leaf: Any) -> jax.Array:
+    if is_averaged(leaf):
+      return function(leaf)
+    return jnp.array(leaf, copy=True)
+
+  return jax.tree.map(map_leaf, tree)
 
 
 def all_finite(tree: optax.Params) -> jax.Array:
