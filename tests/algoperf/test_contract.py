@@ -1,4 +1,4 @@
-"""What the benchmark does to a submission beside training: a test for each."""
+"""Test each thing that the benchmark does to a submission beside training."""
 
 import importlib.util
 import json

@@ -61,7 +61,7 @@ def assert_equal(a, b):
 
 
 def coefficients(submission, count):
-  """Of the average after `count` samples, one a step, horizon five samples."""
+  """Return the weights of `count` samples, one a step, horizon five samples."""
   if 'lawa' in submission:
     return [1 / count] * count
   if submission == 'nadamw_jax':

@@ -5,8 +5,18 @@ import ast
 import pytest
 from pages import ROOT
 
-FOLDERS = ('benchmarks', 'docs', 'lab', 'submissions', 'weightavg')
-FRAGMENTS = ('How', 'Of', 'Over', 'Those', 'What', 'Where', 'Whether', 'Who')
+FOLDERS = ('benchmarks', 'docs', 'lab', 'submissions', 'tests', 'weightavg')
+FRAGMENTS = (
+  'How',
+  'Of',
+  'Over',
+  'Those',
+  'What',
+  'Whatever',
+  'Where',
+  'Whether',
+  'Who',
+)
 DEFINITIONS = (
   ast.Module,
   ast.ClassDef,

@@ -175,22 +175,10 @@ class Run:
     return outputs
 
   def save(self, directory):
-    checkpoints = support.quiet_import('algoperf.checkpoint_utils')
-    checkpoints.save_checkpoint(
-      framework='jax',
-      optimizer_state=self.state,
-      model_params=self.params,
-      model_state=self.model_state,
-      train_state={'accumulated_submission_time': 1.0},
-      eval_results=[(self.global_step, {'validation/loss': 1.0})],
-      global_step=self.global_step,
-      preemption_count=0,
-      checkpoint_dir=str(directory),
-      save_intermediate_checkpoints=True,
-    )
+    support.save_checkpoint(self, 'jax', self.params, directory)
 
   def restore(self, directory):
-    """What the runner does when it starts again, its fault mended."""
+    """Restore as the runner does, with its fault mended."""
     checkpoints = support.quiet_import('algoperf.checkpoint_utils')
     with restorable():
       restored = checkpoints.maybe_restore_checkpoint(

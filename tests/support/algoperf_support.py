@@ -1,4 +1,4 @@
-"""What the tests of the real benchmark share: workloads, batches and runs.
+"""Workloads, batches and runs that the tests of the real benchmark share.
 
 Importing this module imports neither algoperf nor TensorFlow; calls do.
 """
@@ -129,7 +129,7 @@ def averages_by(submission):
 
 
 def shown_by(submission, state):
-  """What evaluation sees now: a scheme, and its horizon or power."""
+  """Return the scheme that evaluation sees now, and its horizon or power."""
   scheme = averages_by(submission)
   if scheme == 'auto':
     averager = state['averager']
@@ -377,22 +377,10 @@ class Run:
     return outputs
 
   def save(self, directory):
-    checkpoints = quiet_import('algoperf.checkpoint_utils')
-    checkpoints.save_checkpoint(
-      framework='pytorch',
-      optimizer_state=self.state,
-      model_params=self.model,
-      model_state=self.model_state,
-      train_state={'accumulated_submission_time': 1.0},
-      eval_results=[(self.global_step, {'validation/loss': 1.0})],
-      global_step=self.global_step,
-      preemption_count=0,
-      checkpoint_dir=str(directory),
-      save_intermediate_checkpoints=True,
-    )
+    save_checkpoint(self, 'pytorch', self.model, directory)
 
   def restore(self, directory):
-    """What the runner does when it starts again; returns preemptions so far."""
+    """Restore as the runner does; return the number of preemptions so far."""
     checkpoints = quiet_import('algoperf.checkpoint_utils')
     (
       self.state,
@@ -414,6 +402,23 @@ class Run:
       checkpoint_dir=str(directory),
     )
     return preemptions
+
+
+def save_checkpoint(run, framework, params, directory):
+  """Save a run of a submission as the benchmark's runner does."""
+  checkpoints = quiet_import('algoperf.checkpoint_utils')
+  checkpoints.save_checkpoint(
+    framework=framework,
+    optimizer_state=run.state,
+    model_params=params,
+    model_state=run.model_state,
+    train_state={'accumulated_submission_time': 1.0},
+    eval_results=[(run.global_step, {'validation/loss': 1.0})],
+    global_step=run.global_step,
+    preemption_count=0,
+    checkpoint_dir=str(directory),
+    save_intermediate_checkpoints=True,
+  )
 
 
 def tensors_of(tree, name=''):

@@ -16,7 +16,7 @@ COLUMNS = (
 def trial_folder(
   root, submission, workload, study=0, trial=1, framework='pytorch'
 ):
-  """Where the logs of a trial lie."""
+  """Return the folder of a trial's logs."""
   return (
     pathlib.Path(root)
     / submission

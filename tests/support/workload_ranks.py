@@ -1,4 +1,4 @@
-"""What each rank does in the workloads' DDP test; importable by spawn."""
+"""Run one rank of the workloads' DDP test; importable by spawn."""
 
 import json
 import pathlib

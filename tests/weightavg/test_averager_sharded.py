@@ -9,7 +9,7 @@ SCENARIOS = [scenario.__name__ for scenario in averager_ranks.SCENARIOS]
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """What two ranks have left behind: errors by scenario, and checkpoints."""
+  """Run the scenarios on two ranks; their errors and checkpoints are here."""
   path = tmp_path_factory.mktemp('sharded')
   try:
     run_on_ranks(2, averager_ranks.run_scenarios, str(path), SCENARIOS)

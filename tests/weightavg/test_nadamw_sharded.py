@@ -28,7 +28,7 @@ def assert_close(actual, expected):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """What two ranks saved: results by rank, and a distributed checkpoint."""
+  """Save results by rank and a distributed checkpoint on two ranks."""
   path = tmp_path_factory.mktemp('sharded')
   run_on_ranks(2, nadamw_ranks.save_and_finish, str(path))
   return path

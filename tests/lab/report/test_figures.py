@@ -1,4 +1,4 @@
-"""What the static figures hold, without drawing them."""
+"""Check the content of the static figures without drawing them."""
 
 import log_folders
 import pytest

@@ -120,7 +120,7 @@ def test_gaps_are_over_the_settings():
 
 
 def found(rows):
-  """What was found, and whether it is enough, for each number to reach."""
+  """Return the finding and the verdict for each number to reach."""
   return [line[1:] for line in lines(auto.verdicts(rows))[1:]]
 
 

@@ -244,7 +244,7 @@ def test_accumulator_dtype(scheme):
 
 
 def test_constant_parameters_are_their_own_average():
-  """Whatever the cadence: no start value leaks in."""
+  """Check that no start value leaks in at a cadence of three."""
   value = np.float32(0.1)
   for make in SCHEMES.values():
     _, shown = run(make(every=3), jnp.full(20, value))

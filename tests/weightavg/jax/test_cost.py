@@ -1,4 +1,4 @@
-"""What an average adds to a compiled train step, by the compiler's analysis."""
+"""Compare compiled train steps by the compiler's own cost analysis."""
 
 import pytest
 from jax_support import import_jax

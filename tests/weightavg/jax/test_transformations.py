@@ -59,7 +59,7 @@ def test_updates_pass_through(scheme):
 
 @pytest.mark.parametrize('scheme', SCHEMES)
 def test_nested_in_any_way(scheme):
-  """The same average out of every wrapper that optax has."""
+  """Find the same average in every wrapper that optax has."""
   make = SCHEMES[scheme]
   _, _, expected = train(optax.chain(optax.sgd(0.1), make()), 4, params())
   labels = {'a': 'one', 'b': {'c': 'one'}}
