@@ -11,6 +11,8 @@ of each run, its tables and its figures; `parts` does the rest.
 | `unseen` | does it hold on seeds that were not looked at? |
 | `repeated` | does it survive data that repeat? |
 | `quickstart` | how much does averaging change one run? |
+| `published` | how far do AlgoPerf's published points come? |
+| `gains` | when does averaging pay? |
 | `calibrate` | which target does a workload's baseline set? |
 | `tune` | which hyperparameters suit a method on a workload? |
 | `choices` | which average has each evaluation of a trial seen? |

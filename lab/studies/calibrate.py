@@ -5,19 +5,15 @@ length, with seeds 0 to 4. A target is the median over seeds of each run's best
 metric in the second half. Targets, every seed's values and the fingerprint of
 the data go to lab/workloads/<workload>.json.
 
-With --tune, learning rates on a grid of factor two around a published AlgoPerf
-point, whose other hyperparameters stay, are tried first, with seed 0. The grid
-grows while the best rate is on its edge. The best point goes to
-tuning_search_spaces/local/<workload>.json. `tune` searches more than the rate.
+The baseline's point is the one that `tune --promote` has written to
+tuning_search_spaces/local/<workload>.json.
 """
 
-import json
 import math
-import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +23,16 @@ from lab.core import logs
 from lab.core.errors import InputError
 from lab.studies.parts import execution, study
 from lab.studies.parts.averages import Averages
-from lab.studies.parts.training import Result, Training, tuned_point
+from lab.studies.parts.training import (
+  Result,
+  Training,
+  tuned_path,
+  tuned_point,
+)
 from lab.workloads import WORKLOADS, build_workload, targets
 
 TARGET_FRACTION = 0.75
 SEEDS = (0, 1, 2, 3, 4)
-GRID = (-2, -1, 0, 1, 2)
-# Six doublings either way are enough to know that something else is wrong.
-_WIDEST = 6
 RULE = (
   'median over seeds of the best metric of NadamW alone, trained for '
   f'{TARGET_FRACTION} x step_hint steps on a schedule of that length'
@@ -98,72 +96,19 @@ def median_target(values: Sequence[float | None]) -> float:
   return statistics.median(known)
 
 
-def tune_rate(
-  base_rate: float,
-  measure: Callable[[list[float]], list[float | None]],
-  higher_is_better: bool,
-) -> tuple[float, list[dict[str, Any]]]:
-  """Find the best learning rate on a grid that grows at its edges.
-
-  Args:
-    base_rate: the grid's centre.
-    measure: best metric of each of some learning rates; None if it diverged.
-    higher_is_better: direction of the metric.
-
-  Returns:
-    The best rate, and rows with learning_rate and validation by rate.
-
-  Raises:
-    InputError: all diverged.
-  """
-  found: dict[int, float | None] = {}
-  new, order, best = list(GRID), list(GRID), 0
-  while new:
-    values = measure([base_rate * 2.0**e for e in new])
-    found |= dict(zip(new, values, strict=True))
-    order = sorted(found)
-    finite = {e: value for e in order if (value := found[e]) is not None}
-    if not finite:
-      raise InputError(f'No learning rate around {base_rate} is finite.')
-    # The lowest of equally good rates.
-    best = (max if higher_is_better else min)(finite, key=finite.__getitem__)
-    edges = {order[0]: best - 1, order[-1]: best + 1}
-    new = [edges[best]] if best in edges and abs(best) < _WIDEST else []
-  rows = [
-    {'learning_rate': base_rate * 2.0**e, 'validation': found[e]} for e in order
-  ]
-  return base_rate * 2.0**best, rows
-
-
-def calibrate(name: str, tune: bool, runs: str, jobs: int) -> dict[str, Any]:
+def calibrate(name: str, runs: str, jobs: int) -> dict[str, Any]:
   """Calibrate one workload and return the written record.
 
   Raises:
     InputError: there is no tuned point, or a run diverged.
   """
   workload = build_workload(name)
-  tuned = study.ROOT / workload.tuned_search_space
-  record_path = targets.path(name)
-  known = logs.read_json(str(record_path)) or {}
-  tuning = known.get('tuning', [])
-  if tune:
-    published = json.loads(
-      (study.ROOT / 'tuning_search_spaces/nadamw.json').read_text()
+  path = tuned_path(name)
+  if not path.exists():
+    raise InputError(
+      f'{path} is missing. Call python -m lab.studies tune '
+      f'--workload={name} --method=nadamw --promote first.'
     )
-    point = published[workload.published_point]
-
-    def measure(rates: list[float]) -> list[float | None]:
-      points = [{**point, 'learning_rate': rate} for rate in rates]
-      wanted = [training(name, point, SEEDS[0]) for point in points]
-      results = execution.run_all(wanted, runs, jobs)
-      return [row_of(result)['validation'] for result in results]
-
-    rate, tuning = tune_rate(
-      point['learning_rate'], measure, workload.higher_is_better
-    )
-    _write(tuned, [{**point, 'learning_rate': rate}])
-  elif not tuned.exists():
-    raise InputError(f'{tuned} is missing. Call again with --tune.')
   wanted = [training(name, tuned_point(name), seed) for seed in SEEDS]
   rows = [row_of(r) for r in execution.run_all(wanted, runs, jobs)]
   record = {
@@ -175,8 +120,7 @@ def calibrate(name: str, tune: bool, runs: str, jobs: int) -> dict[str, Any]:
     'step_hint': workload.step_hint,
     'batch_size': workload.batch_size,
     'seeds': rows,
-    'published_point': workload.published_point,
-    'tuning': tuning,
+    'point': tuned_point(name),
     'data_fingerprint': workload.data_fingerprint(),
     'versions': {
       'python': platform.python_version(),
@@ -186,14 +130,9 @@ def calibrate(name: str, tune: bool, runs: str, jobs: int) -> dict[str, Any]:
     'date': time.strftime('%Y-%m-%d'),
     'command': f'python -m lab.studies calibrate --workloads={name}',
   }
-  _write(record_path, record)
+  logs.write_json(str(targets.path(name)), record)
+  print(f'Wrote {targets.path(name)}', flush=True)
   return record
-
-
-def _write(path: pathlib.Path, content: Any) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  logs.write_json(str(path), content)
-  print(f'Wrote {path}', flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -204,9 +143,6 @@ def main(arguments: Sequence[str]) -> None:
   """
   parser = study.parser_of('calibrate', __doc__)
   parser.add_argument('--workloads', required=True, help='names, or all')
-  parser.add_argument(
-    '--tune', action='store_true', help='tune the learning rate first'
-  )
   parser.add_argument('--jobs', type=int, default=2, help='processes')
   parser.add_argument(
     '--output_dir', default='runs/calibration', help='of finished runs'
@@ -215,7 +151,7 @@ def main(arguments: Sequence[str]) -> None:
   names = study.values_of(options.workloads, sorted(WORKLOADS), 'workloads')
   jobs = study.jobs_of(options.jobs)
   for name in names:
-    record = calibrate(name, options.tune, options.output_dir, jobs)
+    record = calibrate(name, options.output_dir, jobs)
     print(
       f'{name}: {record["metric"]} target {record["validation_target"]:.6g}, '
       f'test {record["test_target"]:.6g}'

@@ -1,8 +1,8 @@
 """Which horizon reaches the target first, for LAWA and EMA.
 
 NadamW is trained once for each workload and seed, with averages of several
-horizons. Where the model has BatchNorm, averages with the live model's running
-statistics follow it, too.
+horizons: the runs of `steps` at the raw weights' point. Where the model has
+BatchNorm, averages with the live model's running statistics follow it, too.
 
 Writes horizon.json (a row for each run, scheme and horizon) and horizon.png.
 `table` makes the documentation's table of the default and the best horizon,
@@ -10,37 +10,22 @@ Writes horizon.json (a row for each run, scheme and horizon) and horizon.png.
 """
 
 import argparse
-import itertools
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lab.studies.parts import frame, plots, tables
-from lab.studies.parts.averages import Averages
+from lab.studies import steps
+from lab.studies.parts import frame, plots, tables, tuned
 from lab.studies.parts.frame import Row
 from lab.studies.parts.study import Study
-from lab.studies.parts.training import Result, Training, tuned_point
-from lab.workloads import build_workload
-from weightavg.pytorch import models
+from lab.studies.parts.training import Result, Training
 from weightavg.schemes.base import DEFAULT_HORIZON
 
 SCHEMES = ('lawa', 'ema')
-# Horizon to cadence, both fractions of T: never more than twenty samples, so
-# that many windows fit beside each other; 1 % as submissions have it.
-GRID = {
-  0.005: 0.001,
-  0.01: 0.002,
-  0.02: 0.002,
-  0.05: 0.005,
-  0.1: 0.005,
-  0.2: 0.01,
-}
-# No average is at the target earlier; a row that says so is marked.
-EVALUATED_FROM = 0.4
+GRID = tuned.HORIZONS
 COLUMNS = (
   'workload',
   'seed',
@@ -55,45 +40,10 @@ COLUMNS = (
 )
 
 
-def candidates(has_statistics: bool = False) -> dict[str, dict[str, Any]]:
-  """NadamW, and every scheme at every horizon.
-
-  Args:
-    has_statistics: whether the model has running statistics; then once with
-      those averaged and once with the live model's.
-  """
-  found: dict[str, dict[str, Any]] = {'none': {'averaging_scheme': 'none'}}
-  for scheme, (horizon, every) in itertools.product(SCHEMES, GRID.items()):
-    fields = {
-      'averaging_scheme': scheme,
-      'averaging_horizon': horizon,
-      'averaging_every': every,
-    }
-    found[f'{scheme} {horizon}'] = fields
-    if has_statistics:
-      current = {'averaging_batch_norm': 'current'}
-      found[f'{scheme} {horizon} current'] = fields | current
-  return found
-
-
 def trainings(options: argparse.Namespace) -> list[Training]:
   """All runs, seed by seed."""
-  follows = {}
-  for workload in options.workloads:
-    model, _ = build_workload(workload).init_model_fn((0, 0))
-    follows[workload] = {
-      'candidates': candidates(any(models.running_statistics(model))),
-      'evaluated_from': EVALUATED_FROM,
-    }
   return [
-    Training(
-      workload=workload,
-      submission='nadamw',
-      point=tuned_point(workload),
-      seed=seed,
-      follower=Averages,
-      follows=follows[workload],
-    )
+    steps.runs(workload, 'nadamw', seed)[0]
     for seed in options.seeds
     for workload in options.workloads
   ]
@@ -101,12 +51,21 @@ def trainings(options: argparse.Namespace) -> list[Training]:
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
   """Rows of horizon.json; NadamW's own has the scheme 'none', no horizon."""
-  every_candidate = candidates(has_statistics=True)
   rows = []
-  for row in frame.rows_of(results, {'candidate': 'none'}):
-    fields = every_candidate[row['candidate']]
-    keys = ('scheme', 'horizon', 'every', 'batch_norm')
-    rows.append(row | {key: fields.get(f'averaging_{key}') for key in keys})
+  for row in frame.rows_of(results, {'candidate': 'raw'}):
+    name = row['candidate'].removesuffix(f' {tuned.CURRENT}')
+    fields = tuned.CANDIDATES[name]
+    if fields['averaging_scheme'] not in ('none', *SCHEMES):
+      continue
+    rows.append(
+      row
+      | {
+        'scheme': fields['averaging_scheme'],
+        'horizon': fields.get('averaging_horizon'),
+        'every': fields.get('averaging_every'),
+        'batch_norm': None if name == row['candidate'] else tuned.CURRENT,
+      }
+    )
   return frame.select(rows, COLUMNS)
 
 
@@ -166,7 +125,7 @@ def table(rows: Sequence[Row]) -> str:
 def statistics_table(rows: Sequence[Row]) -> str:
   """Markdown: ratios with and without averaged running statistics."""
   data = frame.read(rows)
-  current = data['batch_norm'] == 'current'
+  current = data['batch_norm'] == tuned.CURRENT
   lines = []
   for workload in sorted(set(data[current]['workload'])):
     for scheme in SCHEMES:
@@ -213,7 +172,7 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
 
 STUDY = Study(
   folder='horizon',
-  seeds=(0, 1, 2),
+  seeds=(0, 1, 2, 3, 4),
   trainings=trainings,
   files={'horizon.json': rows_of},
   tables={
@@ -221,4 +180,5 @@ STUDY = Study(
     'Running statistics of BatchNorm': ('horizon.json', statistics_table),
   },
   figures={'horizon.png': ('horizon.json', draw)},
+  shares='study',
 )

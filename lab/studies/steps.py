@@ -1,37 +1,49 @@
 """Steps to target of every average on every local workload.
 
-One run is trained for each optimizer, workload and seed, and several averages
-follow it. Shampoo, grafted from Adam, trains at NadamW's tuned point as it is.
+NadamW and Shampoo are trained at the points that `tune` has found: one for the
+raw weights, and one for each kind of average where the search found another
+best for it. Several averages follow each run. An optimizer that was not
+searched on a workload is trained at NadamW's point.
 
-Writes study.json (a row for each run and candidate) and ratios.png. `table`
-makes the table of the documentation from these rows.
+Writes study.json (a row for each run and candidate), levels.json (steps to the
+levels that the raw weights of a run reach at 0.5 to 0.9 of T) and ratios.png.
+The documentation's tables are made from study.json by `table`, `equal_budget`
+and `final_metric`, and from levels.json by `levels_table`.
 """
 
 import argparse
+import itertools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from lab.studies.parts import frame, plots, tables
-from lab.studies.parts.averages import followed
+import pandas as pd
+
+from lab.studies.parts import frame, levels, plots, tables, tuned
+from lab.studies.parts.averages import Averages
 from lab.studies.parts.frame import Row
 from lab.studies.parts.study import Option, Study
 from lab.studies.parts.training import Result, Training
+from lab.studies.parts.tuned import CANDIDATES, KINDS, kind_of
 
 OPTIMIZERS = ('nadamw', 'shampoo')
-
-# The submissions at their defaults, and with a horizon of 10 % of the budget; a
-# polynomial average's horizon is 1 / (gamma + 1) of the steps so far.
-CANDIDATES: dict[str, dict[str, Any]] = {
-  'raw': {'averaging_scheme': 'none'},
-  'lawa 1 %': {'averaging_scheme': 'lawa'},
-  'lawa 10 %': {'averaging_scheme': 'lawa', 'averaging_horizon': 0.1},
-  'ema 1 %': {'averaging_scheme': 'ema'},
-  'ema 10 %': {'averaging_scheme': 'ema', 'averaging_horizon': 0.1},
-  'polynomial 4': {'averaging_scheme': 'polynomial'},
-  'polynomial 9': {'averaging_scheme': 'polynomial', 'averaging_power': 9.0},
-}
-BASELINE = {'optimizer': 'nadamw', 'candidate': 'raw'}
+# In the table of averages: the submissions at their defaults (1 %, power 4),
+# and longer ones.
+SHOWN = (
+  'raw',
+  'lawa 1 %',
+  'lawa 10 %',
+  'ema 1 %',
+  'ema 3 %',
+  'ema 10 %',
+  'polynomial 4',
+  'polynomial 9',
+  'polynomial 19',
+)
+# No average is at a target or at a level earlier; a row that says so is marked.
+EVALUATED_FROM = 0.3
+BASELINE = {'optimizer': 'nadamw', 'candidate': 'raw', 'tuned_for': 'raw'}
 COLUMNS = (
   'optimizer',
   'workload',
@@ -42,60 +54,259 @@ COLUMNS = (
   'best_validation',
   'budget_steps',
   'ratio_to_nadamw',
+  'tuned_for',
+  'higher_is_better',
+  'at_first_evaluation',
 )
+
+
+def runs(workload: str, optimizer: str, seed: int) -> list[Training]:
+  """Describe the runs of a seed, the one at the raw weights' point first.
+
+  All averages follow that one, and those of its own kinds the others.
+  """
+  every = tuned.candidates_of(workload)
+  return [
+    Training(
+      workload=workload,
+      submission=optimizer,
+      point=point,
+      seed=seed,
+      follower=Averages,
+      follows={
+        'candidates': {
+          name: fields
+          for name, fields in every.items()
+          if 'raw' in kinds or kind_of(name) in ('raw', *kinds)
+        },
+        'evaluated_from': EVALUATED_FROM,
+      },
+      columns={'optimizer': optimizer, 'tuned_for': ', '.join(kinds)},
+    )
+    for point, kinds in tuned.kinds_by_point(workload, optimizer)
+  ]
 
 
 def trainings(options: argparse.Namespace) -> list[Training]:
   """All runs, seed by seed."""
   return [
-    followed(workload, optimizer, seed, CANDIDATES)
+    run
     for optimizer in options.optimizers
     for seed in options.seeds
     for workload in options.workloads
+    for run in runs(workload, optimizer, seed)
   ]
 
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
-  """Rows of study.json; ratios are to NadamW's raw weights of the same seed."""
-  return frame.select(frame.rows_of(results, BASELINE), COLUMNS)
+  """Rows of study.json; ratios are to NadamW's raw weights of the same seed.
+
+  A run at a point that is best for several kinds has rows for each of them.
+  """
+  split = [
+    result
+    | {
+      'tuned_for': kind,
+      'curves': {
+        name: curve
+        for name, curve in result['curves'].items()
+        if name in CANDIDATES and (kind == 'raw' or kind_of(name) == kind)
+      },
+    }
+    for result in results
+    for kind in result['tuned_for'].split(', ')
+  ]
+  return frame.select(frame.rows_of(split, BASELINE), COLUMNS)
+
+
+def levels_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of levels.json: ratios to the raw weights of the same run."""
+  rows = []
+  for result in results:
+    if 'raw' not in result['tuned_for'].split(', '):
+      continue
+    curves = {
+      name: [value for *_, value in curve]
+      for name, curve in result['curves'].items()
+      if name in CANDIDATES
+    }
+    steps = [step for step, *_ in result['curves']['raw']]
+    found = levels.ratios(
+      steps, curves, result['budget_steps'], result['higher_is_better']
+    )
+    keys = ('optimizer', 'workload', 'seed', 'budget_steps')
+    rows += [
+      {key: result[key] for key in keys}
+      | {'fraction': fraction, 'candidate': name, 'ratio': ratio}
+      for fraction, by_name in found.items()
+      for name, ratio in by_name.items()
+    ]
+  return rows
 
 
 def _nadamw_steps(rows: Any) -> str:
   """Median of NadamW's own steps, and its fraction of T."""
   steps = frame.median(rows['steps_to_target'])
-  never = (rows['steps_to_target'] == float('inf')).sum()
-  if steps == float('inf'):
+  never = (rows['steps_to_target'] == math.inf).sum()
+  if steps == math.inf:
     return f'not reached in {never} of {len(rows)}'
   return f'{steps:g} ({steps / rows["budget_steps"].iloc[0]:.2f})'
 
 
-def table(rows: Sequence[Row]) -> str:
-  """Markdown: NadamW's steps, and ratios to them by optimizer and workload."""
-  data = frame.read(rows)
-  plain = data[(data[[*BASELINE]] == [*BASELINE.values()]).all(axis=1)]
-  lines = []
+def _groups(data: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+  """Optimizer, workload and their rows; then all workloads of the optimizer."""
+  found = []
   for optimizer in OPTIMIZERS:
     own = data[data['optimizer'] == optimizer]
-    groups = [*own.groupby('workload'), (None, own)] if len(own) else []
-    for workload, group in groups:
-      baseline = plain[plain['workload'] == workload]
-      ratios = group.groupby('candidate')['ratio_to_nadamw'].agg(frame.median)
-      lines.append(
-        [
-          workload or '**median of all runs**',
-          _nadamw_steps(baseline) if len(baseline) else '',
-          optimizer,
-          *(tables.number(ratios.get(name)) for name in CANDIDATES),
-        ]
+    found += [
+      (optimizer, str(w), group) for w, group in own.groupby('workload')
+    ]
+    if len(own):
+      found.append((optimizer, '**median of all runs**', own))
+  return found
+
+
+def _read(rows: Sequence[Row], tuned_for: str) -> pd.DataFrame:
+  data = frame.read(rows)
+  return data[data['tuned_for'] == tuned_for]
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Make the table of averages at the raw weights' point, in Markdown."""
+  data = _read(rows, 'raw')
+  plain = data[(data[[*BASELINE]] == [*BASELINE.values()]).all(axis=1)]
+  lines = []
+  for optimizer, workload, group in _groups(data):
+    baseline = plain[plain['workload'] == workload]
+    ratios = group.groupby('candidate')['ratio_to_nadamw'].agg(frame.median)
+    lines.append(
+      [
+        workload,
+        _nadamw_steps(baseline) if len(baseline) else '',
+        optimizer,
+        *(tables.number(ratios.get(name)) for name in SHOWN),
+      ]
+    )
+  header = ['workload', 'NadamW, steps (of T)', 'optimizer', *SHOWN]
+  return tables.markdown(header, lines)
+
+
+def best_horizons(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+  """Find, by optimizer and kind, the average that is best over all workloads.
+
+  That is the one with the lowest median over workloads of the median ratio
+  over seeds, at the raw weights' point.
+  """
+  data = _read(rows, 'raw')
+  data = data.assign(kind=data['candidate'].map(kind_of))
+  medians = (
+    data.groupby(['optimizer', 'kind', 'candidate', 'workload'], sort=False)[
+      'ratio_to_nadamw'
+    ]
+    .agg(frame.median)
+    .groupby(['optimizer', 'kind', 'candidate'], sort=False)
+    .agg(frame.median)
+  )
+  return {
+    key: group.idxmin()[-1]
+    for key, group in medians.groupby(['optimizer', 'kind'])
+  }
+
+
+def equal_budget(rows: Sequence[Row]) -> str:
+  """Make the table of methods that were tuned on the same trials.
+
+  Each kind of average has the point and the length that won its search; the
+  column before has the same kind at the raw weights' point and at the single
+  length that is best over all workloads.
+  """
+  data = frame.read(rows)
+  single = best_horizons(rows)
+  kinds = [kind for kind in KINDS if kind != 'raw']
+  lines = []
+  for optimizer, workload, group in _groups(data):
+    line = [workload, optimizer]
+    own = group[group['tuned_for'] == 'raw']
+    by_name = own.groupby('candidate')['ratio_to_nadamw'].agg(frame.median)
+    line.append(tables.number(by_name.get('raw')))
+    for kind in kinds:
+      name = single.get((optimizer, kind))
+      line.append(tables.number(by_name.get(name)))
+      ratios = list(
+        itertools.chain.from_iterable(
+          won[won['candidate'] == _winner(str(w), optimizer, kind)][
+            'ratio_to_nadamw'
+          ]
+          for w, won in group[group['tuned_for'] == kind].groupby('workload')
+        )
       )
-  header = ['workload', 'NadamW, steps (of T)', 'optimizer', *CANDIDATES]
+      line.append(tables.number(frame.median(ratios) if ratios else None))
+    lines.append(line)
+  header = ['workload', 'optimizer', 'raw']
+  for kind in kinds:
+    names = {single.get((o, kind)) for o in OPTIMIZERS} - {None}
+    header += [' / '.join(sorted(map(str, names))) or kind, f'{kind}, tuned']
+  return tables.markdown(header, lines)
+
+
+def _winner(workload: str, optimizer: str, kind: str) -> str | None:
+  return tuned.winners(workload, optimizer).get(kind, {}).get('average')
+
+
+def final_metric(rows: Sequence[Row]) -> str:
+  """Make the table of the best metric within T, as a gain over NadamW's.
+
+  A gain is positive where the average is better, in units of the range of
+  NadamW's own values over the seeds.
+  """
+  data = _read(rows, 'raw')
+  plain = data[(data[[*BASELINE]] == [*BASELINE.values()]).all(axis=1)]
+  values = plain.set_index(['workload', 'seed'])['best_validation']
+  spread = values.groupby('workload').agg(lambda v: v.max() - v.min())
+  sign = data['higher_is_better'].map({True: 1.0, False: -1.0})
+  other = pd.MultiIndex.from_frame(data[['workload', 'seed']])
+  gain = data['best_validation'] - values.reindex(other).to_numpy()
+  data = data.assign(
+    # Adding 0 turns -0 into 0.
+    gain=sign * gain / data['workload'].map(spread).replace(0.0, math.nan) + 0.0
+  )
+  lines = []
+  for optimizer, workload, group in _groups(data):
+    if workload not in spread:
+      continue
+    gains = group.groupby('candidate')['gain'].median()
+    lines.append(
+      [
+        workload,
+        f'{values[workload].median():.4g} (range {spread[workload]:.2g})',
+        optimizer,
+        *(tables.number(gains.get(name), '+.2f') for name in SHOWN),
+      ]
+    )
+  header = ['workload', 'NadamW, median (range)', 'optimizer', *SHOWN]
+  return tables.markdown(header, lines)
+
+
+def levels_table(rows: Sequence[Row]) -> str:
+  """Make the table of ratios at the levels of the raw weights, in Markdown."""
+  data = pd.DataFrame(rows)
+  data['ratio'] = data['ratio'].astype(float).fillna(math.inf)
+  lines = []
+  for optimizer, workload, group in _groups(data):
+    for name in SHOWN[1:]:
+      own = group[group['candidate'] == name]
+      medians = own.groupby('fraction')['ratio'].agg(frame.median)
+      cells = [tables.number(medians.get(f)) for f in levels.FRACTIONS]
+      lines.append([workload, optimizer, name, *cells])
+  header = ['workload', 'optimizer', 'average']
+  header += [f'raw at {fraction:g} T' for fraction in levels.FRACTIONS]
   return tables.markdown(header, lines)
 
 
 def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
   """A panel for each optimizer: ratio of each average on each workload."""
-  data = frame.read(rows)
-  with plots.panels(1, len(OPTIMIZERS), 9, 3.2) as (figure, panels):
+  data = _read(rows, 'raw')
+  with plots.panels(1, len(OPTIMIZERS), 11, 3.4) as (figure, panels):
     for axes, optimizer in zip(panels[0], OPTIMIZERS, strict=True):
       ratios = (
         data[data['optimizer'] == optimizer]
@@ -111,11 +322,16 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
 
 STUDY = Study(
   folder='study',
-  seeds=(0, 1, 2),
+  seeds=(0, 1, 2, 3, 4),
   trainings=trainings,
-  files={'study.json': rows_of},
-  tables={'Steps to target': ('study.json', table)},
+  files={'study.json': rows_of, 'levels.json': levels_of},
+  tables={
+    'Steps to target': ('study.json', table),
+    'Methods tuned on the same trials': ('study.json', equal_budget),
+    'Best metric within T': ('study.json', final_metric),
+    'At the levels of the raw weights': ('levels.json', levels_table),
+  },
   figures={'ratios.png': ('study.json', draw)},
   options=(Option('optimizers', OPTIMIZERS, 'optimizers'),),
-  order=('optimizer', 'workload', 'seed'),
+  order=('optimizer', 'workload', 'seed', 'tuned_for'),
 )

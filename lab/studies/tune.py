@@ -13,8 +13,8 @@ Writes search.json (ranges, rule, winners), trials.json (a row for each trial,
 with its curves) and finals.json to results/tuning/<workload>_<method>/.
 Finished trials are kept in its folder runs, from which a search is resumed,
 with more trials if wanted; other ranges are refused. --promote makes the
-winning point of the raw weights the workload's tuned point. `table` makes a
-table of winners from search.json.
+winning point of the raw weights the method's tuned point on the workload.
+`table` makes a table of winners from search.json.
 """
 
 import argparse
@@ -22,66 +22,19 @@ import json
 import math
 import pathlib
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lab.core import command_line, logs
 from lab.core.errors import InputError
 from lab.studies.parts import execution, search, study, tables
-from lab.studies.parts.training import Result, Training
+from lab.studies.parts.training import Result, Training, tuned_path
+from lab.studies.parts.tuned import CANDIDATES, KINDS, METHODS, kind_of
 from lab.workloads import WORKLOADS, build_workload
 
 BUDGET_FACTOR = 0.75
 SEED, FINAL_SEEDS = 0, (1, 2, 3)
 FINALISTS = 4
-
-# Horizon to cadence, both fractions of T: at most twenty samples each.
-HORIZONS = {
-  0.005: 0.001,
-  0.01: 0.002,
-  0.02: 0.002,
-  0.03: 0.003,
-  0.05: 0.005,
-  0.1: 0.005,
-  0.2: 0.01,
-}
-CANDIDATES: dict[str, dict[str, Any]] = {
-  'raw': {'averaging_scheme': 'none'},
-  **{
-    f'{scheme} {tables.percent(horizon)}': {
-      'averaging_scheme': scheme,
-      'averaging_horizon': horizon,
-      'averaging_every': every,
-    }
-    for scheme in ('lawa', 'ema')
-    for horizon, every in HORIZONS.items()
-  },
-  **{
-    f'polynomial {power:g}': {
-      'averaging_scheme': 'polynomial',
-      'averaging_power': power,
-    }
-    for power in (4.0, 9.0, 19.0)
-  },
-}
-KINDS = tuple(dict.fromkeys(name.split()[0] for name in CANDIDATES))
-
-
-def nadamw_point(point: Mapping[str, Any]) -> dict[str, Any]:
-  """A searched point in NadamW's terms; the inverse of `shampoo_point`.
-
-  >>> nadamw_point({'learning_rate': 0.1, 'one_minus_beta2': 0.25})
-  {'learning_rate': 0.1, 'beta2': 0.75}
-  """
-  rest = {k: v for k, v in point.items() if k != 'one_minus_beta2'}
-  return rest | {'beta2': 1.0 - point['one_minus_beta2']}
-
-
-# A submission without averages to the function that puts a point in its terms.
-METHODS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-  'nadamw': nadamw_point,
-  'shampoo': dict,
-}
 
 
 def training(
@@ -118,7 +71,7 @@ def _kind(best: Mapping[str, float | None], kind: str) -> list[float]:
   return [
     value
     for name, value in best.items()
-    if name.split()[0] == kind and value is not None
+    if kind_of(name) == kind and value is not None
   ]
 
 
@@ -157,7 +110,7 @@ def winners(
       if None in own:
         continue
       mean = statistics.fmean(own)  # type: ignore[arg-type]
-      kind = name.split()[0]
+      kind = kind_of(name)
       if kind not in found or search.is_better(
         mean, found[kind]['mean'], higher
       ):
@@ -377,16 +330,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def promote(record: Mapping[str, Any]) -> None:
-  """Write the raw weights' winner as the workload's tuned point.
-
-  Raises:
-    InputError: it is not one of the baseline.
-  """
-  if record['method'] != 'nadamw':
-    raise InputError(
-      f'Invalid method={record["method"]!r}. Only a point of nadamw, the '
-      'baseline, can be the tuned one.'
-    )
-  path = study.ROOT / build_workload(record['workload']).tuned_search_space
-  logs.write_json(str(path), [nadamw_point(record['winners']['raw']['point'])])
+  """Write the raw weights' winner as the workload's tuned point."""
+  method = record['method']
+  path = tuned_path(record['workload'], method)
+  point = METHODS[method](record['winners']['raw']['point'])
+  logs.write_json(str(path), [point])
   print(f'Wrote {path}')

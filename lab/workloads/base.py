@@ -70,9 +70,6 @@ class LocalWorkload(spec.Workload):
     regularizers: which of dropout_rate and label_smoothing have an effect.
     steps: the step hint.
     batch_size: global batch size that the targets were set with.
-    published_point: which of AlgoPerf's five published NadamW points (from 0)
-      calibration starts from; chosen before the first run, by the point's
-      purpose: dropout for embedding tables, label smoothing for accuracy.
     sizes: examples per split that an evaluation looks at.
     output_layer: prefix of the output layer's parameter names.
     epochs: passes over the training data in a full run, of which
@@ -86,7 +83,6 @@ class LocalWorkload(spec.Workload):
   regularizers: ClassVar[tuple[str, ...]] = ('dropout_rate', 'label_smoothing')
   steps: ClassVar[int]
   batch_size: ClassVar[int]
-  published_point: ClassVar[int]
   sizes: ClassVar[dict[str, int]]
   output_layer: ClassVar[str]
   evaluation_batch_size: ClassVar[int] = 512

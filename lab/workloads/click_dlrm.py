@@ -113,7 +113,6 @@ class Workload(base.LocalWorkload):
   loss_kind = spec.LossType.SIGMOID_CROSS_ENTROPY
   steps = 15000
   batch_size = 128
-  published_point = 4
   sizes: ClassVar = {'eval_train': 2000, 'validation': 20000, 'test': 20000}
   output_layer = 'head'
   evaluation_batch_size = 2000

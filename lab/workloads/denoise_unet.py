@@ -143,7 +143,6 @@ class Workload(base.LocalWorkload):
   loss_kind = spec.LossType.MEAN_ABSOLUTE_ERROR
   steps = 4000
   batch_size = 8
-  published_point = 2
   regularizers = ('dropout_rate',)
   # 512 images of 1,024 pixels: 524,288 validation pixels.
   sizes: ClassVar = {'eval_train': 32, 'validation': 512, 'test': 128}

@@ -149,7 +149,6 @@ class Workload(base.LocalWorkload):
   loss_kind = spec.LossType.SOFTMAX_CROSS_ENTROPY
   steps = 5000
   batch_size = 32
-  published_point = 1
   sizes: ClassVar = {'eval_train': 1000, 'validation': 10000, 'test': 4000}
   output_layer = 'head'
   evaluation_batch_size = 500

@@ -130,7 +130,6 @@ class Workload(base.LocalWorkload):
   loss_kind = spec.LossType.SOFTMAX_CROSS_ENTROPY
   steps = 3000
   batch_size = 16
-  published_point = 2
   # Windows of LENGTH tokens: 16,384 validation tokens.
   sizes: ClassVar = {'eval_train': 32, 'validation': 256, 'test': 192}
   output_layer = 'head'

@@ -10,10 +10,8 @@ from lab.core import command_line, logs
 from lab.core.errors import InputError
 from lab.studies.parts import execution
 from lab.studies.parts.frame import Row
-from lab.studies.parts.training import Result, Training
+from lab.studies.parts.training import ROOT, Result, Training
 from lab.workloads import WORKLOADS
-
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Study:
     options: flags beside --workloads and --seeds.
     workloads: by default.
     order: keys of a result by which the results are sorted.
+    shares: folder of the study whose finished runs this one uses and adds to.
   """
 
   folder: str
@@ -59,6 +58,7 @@ class Study:
   options: tuple[Option, ...] = ()
   workloads: tuple[str, ...] = tuple(sorted(WORKLOADS))
   order: tuple[str, ...] = ('workload', 'seed')
+  shares: str | None = None
 
   def committed(self, file: str) -> list[Row]:
     """The committed rows of one of the study's files."""
@@ -114,6 +114,10 @@ def jobs_of(number: int) -> int:
   return number
 
 
+def _default_folder(study: Study) -> pathlib.Path:
+  return pathlib.Path('results', study.folder)
+
+
 def _options(
   name: str, text: str, study: Study, arguments: Sequence[str]
 ) -> Any:
@@ -141,7 +145,7 @@ def _options(
   parser.add_argument(
     '--output_dir',
     type=pathlib.Path,
-    default=pathlib.Path('results', study.folder),
+    default=_default_folder(study),
     help='rows and figures, and runs/ with the finished runs (%(default)s)',
   )
   parser.add_argument(
@@ -173,6 +177,8 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
   """
   options = _options(name, text, study, arguments)
   folder, runs = options.output_dir, options.output_dir / 'runs'
+  if study.shares and folder == _default_folder(study):
+    runs = folder.with_name(study.shares) / 'runs'
   trainings = study.trainings(options)
   if options.report_only:
     results = execution.finished(trainings, str(runs))

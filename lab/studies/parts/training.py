@@ -18,6 +18,7 @@ from lab.run.observers import Observer
 from lab.workloads import build_workload
 
 Result = dict[str, Any]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 class Follower(Observer):
@@ -184,14 +185,27 @@ def _is_text(statement: ast.stmt) -> bool:
   )
 
 
-def tuned_point(workload: str, optimizer: str = 'nadamw') -> dict[str, Any]:
-  """The point that the workload's baseline is run with.
+def tuned_path(workload: str, optimizer: str = 'nadamw') -> pathlib.Path:
+  """Path of the search space that holds an optimizer's tuned point."""
+  path = ROOT / build_workload(workload).tuned_search_space
+  suffix = '' if optimizer == 'nadamw' else f'_{optimizer}'
+  return path.with_stem(path.stem + suffix)
 
-  Shampoo, grafted from Adam, is run with NadamW's, in its own terms.
+
+def tuned_point(workload: str, optimizer: str = 'nadamw') -> dict[str, Any]:
+  """The point that the workload's runs of an optimizer have.
+
+  An optimizer that was not searched on the workload is run with NadamW's, in
+  its own terms.
   """
-  path = build_workload(workload).tuned_search_space
-  (point,) = search_space.load(path, 1, seed=0)
-  return _IN_TERMS_OF[optimizer](point)
+  path = tuned_path(workload, optimizer)
+  convert = _IN_TERMS_OF[optimizer]
+  if path.exists():
+    convert = dict
+  else:
+    path = tuned_path(workload)
+  (point,) = search_space.load(str(path), 1, seed=0)
+  return convert(point)
 
 
 def shampoo_point(point: Mapping[str, float]) -> dict[str, float]:

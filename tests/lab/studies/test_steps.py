@@ -10,6 +10,7 @@ from lab.run.distributed import Context
 from lab.run.settings import Settings
 from lab.run.trial import TrialRun
 from lab.studies import steps
+from lab.studies.parts import tuned
 from lab.workloads import build_workload, click_dlrm
 
 # 1 % of T is more than one sample.
@@ -32,7 +33,7 @@ def options(**changes):
 
 @pytest.mark.parametrize('scheme', ['lawa', 'ema', 'polynomial'])
 def test_each_curve_is_that_of_its_own_submission(scheme, short, tmp_path):
-  (run,) = steps.trainings(options())
+  run = steps.trainings(options())[0]
   followed = run.execute(str(tmp_path / 'study'))
   name = {'polynomial': 'polynomial 4'}.get(scheme, f'{scheme} 1 %')
   settings = Settings(
@@ -60,7 +61,7 @@ def test_each_curve_is_that_of_its_own_submission(scheme, short, tmp_path):
 
 
 def test_an_average_costs_seconds_beside_those_of_training(short, tmp_path):
-  (run,) = steps.trainings(options())
+  run = steps.trainings(options())[0]
   found = run.execute(str(tmp_path))
   own = found['averaging_seconds']
   assert own['raw'] < own['lawa 10 %']
@@ -72,18 +73,13 @@ def test_an_average_costs_seconds_beside_those_of_training(short, tmp_path):
     assert billed < total <= billed + own[name] + 1e-9
 
 
-def test_shampoo_trains_at_nadamws_point_in_its_own_terms():
-  nadamw, shampoo = steps.trainings(options(optimizers=['nadamw', 'shampoo']))
-  assert shampoo.point['one_minus_beta2'] == 1 - nadamw.point['beta2']
-  assert shampoo.point['learning_rate'] == nadamw.point['learning_rate']
-  assert shampoo.name != nadamw.name
-
-
-def runs(raw, others):
-  curves = {name: curve(others) for name in steps.CANDIDATES}
+def runs(raw, others, tuned_for='raw'):
+  curves = {name: curve(others) for name in tuned.CANDIDATES}
   return [
-    result(curves | {'raw': curve(raw)}, optimizer='nadamw'),
-    result({'raw': curve(64)}, optimizer='shampoo'),
+    result(
+      curves | {'raw': curve(raw)}, optimizer='nadamw', tuned_for=tuned_for
+    ),
+    result({'raw': curve(64)}, optimizer='shampoo', tuned_for='raw'),
   ]
 
 
@@ -91,7 +87,7 @@ def test_table_has_a_line_for_each_workload_and_one_for_all():
   found = lines(steps.table(steps.rows_of(runs(80, 50))))
   assert found[1][:5] == ['w', '80 (0.80)', 'nadamw', '1.00', '0.62']
   assert found[2][:4] == ['**median of all runs**', '', 'nadamw', '1.00']
-  assert found[3] == ['w', '80 (0.80)', 'shampoo', '0.80', *6 * '–']
+  assert found[3] == ['w', '80 (0.80)', 'shampoo', '0.80', *8 * '–']
   table = steps.table(steps.rows_of(runs(None, 50)))
   assert lines(table)[1][1:4] == [
     'not reached in 1 of 1',
@@ -100,9 +96,77 @@ def test_table_has_a_line_for_each_workload_and_one_for_all():
   ]
 
 
+def test_a_run_has_rows_for_each_kind_whose_point_it_has():
+  rows = steps.rows_of(runs(80, 50, 'raw, ema'))
+  nadamw = [row for row in rows if row['optimizer'] == 'nadamw']
+  for kind, number in (('raw', 18), ('ema', 7)):
+    own = [row for row in nadamw if row['tuned_for'] == kind]
+    assert len(own) == number
+  assert {r['candidate'].split()[0] for r in own} == {'ema'}
+  assert {r['ratio_to_nadamw'] for r in own} == {50 / 80}
+
+
+def test_methods_are_compared_at_their_own_points(monkeypatch):
+  monkeypatch.setattr(
+    tuned, 'winners', lambda *_: {'ema': {'average': 'ema 3 %', 'point': {}}}
+  )
+  at_raw = runs(80, 70)[0]
+  # The best of the same length everywhere is at 60, on both seeds.
+  at_raw['curves']['lawa 5 %'] = curve(60)
+  own = result(
+    {'ema 3 %': curve(50), 'ema 1 %': curve(52), 'raw': curve(None)},
+    optimizer='nadamw',
+    tuned_for='ema',
+  )
+  rows = steps.rows_of([at_raw, own])
+  assert steps.best_horizons(rows)['nadamw', 'lawa'] == 'lawa 5 %'
+  header, line, _ = lines(steps.equal_budget(rows))
+  found = dict(zip(header, line, strict=True))
+  assert found['raw'] == '1.00'
+  assert found['lawa 5 %'] == '0.75'
+  assert found['lawa, tuned'] == '–'
+  # 70 / 80 at NadamW's point, 50 / 80 at its own.
+  assert (found['ema 0.5 %'], found['ema, tuned']) == ('0.88', '0.62')
+
+
+def test_gains_of_the_final_metric_are_in_units_of_the_seeds_range():
+  results = []
+  for seed, raw in enumerate((0.40, 0.44, 0.50)):
+    curves = {
+      'raw': [[100, 1.0, raw]],
+      'ema 1 %': [[100, 1.0, raw - 0.05]],
+      'lawa 1 %': [[100, 1.0, raw + 0.02]],
+    }
+    results.append(
+      result(curves, seed=seed, optimizer='nadamw', tuned_for='raw')
+    )
+  header, line = lines(steps.final_metric(steps.rows_of(results)))
+  found = dict(zip(header, line, strict=True))
+  assert found['NadamW, median (range)'] == '0.44 (range 0.1)'
+  assert (found['raw'], found['ema 1 %']) == ('+0.00', '+0.50')
+  assert found['lawa 1 %'] == '-0.20'
+
+
+def test_levels_are_those_of_the_raw_weights_of_the_run():
+  falling = [[s, 1.0, 1.0 - s / 100] for s in range(10, 101, 10)]
+  ahead = [[s, 1.0, 1.0 - 1.25 * s / 100] for s in range(10, 101, 10)]
+  run = result(
+    {'raw': falling, 'ema 1 %': ahead, 'ema 1 % current': falling},
+    optimizer='nadamw',
+    tuned_for='raw, ema',
+  )
+  rows = steps.levels_of([run, run | {'tuned_for': 'lawa'}])
+  assert [row['fraction'] for row in rows] == [0.5, 0.6, 0.7, 0.8, 0.9]
+  assert {row['candidate'] for row in rows} == {'ema 1 %'}
+  assert [row['ratio'] for row in rows] == pytest.approx(5 * [0.8])
+  table = lines(steps.levels_table(rows))
+  assert ['w', 'nadamw', 'ema 1 %', *5 * ['0.80']] in table
+
+
 def test_the_committed_rows_are_readable(tmp_path):
   rows = steps.STUDY.committed('study.json')
   assert tuple(rows[0]) == steps.COLUMNS
   assert len(lines(steps.table(rows))) == 11
+  assert len(lines(steps.equal_budget(rows))) == 11
   steps.draw(rows, tmp_path / 'ratios.png')
   assert (tmp_path / 'ratios.png').stat().st_size > 10_000

@@ -10,7 +10,7 @@ from study_runs import lines
 
 from lab.core.errors import InputError
 from lab.studies import tune
-from lab.studies.parts import execution, search, study
+from lab.studies.parts import execution, search, training, tuned
 from lab.workloads import click_dlrm, denoise_unet
 
 NAN = math.nan
@@ -243,15 +243,43 @@ def test_a_search_is_resumed_extended_and_refuses_other_ranges(
   assert more[:4] == trials
   assert len(more) == 6
 
-  monkeypatch.setattr(study, 'ROOT', tmp_path)
-  tuned = tmp_path / click_dlrm.Workload().tuned_search_space
-  tuned.parent.mkdir(parents=True)
+  monkeypatch.setattr(training, 'ROOT', tmp_path)
+  path = training.tuned_path('click_dlrm')
+  path.parent.mkdir(parents=True)
   tune.main([*command, '--report_only', '--promote'])
   record = json.loads((folder / 'search.json').read_text())
-  (point,) = json.loads(tuned.read_text())
-  assert point == tune.nadamw_point(record['winners']['raw']['point'])
-  with pytest.raises(InputError, match=r'method=.shampoo'):
-    tune.promote(record | {'method': 'shampoo'})
+  raw = record['winners']['raw']['point']
+  assert json.loads(path.read_text()) == [tuned.nadamw_point(raw)]
+  assert training.tuned_point('click_dlrm') == tuned.nadamw_point(raw)
+
+  # Shampoo has NadamW's point in its terms, until it has one of its own.
+  in_terms = training.tuned_point('click_dlrm', 'shampoo')
+  assert in_terms == pytest.approx(raw)
+  changed = {'raw': {'point': raw | {'learning_rate': 0.5}}}
+  tune.promote(record | {'method': 'shampoo', 'winners': changed})
+  assert training.tuned_point('click_dlrm', 'shampoo')['learning_rate'] == 0.5
+  assert training.tuned_point('click_dlrm') == tuned.nadamw_point(raw)
+
+
+def test_kinds_that_share_a_point_share_a_run(monkeypatch, tmp_path):
+  monkeypatch.setattr(training, 'ROOT', tmp_path)
+  monkeypatch.setattr(tuned, 'ROOT', tmp_path)
+  path = training.tuned_path('click_dlrm')
+  path.parent.mkdir(parents=True)
+  one, other = POINT, POINT | {'learning_rate': 0.02}
+  path.write_text(json.dumps([tuned.nadamw_point(one)]))
+  assert tuned.kinds_by_point('click_dlrm', 'nadamw') == [
+    (tuned.nadamw_point(one), ('raw',))
+  ]
+  points = {'raw': one, 'lawa': other, 'ema': one, 'polynomial': other}
+  record = {'winners': {kind: {'point': p} for kind, p in points.items()}}
+  folder = tuned.folder('click_dlrm', 'nadamw')
+  folder.mkdir(parents=True)
+  (folder / 'search.json').write_text(json.dumps(record))
+  assert tuned.kinds_by_point('click_dlrm', 'nadamw') == [
+    (tuned.nadamw_point(one), ('raw', 'ema')),
+    (tuned.nadamw_point(other), ('lawa', 'polynomial')),
+  ]
 
 
 def test_a_workload_without_a_regularizer_does_not_search_over_it(

@@ -1,0 +1,214 @@
+"""When averaging pays: against momentum, learning rate and the target's place.
+
+A trial of a search that was trained to its end is a run of the raw weights at
+its own point, and the averages that followed it. Every loss level of the run is
+a possible target; the gain of an average is its steps to a level as a multiple
+of the raw weights' steps. The trials give that gain against the memory of the
+momentum, 1 / (1 - beta1) steps, as a fraction of T, and against the learning
+rate. The runs of `steps` give it against the level's place in the schedule, and
+runs of one workload that are four times as long show if the length matters.
+
+Writes trials.json (a row for each trial and level), long.json (ratios of the
+long runs, as levels.json of `steps`) and gains.png.
+"""
+
+import argparse
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lab.core import logs
+from lab.studies import steps
+from lab.studies.parts import frame, levels, plots, tables, tuned
+from lab.studies.parts.averages import Averages
+from lab.studies.parts.frame import Row
+from lab.studies.parts.study import Study
+from lab.studies.parts.training import Result, Training, tuned_point
+from lab.workloads import WORKLOADS
+
+METHOD = 'nadamw'
+LONG_WORKLOAD, LONG_FACTOR = 'stdlib_lm', 4
+# In figures and tables: the default and the longest horizon that is not too
+# long for any workload.
+SHOWN = ('ema 1 %', 'ema 5 %', 'lawa 1 %', 'lawa 10 %')
+FRACTION = 0.8
+
+
+def trainings(options: argparse.Namespace) -> list[Training]:
+  """The long runs; trials are read from the committed searches."""
+  return [
+    Training(
+      workload=workload,
+      submission=METHOD,
+      point=tuned_point(workload),
+      seed=seed,
+      follower=Averages,
+      follows={
+        'candidates': tuned.CANDIDATES,
+        'evaluated_from': steps.EVALUATED_FROM,
+      },
+      columns={'optimizer': METHOD, 'tuned_for': 'raw'},
+      budget_factor=LONG_FACTOR,
+      needs_target=False,
+    )
+    for seed in options.seeds
+    for workload in options.workloads
+  ]
+
+
+def trial_rows(
+  record: Mapping[str, Any], trials: Iterable[Mapping[str, Any]]
+) -> list[Row]:
+  """Make the rows of a search.
+
+  Args:
+    record: content of its search.json.
+    trials: content of its trials.json; one that was stopped is left out.
+  """
+  rows = []
+  for trial in trials:
+    if trial['stopped'] is not None:
+      continue
+    found = levels.ratios(
+      trial['steps'],
+      trial['curves'],
+      trial['budget_steps'],
+      record['higher_is_better'],
+    )
+    rows += [
+      {
+        'workload': record['workload'],
+        'trial': trial['trial'],
+        'learning_rate': trial['point']['learning_rate'],
+        'memory': 1.0
+        / (trial['point']['one_minus_beta1'] * trial['budget_steps']),
+        'best': trial['best']['raw'],
+        'fraction': fraction,
+        'ratios': ratios,
+      }
+      for fraction, ratios in found.items()
+    ]
+  return rows
+
+
+def trials_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of trials.json, from the committed searches."""
+  del results
+  rows = []
+  for workload in sorted(WORKLOADS):
+    folder = tuned.folder(workload, METHOD)
+    record = logs.read_json(str(folder / 'search.json'))
+    trials = logs.read_json(str(folder / 'trials.json'))
+    if record is not None and trials is not None:
+      rows += trial_rows(record, trials)
+  return rows
+
+
+def _frame(rows: Iterable[Row], fraction: float) -> pd.DataFrame:
+  """A row for each trial, a column for each average; infinite where never."""
+  lines = [
+    {key: row[key] for key in ('workload', 'learning_rate', 'memory', 'best')}
+    | {n: math.inf if v is None else v for n, v in row['ratios'].items()}
+    for row in rows
+    if row['fraction'] == fraction
+  ]
+  return pd.DataFrame(lines)
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Make the table of rank correlations over the trials of each search.
+
+  Spearman's rho of an average's ratio with the momentum's memory and with the
+  learning rate, at the level that the raw weights reach at 0.8 T; the p-value
+  is in brackets. Below 0: the ratio falls, the gain grows.
+  """
+  data = _frame(rows, FRACTION)
+  lines = []
+  for workload, group in data.groupby('workload'):
+    for name in SHOWN:
+      line = [str(workload), str(len(group)), name]
+      line.append(tables.number(frame.median(group[name])))
+      for column in ('memory', 'learning_rate'):
+        rho, p = stats.spearmanr(group[column], group[name])
+        line.append(f'{rho:+.2f} ({p:.2g})' if math.isfinite(rho) else '–')
+      lines.append(line)
+  header = ['workload', 'trials', 'average', 'median ratio']
+  header += ["rho with the momentum's memory", 'rho with the learning rate']
+  return tables.markdown(header, lines)
+
+
+def long_table(rows: Sequence[Row]) -> str:
+  """Make the table of ratios by length of the run and place of the level."""
+  usual = pd.DataFrame(steps.STUDY.committed('levels.json'))
+  usual = usual[
+    (usual['workload'] == LONG_WORKLOAD) & (usual['optimizer'] == METHOD)
+  ]
+  lines = []
+  for times, data in ((1, usual), (LONG_FACTOR, pd.DataFrame(rows))):
+    for name in SHOWN:
+      own = data[data['candidate'] == name]
+      ratios = own['ratio'].astype(float).fillna(math.inf)
+      medians = ratios.groupby(own['fraction']).agg(frame.median)
+      cells = [tables.number(medians.get(f)) for f in levels.FRACTIONS]
+      seeds = str(own['seed'].nunique())
+      lines.append([f'{times} T', seeds, name, *cells])
+  header = ['length', 'seeds', 'average']
+  header += [f'raw at {fraction:g}' for fraction in levels.FRACTIONS]
+  return tables.markdown(header, lines)
+
+
+def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
+  """Ratios of trials against memory and rate, and against the level's place."""
+  data = _frame(rows, FRACTION)
+  place = pd.DataFrame(steps.STUDY.committed('levels.json'))
+  place = place[place['optimizer'] == METHOD]
+  shown = ('ema 5 %', 'lawa 10 %')
+  with plots.panels(len(shown), 3, 11, 6.4, sharey=True) as (figure, panels):
+    for row, name in enumerate(shown):
+      for number, (workload, group) in enumerate(data.groupby('workload')):
+        style = {
+          'marker': plots.MARKERS[number],
+          'color': f'C{number}',
+          'markerfacecolor': 'none',
+          'label': workload,
+        }
+        for axes, column in zip(
+          panels[row], ('memory', 'learning_rate'), strict=False
+        ):
+          known = group[np.isfinite(group[name])]
+          axes.plot(known[column], known[name], linestyle='', **style)
+        own = place[
+          (place['workload'] == workload) & (place['candidate'] == name)
+        ]
+        ratios = own['ratio'].astype(float).fillna(math.inf)
+        medians = ratios.groupby(own['fraction']).agg(frame.median)
+        panels[row][2].plot(medians.index, medians, **style)
+      panels[row][0].set(
+        xscale='log', xlabel="momentum's memory, fraction of T",
+        ylabel=f'{name}: steps over those of the raw weights',
+      )  # fmt: skip
+      panels[row][1].set(xscale='log', xlabel='learning rate')
+      panels[row][2].set(xlabel='place of the level, fraction of T')
+      for axes in panels[row]:
+        axes.axhline(1.0, color='black', linewidth=0.5)
+    plots.legend_above(figure, panels[0][0], 4)
+    plots.save(figure, path)
+
+
+STUDY = Study(
+  folder='gains',
+  seeds=(0, 1, 2),
+  trainings=trainings,
+  files={'long.json': steps.levels_of, 'trials.json': trials_of},
+  tables={
+    'Trials of the searches': ('trials.json', table),
+    'Length of the run': ('long.json', long_table),
+  },
+  figures={'gains.png': ('trials.json', draw)},
+  workloads=(LONG_WORKLOAD,),
+)
