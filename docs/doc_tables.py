@@ -13,8 +13,8 @@ import algoperf_table
 
 from benchmarks import tables as bench
 from benchmarks.gpu import table as gpu_table
-from lab.studies import auto, horizon, repeated, steps
-from lab.studies.parts import frame
+from lab.studies import auto, gains, horizon, published, repeated, steps, tune
+from lab.studies.parts import frame, search, tables
 from lab.studies.parts.tables import number
 from weightavg.averaging_config import point_fields
 from weightavg.config_fields import REQUIRED, allowed_text, fields_by_key
@@ -96,6 +96,82 @@ def front_page() -> str:
 def steps_to_target() -> str:
   """Steps to target on the local workloads, as a multiple of NadamW's."""
   return steps.table(results('study/study.json'))
+
+
+def equal_budget() -> str:
+  """Steps to target of methods that were tuned on the same trials."""
+  return steps.equal_budget(results('study/study.json'))
+
+
+def final_metric() -> str:
+  """Best metric within the budget, against NadamW's."""
+  return steps.final_metric(results('study/study.json'))
+
+
+def levels() -> str:
+  """Steps to the levels that the raw weights reach at 0.5 to 0.9 T."""
+  return steps.levels_table(results('study/levels.json'))
+
+
+def published_points() -> str:
+  """Best of the five published points on each workload."""
+  return published.table(results('published/published.json'))
+
+
+def search_ranges() -> str:
+  """Ranges of every search."""
+  lines = [
+    [
+      f'`{name}`',
+      ', '.join(map(str, span['feasible_points']))
+      if 'feasible_points' in span
+      else f'{span["min"]:g} to {span["max"]:g}, {span["scaling"]} scale',
+    ]
+    for name, span in search.RANGES.items()
+  ]
+  return tables.markdown(['hyperparameter', 'values'], lines)
+
+
+def _searches() -> list[dict[str, Any]]:
+  folders = sorted((RESULTS / 'tuning').glob('*/search.json'))
+  return [json.loads(path.read_text()) for path in folders]
+
+
+def searches() -> str:
+  """Extent of each search."""
+  lines = [
+    [
+      record['workload'],
+      record['method'],
+      str(record['trials']),
+      str(record['stopped_trials']),
+      number(record['fraction_of_steps']),
+    ]
+    for record in _searches()
+    if 'winners' in record
+  ]
+  header = ['workload', 'method', 'trials', 'stopped early', 'of all steps']
+  return tables.markdown(header, lines)
+
+
+def tuned_points() -> str:
+  """Winning point and average of each kind, by workload and method."""
+  return '\n\n'.join(
+    f'`{record["workload"]}`, `{record["method"]}` ({record["metric"]}):\n\n'
+    + tune.table(record)
+    for record in _searches()
+    if 'winners' in record
+  )
+
+
+def trial_gains() -> str:
+  """Correlations of gains with momentum and learning rate over trials."""
+  return gains.table(results('gains/trials.json'))
+
+
+def long_runs() -> str:
+  """Ratios in runs of one and of four times the step hint."""
+  return gains.long_table(results('gains/long.json'))
 
 
 def horizons() -> str:

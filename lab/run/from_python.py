@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lab.core import search_space
+from lab.core.frameworks import framework_of
 from lab.run import submissions
 from lab.run.distributed import Context
 from lab.run.observers import Observer
@@ -28,7 +29,7 @@ def train(
   same workload, submission, point and seed, bit for bit.
 
   Args:
-    workload: A local workload.
+    workload: A local workload, or its twin in JAX for a submission in JAX.
     submission_path: File with the submission functions, below the working
       directory.
     point: Hyperparameters by name.
@@ -42,8 +43,10 @@ def train(
     ValueError: the submission does not take the point.
   """
   submission = submissions.load(submission_path)
+  folder = os.path.basename(os.path.dirname(submission_path))
   settings = Settings(
     workload=workload.name,
+    framework=framework_of(folder),
     submission_path=submission_path,
     experiment_dir=os.path.dirname(directory),
     experiment_name=os.path.basename(directory),

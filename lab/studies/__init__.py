@@ -13,6 +13,7 @@ of each run, its tables and its figures; `parts` does the rest.
 | `quickstart` | how much does averaging change one run? |
 | `published` | how far do AlgoPerf's published points come? |
 | `gains` | when does averaging pay? |
+| `frameworks` | do PyTorch and JAX reach the target alike? |
 | `calibrate` | which target does a workload's baseline set? |
 | `tune` | which hyperparameters suit a method on a workload? |
 | `choices` | which average has each evaluation of a trial seen? |

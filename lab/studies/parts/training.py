@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from lab.core import search_space
+from lab.core.frameworks import framework_of
 from lab.run import from_python
 from lab.run.observers import Observer
 from lab.workloads import build_workload
@@ -110,9 +111,17 @@ class Training:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f'{self.workload}_{self.submission}_{self.seed}_{digest}'
 
+  def _build_workload(self) -> Any:
+    if framework_of(self.submission) == 'jax':
+      # JAX is an extra.
+      from lab.workloads import jax as twins
+
+      return twins.build_workload(self.workload)
+    return build_workload(self.workload)
+
   def execute(self, directory: str) -> Result:
     """Train in this process; the follower's findings beside the columns."""
-    workload = build_workload(self.workload)
+    workload = self._build_workload()
     workload.epochs = self.epochs
     point, steps = dict(self.point), None
     if self.budget_factor != 1.0:
