@@ -41,7 +41,7 @@ def test_both_frameworks_train_alike(shrink, tmp_path):
 
 def test_a_workload_without_a_twin_is_refused():
   options = argparse.Namespace(workloads=['click_dlrm'], seeds=[0])
-  with pytest.raises(InputError, match="workloads='click_dlrm'. Must be among"):
+  with pytest.raises(InputError, match=r"='click_dlrm'. Must be among"):
     frameworks.trainings(options)
 
 
