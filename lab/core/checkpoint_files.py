@@ -23,3 +23,14 @@ def latest(directory: str) -> str | None:
   """Return the path of the last checkpoint in a directory, or None."""
   found = steps(directory)
   return path_of(directory, found[-1]) if found else None
+
+
+def step_of(path: str) -> int:
+  """Return the step of a checkpoint.
+
+  >>> step_of('trial_1/checkpoint_20')
+  20
+  """
+  match = _NAME.fullmatch(os.path.basename(path))
+  assert match is not None, path
+  return int(match[1])

@@ -9,12 +9,16 @@ import csv
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from absl import logging
+
+from lab.core import atomic_files
 
 Row = dict[str, Any]
 
@@ -23,22 +27,16 @@ EVAL_MEASUREMENTS = 'eval_measurements.csv'
 HPARAMS = 'hparams.json'
 
 
-def _replace(path: str, write: Callable[[Any], None]) -> None:
-  temporary = f'{path}.temporary'
-  with open(temporary, 'w', encoding='utf-8', newline='') as file:
-    write(file)
-  os.replace(temporary, path)
-
-
 def write_json(path: str, content: Any) -> None:
   """Write a JSON file; it appears complete or not at all."""
-  _replace(path, lambda file: file.write(json.dumps(content, indent=2) + '\n'))
+  text = json.dumps(content, indent=2) + '\n'
+  atomic_files.replace(path, lambda file: file.write(text))
 
 
 def write_rows(path: str, rows: Iterable[Row]) -> None:
   """Write a JSON list, one row a line; it appears complete or not at all."""
   lines = ',\n'.join(map(json.dumps, rows))
-  _replace(path, lambda file: file.write(f'[\n{lines}\n]\n'))
+  atomic_files.replace(path, lambda file: file.write(f'[\n{lines}\n]\n'))
 
 
 def read_json(path: str) -> Any:
@@ -46,7 +44,46 @@ def read_json(path: str) -> Any:
   try:
     with open(path, encoding='utf-8') as file:
       return json.load(file)
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
+    return None
+
+
+def _read_rows(path: str) -> tuple[list[str], list[Row], bool]:
+  """Return columns and whole rows of a CSV file, and if others were damaged.
+
+  A run that was killed while writing leaves a short last line, which is not
+  counted.
+  """
+  columns: list[str] = []
+  rows: list[Row] = []
+  damaged: list[int] = []
+  with open(path, encoding='utf-8', errors='replace', newline='') as file:
+    # The csv module stops at a NUL.
+    lines = csv.reader(line.replace('\0', '\ufffd') for line in file)
+    number = 0
+    while True:
+      number += 1
+      try:
+        cells = next(lines)
+      except StopIteration:
+        break
+      except csv.Error:
+        damaged.append(number)
+        continue
+      if not columns:
+        columns = cells
+      elif len(cells) == len(columns):
+        rows.append(dict(zip(columns, cells, strict=True)))
+      else:
+        damaged.append(number)
+  return columns, rows, damaged not in ([], [number - 1])
+
+
+def _step(row: Row) -> int | None:
+  """Return the step of a row; None if it holds no whole number."""
+  try:
+    return int(row['global_step'])
+  except (KeyError, TypeError, ValueError):
     return None
 
 
@@ -57,7 +94,8 @@ class Table:
   AlgoPerf's files.
 
   Args:
-    path: The file. Rows of an existing file are kept.
+    path: The file. Whole rows of an existing file are kept; a file with others
+      is copied to <path>.damaged.
   """
 
   def __init__(self, path: str) -> None:
@@ -65,11 +103,14 @@ class Table:
     self.columns: list[str] = []
     self.rows: list[Row] = []
     if os.path.exists(path):
-      with open(path, encoding='utf-8', newline='') as file:
-        reader = csv.DictReader(file)
-        self.columns = list(reader.fieldnames or [])
-        # A run that was killed while writing leaves a short last line.
-        self.rows = [row for row in reader if None not in row.values()]
+      self.columns, self.rows, damaged = _read_rows(path)
+      if damaged:
+        shutil.copyfile(path, f'{path}.damaged')
+        logging.warning(
+          '%s: damaged rows are left out. The whole file is %s.damaged.',
+          path,
+          path,
+        )
 
   def append(self, row: Row) -> None:
     """Append a row to the file."""
@@ -88,6 +129,12 @@ class Table:
     self.rows = self.rows[: keep[-1] + 1] if keep else []
     self.rewrite()
 
+  def sync(self) -> None:
+    """Put all rows on the disk."""
+    if os.path.exists(self.path):
+      with open(self.path, 'rb') as file:
+        os.fsync(file.fileno())
+
   def rewrite(self) -> None:
     """Write the whole file again."""
 
@@ -96,7 +143,7 @@ class Table:
       writer.writeheader()
       writer.writerows(self.rows)
 
-    _replace(self.path, write)
+    atomic_files.replace(self.path, write)
 
 
 def _plain(value: Any) -> Any:
@@ -140,12 +187,23 @@ class MetricsLogger:
     """The most recent row, of the runner or of the submission."""
     return self._all.rows[-1] if self._all.rows else None
 
+  def sync(self) -> None:
+    """Put all rows on the disk."""
+    self._all.sync()
+    self._evals.sync()
+
   def rewind(self, global_step: int) -> None:
-    """Remove the rows after the evaluation at `global_step`."""
+    """Remove the rows that a run from `global_step` on logs again.
+
+    An evaluation logs the number of updates before it. An update logs the
+    number of those before itself.
+    """
 
     def is_last(row: Row) -> bool:
-      return int(row['global_step']) == global_step and bool(
-        row.get('total_duration')
+      step = _step(row)
+      is_evaluation = bool(row.get('total_duration'))
+      return step is not None and (
+        step < global_step or (step == global_step and is_evaluation)
       )
 
     self._all.drop_after(is_last)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lab.core import checkpoint_files
+from lab.core import checkpoint_files, checksums, torch_files
 from lab.core.errors import InputError
 from lab.offline import posthoc
 
@@ -36,6 +36,21 @@ def snapshot_steps(directory: str) -> list[int]:
 def state_path(directory: str, step: int) -> str:
   """Return the path of the accumulators' state at a checkpoint's step."""
   return os.path.join(folder_of(directory), f'state_{step}.pt')
+
+
+def damage(directory: str, step: int) -> str | None:
+  """Return why the state of a checkpoint's step cannot be used, or None."""
+  path = state_path(directory, step)
+  if not os.path.exists(path):
+    return (
+      f'{path} is missing (--posthoc_every resumes only a run that had the '
+      'flag from its start)'
+    )
+  digests = checksums.known(path)
+  if digests and checksums.of_file(path) not in digests:
+    return f'{path} does not match its checksum'
+  reason = None if digests else torch_files.damage(path)
+  return reason and f'{path} is {reason}'
 
 
 class RunAccumulators:
@@ -89,14 +104,8 @@ class RunAccumulators:
     content = {'step': step, **self._accumulators.state_dict()}
     try:
       os.makedirs(folder_of(self._directory), exist_ok=True)
-      with open(temporary, 'wb') as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
+      checksums.replace(path, lambda f: torch.save(content, f), temporary)
     except (OSError, RuntimeError) as error:
-      if os.path.exists(temporary):
-        os.remove(temporary)
       reason = getattr(error, 'strerror', None) or error
       raise InputError(f'Cannot write {path}: {reason}.') from error
     states = set(_found(self._directory, _STATE).values())
@@ -116,7 +125,7 @@ class RunAccumulators:
         'have had the flag from its start.'
       )
     try:
-      content: Any = torch.load(path, map_location='cpu', weights_only=True)
+      content: Any = torch_files.load(path, map_location='cpu')
       if content['step'] != step:
         raise ValueError(f'of step {content["step"]}')
       self._accumulators.load_state_dict(content)
@@ -130,7 +139,7 @@ class RunAccumulators:
   def _remove(self, pattern: re.Pattern, steps: set[int]) -> None:
     for name, step in _found(self._directory, pattern).items():
       if step in steps:
-        os.remove(os.path.join(folder_of(self._directory), name))
+        checksums.remove(os.path.join(folder_of(self._directory), name))
 
 
 def _found(directory: str, pattern: re.Pattern) -> dict[str, int]:

@@ -2,18 +2,21 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import torch
 from absl import logging
 
+from lab.core import checkpoint_files, checksums, torch_files
 from lab.core.checkpoint_files import path_of, steps
 from lab.core.errors import InputError
 from lab.run.run_state import RunState
 
 # Not checkpoint_*: a reader that globs for those must not find half a file.
 TEMPORARY = '.temporary_checkpoint'
+_CHECKSUM = re.compile(r'\.checkpoint_\d+\.sha256(\.temporary)?')
 KEYS = (
   'model_params',
   'optimizer_state',
@@ -36,20 +39,24 @@ def _is_jax(state: RunState) -> bool:
   return isinstance(state.optimizer_state, tuple)
 
 
-def _write(write: Callable[[IO[bytes]], object], path: str) -> None:
+def _write(write: Callable[[Any], object], path: str) -> None:
+  """Write a checkpoint, complete and with its checksum, or nothing.
+
+  Raises:
+    InputError: It cannot be written; earlier checkpoints are as they were.
+  """
   directory = os.path.dirname(path)
-  temporary = os.path.join(directory, TEMPORARY)
-  with open(temporary, 'wb') as file:
-    write(file)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-  # The new name is on the disk only once the directory is.
-  descriptor = os.open(directory, os.O_RDONLY)
   try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+    checksums.replace(path, write, os.path.join(directory, TEMPORARY))
+  except (OSError, RuntimeError) as error:
+    # Torch's writer turns an error of the file system into a RuntimeError.
+    cause = error if isinstance(error, OSError) else error.__context__
+    reason = getattr(cause, 'strerror', None) or error
+    last = checkpoint_files.latest(directory)
+    raise InputError(
+      f'Cannot write {path}: {reason}. '
+      + (f'The last checkpoint is {last}.' if last else 'There is none yet.')
+    ) from error
 
 
 def save(state: RunState, directory: str, keep_all: bool = True) -> str:
@@ -63,6 +70,9 @@ def save(state: RunState, directory: str, keep_all: bool = True) -> str:
     state: The run.
     directory: The trial's directory.
     keep_all: Keep earlier checkpoints; otherwise they go once this one exists.
+
+  Raises:
+    InputError: It cannot be written; earlier checkpoints are as they were.
   """
   path = path_of(directory, state.global_step)
   if _is_jax(state):
@@ -70,9 +80,17 @@ def save(state: RunState, directory: str, keep_all: bool = True) -> str:
 
     encoded = jax_checkpoints.encode(state)
     _write(lambda file: file.write(encoded), path)
-    if not keep_all:
-      jax_checkpoints.remove_older(directory, state.global_step)
-    return path
+  else:
+    content = _content(state)
+    _write(lambda file: torch.save(content, file), path)
+  if not keep_all:
+    for step in steps(directory):
+      if step != state.global_step:
+        checksums.remove(path_of(directory, step))
+  return path
+
+
+def _content(state: RunState) -> dict[str, Any]:
   optimizer_state = {}
   for key, value in state.optimizer_state.items():
     if hasattr(value, 'state_dict'):
@@ -83,7 +101,7 @@ def save(state: RunState, directory: str, keep_all: bool = True) -> str:
         key,
         type(value).__name__,
       )
-  content = {
+  return {
     'model_params': unwrapped(state.model_params).state_dict(),
     'optimizer_state': optimizer_state,
     'model_state': state.model_state,
@@ -92,12 +110,53 @@ def save(state: RunState, directory: str, keep_all: bool = True) -> str:
     'global_step': state.global_step,
     'preemption_count': state.preemption_count,
   }
-  _write(lambda file: torch.save(content, file), path)
-  if not keep_all:
-    for step in steps(directory):
-      if step != state.global_step:
-        os.remove(path_of(directory, step))
-  return path
+
+
+def damage(path: str, is_jax: bool = False) -> str | None:
+  """Return why a checkpoint cannot be trusted, or None.
+
+  Its SHA-256 decides. Without one a PyTorch file has the CRC-32s of its
+  archive, and a file of a run in JAX is read.
+
+  Args:
+    path: The checkpoint.
+    is_jax: Whether it is one of a run in JAX.
+  """
+  digests = checksums.known(path)
+  try:
+    if digests:
+      found = checksums.of_file(path)
+      return None if found in digests else 'does not match its checksum'
+    if os.path.isfile(path) and is_jax:
+      from lab.run import jax_checkpoints
+
+      return jax_checkpoints.damage(path)
+    if os.path.isfile(path):
+      return torch_files.damage(path)
+  except OSError as error:
+    return f'cannot be read: {error.strerror}'
+  return 'is not a file'
+
+
+def newest(
+  directory: str, is_usable: Callable[[int], str | None]
+) -> tuple[str | None, list[str]]:
+  """Find the newest checkpoint that nothing is wrong with.
+
+  Args:
+    directory: The trial's.
+    is_usable: Returns what is wrong with the checkpoint of a step, or None.
+
+  Returns:
+    Its path, or None, and a line for each newer one.
+  """
+  skipped: list[str] = []
+  for step in reversed(steps(directory)):
+    path, reason = path_of(directory, step), is_usable(step)
+    if reason is None:
+      return path, skipped
+    skipped.append(f'{path}: {reason}')
+  return None, skipped
 
 
 def read(path: str, device: torch.device) -> dict[str, Any]:
@@ -107,7 +166,7 @@ def read(path: str, device: torch.device) -> dict[str, Any]:
     InputError: the file is missing, truncated or not a checkpoint of a run.
   """
   try:
-    content = torch.load(path, map_location=device, weights_only=True)
+    content = torch_files.load(path, map_location=device)
   except Exception as error:
     # Torch raises whatever its zip reader and unpickler do.
     raise InputError(
@@ -171,5 +230,17 @@ def restore(state: RunState, path: str, device: torch.device) -> None:
 
 def remove_temporary(directory: str) -> None:
   """Remove what a run that was killed while saving left behind."""
-  with contextlib.suppress(FileNotFoundError):
-    os.remove(os.path.join(directory, TEMPORARY))
+  for path in (os.path.join(directory, TEMPORARY), *_orphans(directory)):
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(path)
+
+
+def _orphans(directory: str) -> list[str]:
+  """Checksums without a checkpoint, and unfinished ones."""
+  names = [name for name in os.listdir(directory) if _CHECKSUM.fullmatch(name)]
+  return [
+    os.path.join(directory, name)
+    for name in names
+    if name.endswith('.temporary')
+    or not os.path.exists(os.path.join(directory, name[1 : -len('.sha256')]))
+  ]

@@ -37,14 +37,29 @@ class Context:
 
     Under several processes this is a collective, so it is a barrier too.
     """
+    now, _ = self._agreed_clock(0)
+    return now
+
+  def clock_and_largest(self, number: int) -> tuple[float, int]:
+    """The clock, and the largest of the ranks' numbers by the same collective.
+
+    Args:
+      number: Of this rank; a whole number below 2^53.
+    """
+    if self.world_size == 1:
+      return self.clock(), number
+    return self._agreed_clock(number)
+
+  def _agreed_clock(self, number: int) -> tuple[float, int]:
     if self.device.type == 'cuda':
       torch.cuda.synchronize(self.device)
     now = time.time()
     if self.world_size == 1:
-      return now
-    latest = torch.tensor(now, dtype=torch.float64, device=self.device)
-    dist.all_reduce(latest, op=dist.ReduceOp.MAX)
-    return latest.item()
+      return now, number
+    both = torch.tensor([now, number], dtype=torch.float64, device=self.device)
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    latest, largest = both.tolist()
+    return latest, int(largest)
 
   def barrier(self) -> None:
     """Wait for all ranks."""

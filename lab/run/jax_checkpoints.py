@@ -5,12 +5,10 @@ not the compiled functions beside it, as the benchmark does.
 """
 
 import json
-import os
 from typing import Any
 
 from flax import serialization
 
-from lab.core.checkpoint_files import path_of, steps
 from lab.core.errors import InputError
 from lab.run.run_state import RunState
 
@@ -36,11 +34,34 @@ def encode(state: RunState) -> bytes:
   )
 
 
-def remove_older(directory: str, step: int) -> None:
-  """Remove the checkpoints of all other steps."""
-  for old in steps(directory):
-    if old != step:
-      os.remove(path_of(directory, old))
+def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Return the trees and the plain values of a checkpoint file.
+
+  Raises:
+    InputError: the file cannot be read or is not a checkpoint of a run.
+  """
+  try:
+    with open(path, 'rb') as file:
+      content = serialization.msgpack_restore(file.read())
+    plain = json.loads(content.pop('plain'))
+    if set(plain) != set(PLAIN) or set(content) != set(TREES):
+      raise ValueError('other keys')
+  except Exception as error:
+    # msgpack raises whatever its reader meets first.
+    raise InputError(
+      f'Cannot read the checkpoint {path}: it is truncated or not a checkpoint '
+      f'of a run in JAX ({type(error).__name__}).'
+    ) from error
+  return content, plain
+
+
+def damage(path: str) -> str | None:
+  """Return what is wrong with a file without a checksum, or None."""
+  try:
+    read(path)
+  except InputError:
+    return 'truncated or not a checkpoint of a run in JAX'
+  return None
 
 
 def restore(state: RunState, path: str) -> None:
@@ -50,16 +71,7 @@ def restore(state: RunState, path: str) -> None:
     InputError: the file cannot be read or belongs to another model or
       submission.
   """
-  try:
-    with open(path, 'rb') as file:
-      content = serialization.msgpack_restore(file.read())
-    plain = json.loads(content.pop('plain'))
-  except Exception as error:
-    # msgpack raises whatever its reader meets first.
-    raise InputError(
-      f'Cannot read the checkpoint {path}: it is truncated or not a checkpoint '
-      f'of a run in JAX ({type(error).__name__}).'
-    ) from error
+  content, plain = read(path)
   try:
     trees = serialization.from_state_dict(_trees(state), content)
     _, trainer = state.optimizer_state

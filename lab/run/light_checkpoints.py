@@ -68,6 +68,21 @@ def check(settings: Settings, budget: int) -> None:
     )
 
 
+def damage(settings: Settings, directory: str, step: int) -> str | None:
+  """Return why the accumulators cannot resume at a step, or None.
+
+  Args:
+    settings: the command line.
+    directory: the trial's.
+    step: of a checkpoint.
+  """
+  if settings.posthoc_every is None:
+    return None
+  from lab.offline import run_accumulators
+
+  return run_accumulators.damage(directory, step)
+
+
 class Keeper:
   """Keeps what the flags of a run ask for; on rank 0 only.
 

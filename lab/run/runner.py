@@ -6,8 +6,13 @@ r"""Run a submission on a local workload, as AlgoPerf's submission_runner does.
       --experiment_dir=runs --experiment_name=first --rng_seed=0
 
 Several processes: torchrun --standalone --nproc_per_node=2 -m lab.run ...
+
+After SIGTERM or SIGUSR1 the run ends with the current step, writes a checkpoint
+and exits with status 75 (128 + the signal with --nosave_checkpoints). A process
+that torchrun has started again (--max-restarts) resumes by itself.
 """
 
+import contextlib
 import datetime
 import os
 import shutil
@@ -16,6 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import torch.distributed as dist
 from absl import flags, logging
 
 import lab.run.flags
@@ -28,6 +34,8 @@ from lab.run import (
   validation,
 )
 from lab.run.distributed import Context
+from lab.run.experiment_lock import ExperimentLock
+from lab.run.interruption import Interrupted, Interruption
 from lab.run.run_state import RunState
 from lab.run.settings import Settings
 from lab.run.trial import Trial, TrialRun, initial_state
@@ -63,28 +71,62 @@ def _check_kept(trials: list[Trial]) -> None:
   for trial in trials:
     settings = trial.settings
     light_checkpoints.check(settings, trial.budget)
-    steps = checkpoint_files.steps(trial.directory)
-    if settings.posthoc_every and settings.resume_last_run and steps:
+    if settings.posthoc_every and trial.checkpoint is not None:
       # On all ranks: to wrap a model may be a collective.
       model = initial_state(trial).model_params
       if trial.context.is_main:
-        light_checkpoints.Keeper(settings, trial.directory, model, steps[-1])
+        step = checkpoint_files.step_of(trial.checkpoint)
+        light_checkpoints.Keeper(settings, trial.directory, model, step)
 
 
-def _run_trial(trial: Trial, flag_values: dict[str, Any]) -> RunState:
+def _run_trial(
+  trial: Trial,
+  flag_values: dict[str, Any],
+  interruption: Interruption | None,
+) -> RunState:
   recorder = profile_report.NestedRecorder(trial.settings.profile)
-  with recording(recorder):
-    state = TrialRun(trial, flag_values).run()
-  if trial.context.is_main:
-    report = recorder.report()
-    logs.write_json(os.path.join(trial.directory, 'profile.json'), report)
-    if trial.settings.profile:
-      print(profile_report.table(report), flush=True)
+  try:
+    with recording(recorder):
+      state = TrialRun(trial, flag_values, (), interruption).run()
+    if trial.context.is_main:
+      report = recorder.report()
+      logs.write_json(os.path.join(trial.directory, 'profile.json'), report)
+      if trial.settings.profile:
+        print(profile_report.table(report), flush=True)
+  except (InputError, OSError) as error:
+    raise RunError(error) from error
+  except RuntimeError as error:
+    if not _is_of_lost_process(trial.context, error):
+      raise
+    raise RunError(
+      f'Lost the connection to another process of {trial.directory}. Use '
+      '--resume_last_run to go on from its last checkpoint.'
+    ) from error
   return state
 
 
+def _is_of_lost_process(context: Context, error: RuntimeError) -> bool:
+  """Tell if a collective has failed because a process has ended."""
+  if context.world_size == 1:
+    return False
+  # Gloo raises plain RuntimeErrors with these words.
+  words = ('Connection closed by peer', 'Connection reset', 'Broken pipe')
+  is_known = isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+  return is_known or any(word in str(error) for word in words)
+
+
+class RunError(Exception):
+  """The end of a run that has begun, on one rank at least; one line."""
+
+  def __init__(self, error: Exception | str) -> None:
+    super().__init__(' '.join(str(error).split()))
+
+
 def run(
-  settings: Settings, context: Context, flag_values: dict[str, Any]
+  settings: Settings,
+  context: Context,
+  flag_values: dict[str, Any],
+  interruption: Interruption | None = None,
 ) -> list[RunState]:
   """Run all trials and return their final states.
 
@@ -92,30 +134,47 @@ def run(
     settings: The command line.
     context: This process's place among all.
     flag_values: What flags_<n>.json records.
+    interruption: Tells if a signal has arrived; None ignores signals.
 
   Raises:
     InputError: something given cannot be used; nothing was written or deleted.
+    RunError: a file cannot be written, or another process has ended.
+    Interrupted: a signal has ended the run, which can be resumed.
   """
   if settings.append_timestamp:
     stamp = datetime.datetime.now().strftime('%Y-%m-%d-%H-%M-%S')
     settings = validation.with_timestamp(settings, context.broadcast(stamp))
+  lock = ExperimentLock(settings.log_dir)
+  _agreed(context, lock.check if context.is_main else lambda: None)
   seed = context.broadcast(struct.unpack('I', os.urandom(4))[0])
   trials = _agreed(context, lambda: validation.prepare(settings, context, seed))
-  _agreed(context, lambda: validation.check(trials))
+  trials = _agreed(context, lambda: validation.check(trials))
   _agreed(context, lambda: _check_kept(trials))
-  if context.is_main:
-    _make_directories(settings, trials)
-  context.barrier()
-  states = []
-  for trial in trials:
-    logging.info('%s, seed %d', trial.directory, trial.rng_seed)
-    state = _run_trial(trial, flag_values)
-    logging.info(
-      'Ended at step %d after %.1f billed seconds.',
-      state.global_step,
-      state.train_state['accumulated_submission_time'],
-    )
-    states.append(state)
+  with contextlib.ExitStack() as stack:
+
+    def take_over() -> None:
+      if context.is_main:
+        stack.enter_context(lock.held())
+        # Another run may have used the directory since it was checked.
+        validation.check_experiment(settings)
+        try:
+          _make_directories(settings, trials)
+        except OSError as error:
+          raise InputError(
+            f'Cannot write to {settings.log_dir}: {error.strerror}.'
+          ) from error
+
+    _agreed(context, take_over)
+    states = []
+    for trial in trials:
+      logging.info('%s, seed %d', trial.directory, trial.rng_seed)
+      state = _run_trial(trial, flag_values, interruption)
+      logging.info(
+        'Ended at step %d after %.1f billed seconds.',
+        state.global_step,
+        state.train_state['accumulated_submission_time'],
+      )
+      states.append(state)
   return states
 
 
@@ -131,6 +190,7 @@ def _fail(context: Context | None, error: InputError) -> NoReturn:
 
 def _main(arguments: Sequence[str]) -> None:
   context = None
+  interruption = Interruption()
   try:
     context = distributed.start()
     if len(arguments) > 1:
@@ -139,9 +199,21 @@ def _main(arguments: Sequence[str]) -> None:
       )
     if not context.is_main:
       logging.set_verbosity(logging.ERROR)
-    run(lab.run.flags.settings(), context, flags.FLAGS.flag_values_dict())
+    settings = validation.after_restart(lab.run.flags.settings(), context)
+    flag_values = flags.FLAGS.flag_values_dict()
+    with interruption.awaited():
+      run(settings, context, flag_values, interruption)
   except InputError as error:
     _fail(context, error)
+  except RunError as error:
+    # The other ranks may wait in a collective: torchrun ends them.
+    command_line.print_error(error)
+    sys.exit(1)
+  except Interrupted as error:
+    if context is None or context.is_main:
+      print(error, file=sys.stderr, flush=True)
+    distributed.stop()
+    sys.exit(error.status)
   distributed.stop()
 
 

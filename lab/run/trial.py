@@ -11,7 +11,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from absl import logging
@@ -20,6 +20,7 @@ from lab.core import checkpoint_files, choice_columns, logs
 from lab.core.progress import Progress
 from lab.run import checkpoints, light_checkpoints, random_utils
 from lab.run.distributed import Context
+from lab.run.interruption import Interrupted, Interruption
 from lab.run.observers import Observer, Observers
 from lab.run.run_state import RunState
 from lab.run.settings import Settings
@@ -47,6 +48,7 @@ class Trial:
     budget: Steps after which the trial is over.
     eval_every: Steps between evaluations; None goes by the workload's seconds.
     directory: Where logs and checkpoints go.
+    checkpoint: Path of the checkpoint to go on from; None starts anew.
   """
 
   workload: Any
@@ -60,6 +62,7 @@ class Trial:
   budget: int
   eval_every: int | None
   directory: str
+  checkpoint: str | None = None
 
   @property
   def time_limit(self) -> float:
@@ -132,6 +135,7 @@ class TrialRun:
     trial: The trial.
     flag_values: The command line as it is to be recorded.
     observers: Receive the run's events, in order.
+    interruption: Tells if a signal has arrived, on any rank; None ignores it.
   """
 
   def __init__(
@@ -139,8 +143,12 @@ class TrialRun:
     trial: Trial,
     flag_values: dict[str, Any],
     observers: Sequence[Observer] = (),
+    interruption: Interruption | None = None,
   ) -> None:
     self.trial = trial
+    self._interruption = interruption
+    self._signal = 0
+    self._saved_at: int | None = None
     self.flag_values = flag_values
     self._observers = Observers(observers)
     self._is_main = trial.context.is_main
@@ -148,7 +156,12 @@ class TrialRun:
     self._keeper: light_checkpoints.Keeper | None = None
 
   def run(self) -> RunState:
-    """Train, evaluate and save until a goal or the budget ends the trial."""
+    """Train, evaluate and save until a goal or the budget ends the trial.
+
+    Raises:
+      Interrupted: A signal has ended it; its checkpoint is written.
+      InputError: A file cannot be written; earlier checkpoints are unharmed.
+    """
     trial, streams = self.trial, _streams(self.trial.rng_seed)
     with section('Initializing dataset'):
       queue = trial.workload._build_input_queue(
@@ -158,9 +171,10 @@ class TrialRun:
         global_batch_size=trial.batch_size,
       )
     self.state = initial_state(trial)
-    path = checkpoint_files.latest(trial.directory)
+    path = trial.checkpoint
     if path is not None:
       checkpoints.restore(self.state, path, trial.context.device)
+      self._saved_at = self.state.global_step
       _skip(queue, self.state.train_state['batches_drawn'])
       logging.info('Resuming from %s.', path)
     queue = _CountedQueue(queue, self.state.train_state)
@@ -177,13 +191,35 @@ class TrialRun:
     )
     self._start_time = trial.context.clock()
     self._observers.at_start(self)
-    self.state.train_state['last_step_end_time'] = trial.context.clock()
+    self._end_step()
     while self._goes_on():
+      if self._signal:
+        self._stop_for_signal(streams)
       step_rng = random_utils.fold_in(streams.steps, self.state.global_step)
       self._step(queue, step_rng)
     self._progress.close()
     self._finish()
     return self.state
+
+  def _end_step(self) -> None:
+    """Note the time from which the next step is billed, and a signal."""
+    own = 0 if self._interruption is None else self._interruption.signal
+    self.state.train_state['last_step_end_time'], self._signal = (
+      self.trial.context.clock_and_largest(own)
+    )
+
+  def _stop_for_signal(self, streams: _Streams) -> NoReturn:
+    """Save, unless the last evaluation has, and end the run."""
+    step, directory = self.state.global_step, self.trial.directory
+    saves = self.trial.settings.save_checkpoints
+    if saves and step and self._saved_at != step:
+      rng = random_utils.fold_in(streams.steps, step - 1)
+      # What ranks share is gathered here; it is not billed.
+      self._prepare_for_eval(random_utils.split(rng, 4)[2], is_billed=False)
+      self._save()
+    self._progress.close()
+    path = checkpoint_files.path_of(directory, step) if saves and step else None
+    raise Interrupted(self._signal, step, path)
 
   def stop(self) -> None:
     """End the run after the current step, as a spent budget does."""
@@ -286,7 +322,7 @@ class TrialRun:
       replaced = self._observers.instead_of_evaluation(self, eval_rng)
       if state.train_state['is_time_remaining'] and not replaced:
         self._evaluate(eval_rng)
-    state.train_state['last_step_end_time'] = trial.context.clock()
+    self._end_step()
 
   def _update(self, batch: Any, rng: Any) -> None:
     trial, state = self.trial, self.state
@@ -322,7 +358,7 @@ class TrialRun:
     period = trial.workload.eval_period_time_sec
     return now - train_state['last_eval_time'] >= period
 
-  def _prepare_for_eval(self, rng: Any) -> None:
+  def _prepare_for_eval(self, rng: Any, is_billed: bool = True) -> None:
     trial, state = self.trial, self.state
     prepare = trial.submission.prepare_for_eval
     if prepare is None:
@@ -341,9 +377,9 @@ class TrialRun:
         global_step=state.global_step,
         rng=rng,
       )
-    state.train_state['accumulated_submission_time'] += (
-      trial.context.clock() - start_time
-    )
+    seconds = trial.context.clock() - start_time
+    if is_billed:
+      state.train_state['accumulated_submission_time'] += seconds
 
   def _evaluate(self, rng: Any) -> None:
     trial, state = self.trial, self.state
@@ -413,9 +449,12 @@ class TrialRun:
     # Rank 0 alone calls state_dict and writes; the clock that is read next
     # keeps the others waiting until the file is there.
     settings = self.trial.settings
+    self._saved_at = self.state.global_step
     if self._keeper is None or not settings.save_checkpoints:
       return
     with section('Checkpoint'):
+      if self._logger is not None:
+        self._logger.sync()
       self._keeper.before_checkpoint(self.state.global_step)
       checkpoints.save(
         self.state,

@@ -6,6 +6,7 @@ thrown away: what passes here does not fail halfway through an experiment.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import os
@@ -19,8 +20,9 @@ from lab import workloads
 from lab.core import checkpoint_files, command_line, logs, search_space
 from lab.core.errors import InputError
 from lab.core.frameworks import framework_of
-from lab.run import checkpoints, submissions
+from lab.run import checkpoints, light_checkpoints, submissions
 from lab.run.distributed import Context
+from lab.run.experiment_lock import ExperimentLock, torchrun_job
 from lab.run.settings import Settings
 from lab.run.trial import Trial, initial_state
 
@@ -70,8 +72,12 @@ def _check_framework(settings: Settings, context: Context) -> None:
     )
 
 
-def _check_experiment(settings: Settings) -> None:
-  """Check the experiment's directory against the flags about it."""
+def check_experiment(settings: Settings) -> None:
+  """Check the experiment's directory against the flags about it.
+
+  Raises:
+    InputError: It exists, has nothing to resume, or cannot be written to.
+  """
   path = settings.log_dir
   if settings.resume_last_run and settings.overwrite:
     raise InputError(
@@ -197,7 +203,40 @@ def _saved_hyperparameters(directory: str, given: Any) -> Any:
   return search_space.as_hyperparameters(saved)
 
 
-def _check_trial(trial: Trial, resume: bool) -> None:
+def _damage(trial: Trial, step: int) -> str | None:
+  """Return what is wrong with the checkpoint of a step, or None."""
+  settings, directory = trial.settings, trial.directory
+  path = checkpoint_files.path_of(directory, step)
+  return checkpoints.damage(
+    path, settings.framework == 'jax'
+  ) or light_checkpoints.damage(settings, directory, step)
+
+
+def _with_checkpoints(trials: list[Trial]) -> list[Trial]:
+  """Choose the newest valid checkpoint of each trial, the same on all ranks.
+
+  Raises:
+    InputError: a trial has checkpoints, and none is valid.
+  """
+  context, found = trials[0].context, []
+  if context.is_main:
+    found = [
+      checkpoints.newest(t.directory, functools.partial(_damage, t))
+      for t in trials
+    ]
+  found = context.broadcast(found)
+  for path, skipped in found:
+    if path is None and skipped:
+      raise InputError(f'Nothing to resume: {"; ".join(skipped[:3])}.')
+    for line in skipped:
+      logging.warning('Skipping %s. Resuming from %s.', line, path)
+  return [
+    dataclasses.replace(trial, checkpoint=path)
+    for trial, (path, _) in zip(trials, found, strict=True)
+  ]
+
+
+def _check_trial(trial: Trial) -> None:
   """Initialise the trial and throw the result away."""
   where = (
     f'{trial.settings.tuning_search_space}, '
@@ -212,7 +251,7 @@ def _check_trial(trial: Trial, resume: bool) -> None:
     if error.obj is not trial.hyperparameters:
       raise
     raise InputError(f'{where}missing key {error.name!r}.') from error
-  path = checkpoint_files.latest(trial.directory) if resume else None
+  path = trial.checkpoint
   if path is None:
     return
   number, _ = _last_meta_data(trial.directory)
@@ -244,7 +283,7 @@ def prepare(
   _check_framework(settings, context)
   workload = _workload(settings)
   submission = submissions.load(settings.submission_path)
-  _check_experiment(settings)
+  check_experiment(settings)
   seed = _rng_seed(settings, drawn_seed)
   batch_size, eval_batch_size = _batch_sizes(
     settings, context, workload, submission
@@ -277,18 +316,44 @@ def prepare(
   return trials
 
 
-def check(trials: list[Trial]) -> None:
+def check(trials: list[Trial]) -> list[Trial]:
   """Initialise every trial once, without keeping or writing anything.
+
+  Returns:
+    The trials, with the checkpoints from which they are to be resumed.
 
   Raises:
     InputError: hyperparameters or a checkpoint cannot be used.
   """
+  if trials[0].settings.resume_last_run:
+    trials = _with_checkpoints(trials)
   for trial in trials:
-    _check_trial(trial, trial.settings.resume_last_run)
+    _check_trial(trial)
+  return trials
 
 
 def with_timestamp(settings: Settings, stamp: str) -> Settings:
   """The settings with a date and time appended to the experiment's name."""
   return dataclasses.replace(
     settings, experiment_name=f'{settings.experiment_name}-{stamp}'
+  )
+
+
+def after_restart(settings: Settings, context: Context) -> Settings:
+  """The settings of a process that torchrun has perhaps started again.
+
+  It resumes where its predecessor has left a checkpoint, and replaces what one
+  without a checkpoint has left. Other experiments are left alone.
+  """
+  if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
+    return settings
+  lock, own, has_checkpoint = ExperimentLock(settings.log_dir), False, False
+  if context.is_main:
+    own = lock.was_held_by(torchrun_job())
+    has_checkpoint = bool(_trials_with_checkpoints(settings.log_dir))
+  own, has_checkpoint = context.broadcast((own, has_checkpoint))
+  if not own:
+    return settings
+  return dataclasses.replace(
+    settings, resume_last_run=has_checkpoint, overwrite=not has_checkpoint
   )

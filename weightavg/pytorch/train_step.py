@@ -206,6 +206,7 @@ def update_params(
       nn.utils.clip_grad_norm_(
         run.model.parameters(), max_norm=regularization.grad_clip
       )
+    averager.before_step(optimizer)
     optimizer.step()
     optimizer_state['scheduler'].step()
   with section('Averaging'):

@@ -111,18 +111,21 @@ class Training:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f'{self.workload}_{self.submission}_{self.seed}_{digest}'
 
-  def _build_workload(self) -> Any:
+  def build(self) -> Any:
+    """Build the workload that is trained on, in the submission's framework."""
     if framework_of(self.submission) == 'jax':
       # JAX is an extra.
       from lab.workloads import jax as twins
 
-      return twins.build_workload(self.workload)
-    return build_workload(self.workload)
+      workload = twins.build_workload(self.workload)
+    else:
+      workload = build_workload(self.workload)
+    workload.epochs = self.epochs
+    return workload
 
   def execute(self, directory: str) -> Result:
     """Train in this process; the follower's findings beside the columns."""
-    workload = self._build_workload()
-    workload.epochs = self.epochs
+    workload = self.build()
     point, steps = dict(self.point), None
     if self.budget_factor != 1.0:
       point['step_hint_factor'] = self.budget_factor

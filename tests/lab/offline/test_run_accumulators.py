@@ -12,7 +12,7 @@ import gloo
 import pytest
 import torch
 
-from lab.core import light_files
+from lab.core import checkpoint_files, checksums, light_files
 from lab.core.errors import InputError
 from lab.offline import posthoc, run_accumulators
 from lab.offline.readers import Checkpoint
@@ -201,12 +201,20 @@ def gone(path, other):
   path.unlink()
 
 
+def flipped(path, other):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
 def truncated(path, other):
   path.write_bytes(path.read_bytes()[:-100])
+  os.remove(checksums.path_of(str(path)))
 
 
 def of_another_step(path, other):
   path.write_bytes(other.read_bytes())
+  os.remove(checksums.path_of(str(path)))
 
 
 def of_another_model(path, other):
@@ -215,13 +223,15 @@ def of_another_model(path, other):
     for name, tensor in averager['buffers'][0].items():
       averager['buffers'][0][name] = torch.cat([tensor, tensor])
   torch.save(content, path)
+  os.remove(checksums.path_of(str(path)))
 
 
 @pytest.mark.parametrize(
   ('spoil', 'message'),
   [
     (gone, 'is missing'),
-    (truncated, 'truncated, or of another run'),
+    (flipped, 'does not match its checksum'),
+    (truncated, 'truncated or damaged'),
     (of_another_step, 'of step 15'),
     (of_another_model, 'has shape'),
   ],
@@ -231,6 +241,9 @@ def test_a_state_that_cannot_be_used_is_named(spoil, message, folder):
   directory = str(trial('x'))
   path = pathlib.Path(run_accumulators.state_path(directory, STEPS))
   spoil(path, pathlib.Path(run_accumulators.state_path(directory, 15)))
+  # An older checkpoint with its state would be used instead.
+  for step in (5, 10, 15):
+    os.remove(checkpoint_files.path_of(directory, step))
   found = error_of(folder, posthoc_every=5, resume_last_run=True)
   assert message in found
   assert str(path) in found

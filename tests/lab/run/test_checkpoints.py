@@ -1,12 +1,16 @@
 """Checkpoint files: written whole or not at all."""
 
 import os
+import pathlib
+import sys
+import zipfile
 
 import pytest
 import torch
 from torch import nn
 
-from lab.core import checkpoint_files
+from lab.core import checkpoint_files, checksums
+from lab.core.errors import InputError
 from lab.run import checkpoints
 from lab.run.run_state import RunState
 
@@ -53,17 +57,89 @@ def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
 
   def fail(content, file):
     file.write(b'half')
-    raise OSError('disk full')
+    raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(torch, 'save', fail)
-  with pytest.raises(OSError, match='disk full'):
+  with pytest.raises(InputError, match=r'No space left .* The last .*int_3\.'):
     checkpoints.save(state, str(tmp_path), keep_all=False)
   with open(path, 'rb') as file:
     assert file.read() == before
-  # No reader that looks for checkpoint_* finds the half file.
-  assert checkpoint_files.steps(str(tmp_path)) == [3]
+  assert sorted(os.listdir(tmp_path)) == [
+    '.checkpoint_3.sha256',
+    'checkpoint_3',
+  ]
+
+
+def test_what_a_killed_save_leaves_is_removed(tmp_path):
+  checkpoints.save(make(), str(tmp_path))
+  (tmp_path / checkpoints.TEMPORARY).write_bytes(b'half')
+  (tmp_path / '.checkpoint_4.sha256').write_text('of a file that never came')
+  (tmp_path / '.checkpoint_4.sha256.temporary').write_text('half')
   checkpoints.remove_temporary(str(tmp_path))
-  assert os.listdir(tmp_path) == ['checkpoint_3']
+  assert sorted(os.listdir(tmp_path)) == [
+    '.checkpoint_3.sha256',
+    'checkpoint_3',
+  ]
+
+
+def fault(directory):
+  return lambda step: checkpoints.damage(
+    checkpoint_files.path_of(str(directory), step)
+  )
+
+
+@pytest.mark.parametrize('with_checksum', [True, False])
+@pytest.mark.parametrize('position', [0.01, 0.3, 0.6])
+def test_a_flipped_bit_is_found(tmp_path, with_checksum, position):
+  checkpoints.save(make(1), str(tmp_path))
+  path = pathlib.Path(checkpoints.save(make(2), str(tmp_path)))
+  content = bytearray(path.read_bytes())
+  place = int(position * len(content))
+  if not with_checksum:
+    # The archive's own CRC-32s cover tensors and the pickle.
+    os.remove(checksums.path_of(str(path)))
+    with zipfile.ZipFile(path) as archive:
+      entries = [e for e in archive.infolist() if '/data/' in e.filename]
+      entry = max(entries, key=lambda e: e.file_size)
+      tensor = archive.read(entry)
+    place = content.index(tensor) + int(position * len(tensor))
+  content[place] ^= 1
+  path.write_bytes(content)
+  found, skipped = checkpoints.newest(str(tmp_path), fault(tmp_path))
+  assert found == str(tmp_path / 'checkpoint_1')
+  assert len(skipped) == 1
+  assert str(path) in skipped[0]
+
+
+def test_a_checkpoint_without_a_checksum_is_taken(tmp_path):
+  path = checkpoints.save(make(2), str(tmp_path))
+  os.remove(checksums.path_of(path))
+  assert checkpoints.newest(str(tmp_path), fault(tmp_path)) == (path, [])
+
+
+def test_a_checkpoint_is_valid_at_every_moment_of_its_replacement(tmp_path):
+  """The former content, or the new one, with the checksum that is there."""
+  path = checkpoints.save(make(1), str(tmp_path))
+  seen = []
+
+  watching = []
+
+  def look(event, arguments):
+    is_change = event in ('os.rename', 'os.remove', 'open')
+    if watching and is_change and str(tmp_path) in str(arguments[0]):
+      watching.clear()  # the look opens files itself
+      seen.append(checkpoints.damage(path))
+      watching.append(True)
+
+  # No hook can be removed: this one does nothing after the test.
+  sys.addaudithook(look)
+  watching.append(True)
+  state = make(1)
+  state.eval_results = [(1, {'validation/loss': 0.25})]
+  checkpoints.save(state, str(tmp_path))
+  watching.clear()
+  assert len(seen) > 3
+  assert set(seen) == {None}
 
 
 def test_earlier_checkpoints_go_only_once_the_new_one_is_there(
@@ -74,7 +150,8 @@ def test_earlier_checkpoints_go_only_once_the_new_one_is_there(
   replace = os.replace
 
   def watch(source, target):
-    seen.append(checkpoint_files.steps(str(tmp_path)))
+    if not target.endswith('.sha256'):
+      seen.append(checkpoint_files.steps(str(tmp_path)))
     replace(source, target)
 
   monkeypatch.setattr(os, 'replace', watch)

@@ -8,6 +8,7 @@ import pytest
 from fakes import Killed
 from jax_support import import_jax
 
+from lab.core import checksums
 from lab.core.errors import InputError
 from lab.run import runner, validation
 from lab.run.distributed import Context
@@ -117,9 +118,15 @@ def test_several_processes_are_refused(folder):
     validation.prepare(settings, context, 0)
 
 
-def test_a_file_that_is_no_checkpoint(folder):
+def test_files_that_are_no_checkpoints(folder):
   run(folder)
-  path = folder / 'x' / 'stdlib_lm_jax' / 'trial_1' / 'checkpoint_6'
-  path.write_bytes(path.read_bytes()[:1000])
-  with pytest.raises(InputError, match='is truncated or not a checkpoint of a'):
+  trial = folder / 'x' / 'stdlib_lm_jax' / 'trial_1'
+  last = trial / 'checkpoint_6'
+  # Its checksum tells, and the checkpoint before it is used.
+  last.write_bytes(last.read_bytes()[:1000])
+  assert run(folder, resume_last_run=True).global_step == 6
+  for path in trial.glob('checkpoint_*'):
+    path.write_bytes(path.read_bytes()[:1000])
+    os.remove(checksums.path_of(str(path)))
+  with pytest.raises(InputError, match='6: truncated or not a checkpoint of a'):
     run(folder, resume_last_run=True)

@@ -68,7 +68,9 @@ def test_log_layout_and_columns_are_the_benchmarks(folder, monkeypatch):
   assert sorted(os.listdir(root)) == ['trial_1', 'trial_2']
   for number, point in enumerate(fakes.POINTS, 1):
     trial = root / f'trial_{number}'
-    assert sorted(os.listdir(trial)) == [
+    hidden = sorted(name for name in os.listdir(trial) if name[0] == '.')
+    assert hidden == sorted(f'.checkpoint_{n}.sha256' for n in (5, 10, 15, 20))
+    assert sorted({*os.listdir(trial)} - {*hidden}) == [
       'checkpoint_10',
       'checkpoint_15',
       'checkpoint_20',

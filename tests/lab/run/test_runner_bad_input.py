@@ -1,6 +1,7 @@
 """Bad input: one line that names it, status 1, nothing written or deleted."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import fakes
 import pytest
 import torch
 
+from lab.core import checksums
 from lab.core.errors import InputError
 from lab.run import runner
 from lab.run.distributed import Context
@@ -222,13 +224,33 @@ def test_resume_with_another_submission(folder, finished):
 
 
 @pytest.mark.parametrize('kept', [0, 0.1, 0.5, 0.99])
-def test_resume_from_a_truncated_checkpoint(folder, finished, kept):
-  path = finished / 'checkpoint_20'
-  content = path.read_bytes()
-  path.write_bytes(content[: int(kept * len(content))])
+@pytest.mark.parametrize('with_checksum', [True, False])
+def test_truncated_checkpoints_are_skipped(
+  folder, finished, kept, with_checksum, caplog
+):
+  for path in finished.glob('checkpoint_*'):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    if not with_checksum:
+      os.remove(checksums.path_of(str(path)))
   message = error_of(folder, resume_last_run=True)
-  assert 'checkpoint_20' in message
-  assert 'truncated' in message
+  assert 'Nothing to resume: runs/x/fake_pytorch/trial_1/checkpoint_20' in (
+    message
+  )
+  expected = 'not match its checksum' if with_checksum else 'truncated'
+  assert expected in message
+  # The newest one that is whole is used, and what was skipped is said.
+  path = finished / 'checkpoint_10'
+  fakes.run(folder, experiment_name='other')
+  path.write_bytes(
+    (folder / 'runs/other/fake_pytorch/trial_1/checkpoint_10').read_bytes()
+  )
+  (finished / '.checkpoint_10.sha256').unlink(missing_ok=True)
+  state = fakes.run(folder, resume_last_run=True)
+  assert state.preemption_count == 1
+  assert state.global_step == 20
+  said = [text for text in caplog.messages if text.startswith('Skipping')]
+  assert [text.split(':')[0][-2:] for text in said] == ['20', '15']
 
 
 @pytest.mark.parametrize(
@@ -253,6 +275,7 @@ def test_resume_from_a_foreign_checkpoint(folder, finished, change, part):
   content = torch.load(path, weights_only=True)
   change(content)
   torch.save(content, path)
+  os.remove(checksums.path_of(str(path)))
   message = error_of(folder, resume_last_run=True)
   assert 'checkpoint_20' in message
   assert part in message
@@ -270,6 +293,7 @@ class RunsCode:
 def test_resume_from_something_else(folder, finished, content):
   path = finished / 'checkpoint_20'
   torch.save(content, path)
+  os.remove(checksums.path_of(str(path)))
   assert str(path.relative_to(folder)) in error_of(folder, resume_last_run=True)
 
 
