@@ -12,7 +12,6 @@ and `final_metric`, and from levels.json by `levels_table`.
 """
 
 import argparse
-import itertools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -198,59 +197,74 @@ def best_horizons(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
   over seeds, at the raw weights' point.
   """
   data = _read(rows, 'raw')
-  data = data.assign(kind=data['candidate'].map(kind_of))
-  medians = (
-    data.groupby(['optimizer', 'kind', 'candidate', 'workload'], sort=False)[
-      'ratio_to_nadamw'
-    ]
-    .agg(frame.median)
-    .groupby(['optimizer', 'kind', 'candidate'], sort=False)
-    .agg(frame.median)
-  )
-  return {
-    key: group.idxmin()[-1]
-    for key, group in medians.groupby(['optimizer', 'kind'])
-  }
+  found = {}
+  for optimizer, own in data.groupby('optimizer'):
+    medians = _medians(own).agg(frame.median, axis=1)
+    for kind, group in medians.groupby(medians.index.map(kind_of)):
+      found[str(optimizer), str(kind)] = str(group.idxmin())
+  return found
 
 
 def equal_budget(rows: Sequence[Row]) -> str:
   """Make the table of methods that were tuned on the same trials.
 
-  Each kind of average has the point and the length that won its search; the
-  column before has the same kind at the raw weights' point and at the single
-  length that is best over all workloads.
+  A kind of average has two columns: the single length that is best over all
+  workloads, at the raw weights' point; and, at the point that won the kind's
+  own search, the length that is best on the workload in hindsight.
   """
   data = frame.read(rows)
   single = best_horizons(rows)
   kinds = [kind for kind in KINDS if kind != 'raw']
   lines = []
-  for optimizer, workload, group in _groups(data):
-    line = [workload, optimizer]
-    own = group[group['tuned_for'] == 'raw']
-    by_name = own.groupby('candidate')['ratio_to_nadamw'].agg(frame.median)
-    line.append(tables.number(by_name.get('raw')))
-    for kind in kinds:
-      name = single.get((optimizer, kind))
-      line.append(tables.number(by_name.get(name)))
-      ratios = list(
-        itertools.chain.from_iterable(
-          won[won['candidate'] == _winner(str(w), optimizer, kind)][
-            'ratio_to_nadamw'
+  for optimizer in OPTIMIZERS:
+    at_raw, own = (
+      {
+        kind: _medians(
+          data[
+            (data['optimizer'] == optimizer)
+            & (data['tuned_for'] == (kind if is_own else 'raw'))
+            & (data['candidate'].map(kind_of) == kind)
           ]
-          for w, won in group[group['tuned_for'] == kind].groupby('workload')
         )
-      )
-      line.append(tables.number(frame.median(ratios) if ratios else None))
-    lines.append(line)
+        for kind in KINDS
+      }
+      for is_own in (False, True)
+    )
+    for workload in at_raw['raw'].columns:
+      line = [workload, optimizer]
+      line.append(tables.number(at_raw['raw'][workload].min()))
+      for kind in kinds:
+        line += [
+          tables.number(_at(at_raw[kind], workload, single[optimizer, kind])),
+          _best(own[kind], workload),
+        ]
+      lines.append(line)
   header = ['workload', 'optimizer', 'raw']
   for kind in kinds:
-    names = {single.get((o, kind)) for o in OPTIMIZERS} - {None}
-    header += [' / '.join(sorted(map(str, names))) or kind, f'{kind}, tuned']
+    names = {single[o, kind] for o in OPTIMIZERS if (o, kind) in single}
+    header += [' / '.join(sorted(names)) or kind, f'{kind}, best']
   return tables.markdown(header, lines)
 
 
-def _winner(workload: str, optimizer: str, kind: str) -> str | None:
-  return tuned.winners(workload, optimizer).get(kind, {}).get('average')
+def _medians(data: pd.DataFrame) -> pd.DataFrame:
+  """Median ratio over seeds: a row an average, a column a workload."""
+  ratios = data.groupby(['candidate', 'workload'], sort=False)[
+    'ratio_to_nadamw'
+  ].agg(frame.median)
+  table = ratios.unstack('workload')
+  return table.reindex(sorted(table.columns), axis=1)
+
+
+def _at(medians: pd.DataFrame, workload: str, name: str) -> float:
+  return float(medians.loc[name, workload])
+
+
+def _best(medians: pd.DataFrame, workload: str) -> str:
+  """Lowest ratio on a workload, and the average that has it."""
+  if workload not in medians or not math.isfinite(medians[workload].min()):
+    return tables.UNKNOWN
+  name = medians[workload].idxmin()
+  return f'{medians.loc[name, workload]:.2f} ({name})'
 
 
 def final_metric(rows: Sequence[Row]) -> str:
