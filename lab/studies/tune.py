@@ -6,8 +6,9 @@ warm-up and, where the workload has them, dropout and label smoothing train for
 (lab.studies.parts.search says when). LAWA and EMA over several horizons and
 polynomial averages follow every trial: they are tuned on the same trials. For
 each kind of average, and for the raw weights, the four trials with the best
-metric are trained again with three other seeds, to the end; the point and the
-average with the best mean win.
+metric are trained again with three other seeds, to the end. So is the
+incumbent, the point that was the tuned one when the search began. The point and
+the average with the best mean win.
 
 Writes search.json (ranges, rule, winners), trials.json (a row for each trial,
 with its curves) and finals.json to results/tuning/<workload>_<method>/.
@@ -27,7 +28,7 @@ from typing import Any
 
 from lab.core import command_line, logs
 from lab.core.errors import InputError
-from lab.studies.parts import execution, search, study, tables
+from lab.studies.parts import execution, search, study, tables, tuned
 from lab.studies.parts.training import Result, Training, tuned_path
 from lab.studies.parts.tuned import CANDIDATES, KINDS, METHODS, kind_of
 from lab.workloads import WORKLOADS, build_workload
@@ -94,12 +95,12 @@ def finalists(trials: Sequence[Result]) -> list[int]:
 
 
 def winners(
-  finals: Iterable[tuple[int, Mapping[str, Any], Sequence[Result]]],
+  finals: Iterable[tuple[int | str, Mapping[str, Any], Sequence[Result]]],
 ) -> dict[str, dict[str, Any]]:
   """Find, for each kind, the point and average with the best mean over seeds.
 
   Args:
-    finals: number and point of a trial, and its results.
+    finals: number of a trial or 'incumbent', its point, and its results.
   """
   found: dict[str, dict[str, Any]] = {}
   for number, point, results in finals:
@@ -124,7 +125,7 @@ def winners(
   return found
 
 
-def row_of(number: int, point: Mapping[str, Any], result: Result) -> Any:
+def row_of(number: int | str, point: Mapping[str, Any], result: Result) -> Any:
   """Make the row of a trial, with curves of seven digits."""
   curves = {
     name: [float(f'{value:.7g}') for *_, value in curve]
@@ -180,7 +181,7 @@ def tune(
   used = {
     name: dict(span)
     for name, span in ranges.items()
-    if name in local.regularizers or name not in _REGULARIZERS
+    if name in local.regularizers or name not in tuned.REGULARIZERS
   }
   record: dict[str, Any] = {
     'workload': workload,
@@ -196,6 +197,7 @@ def tune(
   }
   path = folder / 'search.json'
   begun = logs.read_json(str(path)) or record
+  incumbent = begun.get('incumbent', tuned.incumbent(workload, method, used))
   for key, value in record.items():
     if begun.get(key) != value:
       raise InputError(
@@ -203,6 +205,7 @@ def tune(
         f'with {json.dumps(begun.get(key))}; another one needs another '
         '--output_dir.'
       )
+  record['incumbent'] = incumbent
   folder.mkdir(parents=True, exist_ok=True)
   if not path.exists():
     logs.write_json(str(path), record)
@@ -226,11 +229,15 @@ def tune(
     )
     rows = [row_of(i, points[i], t) for i, t in enumerate(trials)]
     logs.write_rows(str(folder / 'trials.json'), rows)
-  chosen = finalists(trials)
+  chosen: list[tuple[int | str, dict[str, Any]]] = [
+    (i, points[i]) for i in finalists(trials)
+  ]
+  if incumbent is not None and incumbent not in points:
+    chosen.append(('incumbent', incumbent))
   found = execution.run_all(
     [
-      training(workload, method, points[i], seed)
-      for i in chosen
+      training(workload, method, point, seed)
+      for _, point in chosen
       for seed in FINAL_SEEDS
     ],
     runs,
@@ -238,8 +245,8 @@ def tune(
   )
   size = len(FINAL_SEEDS)
   finals = [
-    (i, points[i], found[size * place : size * (place + 1)])
-    for place, i in enumerate(chosen)
+    (name, point, found[size * place : size * (place + 1)])
+    for place, (name, point) in enumerate(chosen)
   ]
   rows = [row_of(i, point, r) for i, point, rs in finals for r in rs]
   logs.write_rows(str(folder / 'finals.json'), rows)
@@ -253,9 +260,6 @@ def tune(
   }
   logs.write_json(str(path), record)
   return record
-
-
-_REGULARIZERS = ('dropout_rate', 'label_smoothing')
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

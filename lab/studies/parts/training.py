@@ -221,11 +221,13 @@ def tuned_point(workload: str, optimizer: str = 'nadamw') -> dict[str, Any]:
 
 
 def shampoo_point(point: Mapping[str, float]) -> dict[str, float]:
-  """NadamW's point in Shampoo's terms.
+  """NadamW's point in Shampoo's terms; a beta2 that is not given stays so.
 
   >>> shampoo_point({'learning_rate': 0.1, 'beta2': 0.75})
   {'learning_rate': 0.1, 'one_minus_beta2': 0.25}
   """
+  if 'beta2' not in point:
+    return dict(point)
   rest = {key: value for key, value in point.items() if key != 'beta2'}
   return rest | {'one_minus_beta2': 1.0 - point['beta2']}
 

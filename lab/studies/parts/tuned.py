@@ -2,12 +2,17 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lab.core import logs
 from lab.studies.parts import tables
-from lab.studies.parts.training import ROOT, tuned_point
+from lab.studies.parts.training import (
+  ROOT,
+  shampoo_point,
+  tuned_path,
+  tuned_point,
+)
 from lab.workloads import build_workload
 from weightavg.pytorch import models
 
@@ -84,11 +89,37 @@ def nadamw_point(point: Mapping[str, Any]) -> dict[str, Any]:
   return rest | {'beta2': 1.0 - point['one_minus_beta2']}
 
 
+REGULARIZERS = ('dropout_rate', 'label_smoothing')
 # A submission without averages to the function that puts a point in its terms.
 METHODS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
   'nadamw': nadamw_point,
   'shampoo': dict,
 }
+
+
+def incumbent(
+  workload: str, method: str, names: Iterable[str]
+) -> dict[str, Any] | None:
+  """Return the method's tuned point in the terms of a search.
+
+  Args:
+    workload: name of a local workload.
+    method: key of METHODS.
+    names: searched hyperparameters.
+
+  Returns:
+    The point; None where there is none yet, or where it has no value for a
+    hyperparameter that is not a regularizer.
+  """
+  if not tuned_path(workload).exists():
+    return None
+  point = tuned_point(workload, method)
+  if method == 'nadamw':
+    point = shampoo_point(point)
+  point = dict.fromkeys(REGULARIZERS, 0.0) | point
+  if not set(names) <= set(point):
+    return None
+  return {name: point[name] for name in names}
 
 
 def folder(workload: str, method: str) -> pathlib.Path:

@@ -198,6 +198,8 @@ def test_a_search_is_resumed_extended_and_refuses_other_ranges(
 ):
   monkeypatch.setattr(search, 'COHORT', 2)
   monkeypatch.setattr(tune, 'FINAL_SEEDS', (1, 2))
+  # No point is the tuned one yet.
+  monkeypatch.setattr(training, 'ROOT', tmp_path)
   folder = tmp_path / 'x'
   command = ['--workload=click_dlrm', '--method=nadamw']
   command += [f'--output_dir={folder}']
@@ -243,7 +245,6 @@ def test_a_search_is_resumed_extended_and_refuses_other_ranges(
   assert more[:4] == trials
   assert len(more) == 6
 
-  monkeypatch.setattr(training, 'ROOT', tmp_path)
   path = training.tuned_path('click_dlrm')
   path.parent.mkdir(parents=True)
   tune.main([*command, '--report_only', '--promote'])
@@ -282,6 +283,46 @@ def test_kinds_that_share_a_point_share_a_run(monkeypatch, tmp_path):
   ]
 
 
+def test_the_incumbent_takes_part_in_the_finals(monkeypatch, tmp_path):
+  seen = []
+
+  def run_all(trainings, directory, jobs):
+    seen.extend(run.point for run in trainings)
+    return [
+      # The lower the rate, the better.
+      trial(raw=run.point['learning_rate'])
+      | {'seed': run.seed, 'budget_steps': 9, 'rungs': []}
+      for run in trainings
+    ]
+
+  monkeypatch.setattr(execution, 'run_all', run_all)
+  monkeypatch.setattr(training, 'ROOT', tmp_path)
+  path = training.tuned_path('click_dlrm')
+  path.parent.mkdir(parents=True)
+  # Without regularizers: their values are 0.
+  point = {k: v for k, v in POINT.items() if k not in tuned.REGULARIZERS}
+  point |= {'learning_rate': 1e-4}
+  path.write_text(json.dumps([tuned.nadamw_point(point)]))
+  folder = tmp_path / 'out'
+
+  def tune_again(number):
+    return tune.tune('click_dlrm', 'nadamw', search.RANGES, number, folder, 1)
+
+  record = tune_again(2)
+  assert len(seen) == 2 + 3 * 3
+  winner = record['winners']['raw']
+  assert winner['trial'] == 'incumbent'
+  expected = point | dict.fromkeys(tuned.REGULARIZERS, 0.0)
+  assert winner['point'] == pytest.approx(expected)
+  # A search that goes on has the incumbent of its start.
+  path.write_text(json.dumps([tuned.nadamw_point(POINT)]))
+  assert tune_again(3)['incumbent'] == record['incumbent']
+
+  # A point that lacks a hyperparameter cannot take part.
+  path.write_text(json.dumps([{'learning_rate': 0.1}]))
+  assert tuned.incumbent('click_dlrm', 'nadamw', POINT) is None
+
+
 def test_a_workload_without_a_regularizer_does_not_search_over_it(
   monkeypatch, tmp_path
 ):
@@ -294,6 +335,7 @@ def test_a_workload_without_a_regularizer_does_not_search_over_it(
     )
 
   monkeypatch.setattr(execution, 'run_all', run_all)
+  monkeypatch.setattr(training, 'ROOT', tmp_path)
   assert denoise_unet.Workload.regularizers == ('dropout_rate',)
   tune.tune('denoise_unet', 'shampoo', search.RANGES, 2, tmp_path, 1)
   full = search.points(search.RANGES, 2, tune.SEED)
