@@ -320,8 +320,10 @@ def levels_table(rows: Sequence[Row]) -> str:
 def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
   """A panel for each optimizer: ratio of each average on each workload."""
   data = _read(rows, 'raw')
-  with plots.panels(1, len(OPTIMIZERS), 11, 3.4) as (figure, panels):
-    for axes, optimizer in zip(panels[0], OPTIMIZERS, strict=True):
+  optimizers = [o for o in OPTIMIZERS if (data['optimizer'] == o).any()]
+  width = 5.5 * len(optimizers)
+  with plots.panels(1, len(optimizers), width, 3.4) as (figure, panels):
+    for axes, optimizer in zip(panels[0], optimizers, strict=True):
       ratios = (
         data[data['optimizer'] == optimizer]
         .groupby(['workload', 'candidate'])['ratio_to_nadamw']
