@@ -18,7 +18,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python -m lab.studies quickstart \
 	  --output_dir=results/quickstart/local $(ARGS)
 
-# Every claim of the papers (290 runs, hours; ARGS=--dry_run counts them), or
+# Every claim of the papers (338 runs, hours; ARGS=--dry_run counts them), or
 # with STUDY=steps (24 runs, half an hour on two cores), horizon (12 runs, 25
 # minutes), auto (180 runs, hours), ... another study. Started again, a study
 # makes the runs that are missing; ARGS=--report_only reports on the finished

@@ -21,7 +21,7 @@ class NotMeasured(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale:
-  """How large a study is.
+  """Set the size of a study.
 
   Args:
     workloads: those that claims may use.
@@ -69,7 +69,7 @@ class Shelf:
     return bool(self._results)
 
   def workloads(self, *names: str) -> tuple[str, ...]:
-    """Those of the names that the study uses; all of it without names."""
+    """Select the names that the study uses; all of its own without names."""
     return tuple(n for n in self.scale.workloads if n in names or not names)
 
   def seeds(self, number: int) -> range:
