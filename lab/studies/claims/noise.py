@@ -1,7 +1,7 @@
 """The gain of averaging as a function of the gradient's noise.
 
-This is no paper's claim but the question behind them: batch size, learning rate and
-length of training each change the noise that is left at the end of a schedule.
+The papers leave it open: batch size, learning rate and length of training each
+change the noise that is left at the end of a schedule.
 """
 
 from collections.abc import Callable, Mapping
