@@ -112,7 +112,9 @@ def init_optimizer_state(
   )
   timing: dict[str, Any] = {}
   if clock is None:
-    scheduler: LRScheduler = build_scheduler(trainer, budget, *curve)
+    scheduler: LRScheduler = build_scheduler(
+      trainer, budget, *curve, config.schedule.warmup_steps
+    )
   else:
     scheduler = build_planned_scheduler(trainer, clock.plan, *curve)
     clock.add_follower(
