@@ -184,7 +184,7 @@ def test_tables_show_deciding_parts():
     'Averages are fast',
     '[Someone 2025](https://example.org), Table 1',
     '0.8',
-    'EMA: 0.80 (0.70 to 0.90)',
+    'EMA: 0.80 (0.70 to 0.90)<br>EMA everywhere: 0.75 to 0.85 by workload',
     '**holds**',
     '5 x 2',
     '`python -m lab.studies claims --only=a`',
