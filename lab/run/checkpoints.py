@@ -161,6 +161,23 @@ def newest(
   return None, skipped
 
 
+def set_aside(directory: str, after: int) -> None:
+  """Rename the checkpoints that were skipped: `broken_checkpoint_<step>`.
+
+  Args:
+    directory: The trial's.
+    after: Step of the checkpoint that is used instead.
+  """
+  for step in steps(directory):
+    path = path_of(directory, step)
+    if step > after:
+      aside = os.path.join(directory, f'broken_{os.path.basename(path)}')
+      number = 0
+      while os.path.lexists(aside if not number else f'{aside}.{number}'):
+        number += 1
+      os.rename(path, f'{aside}.{number}' if number else aside)
+
+
 def read(path: str, device: torch.device) -> dict[str, Any]:
   """The content of a checkpoint file.
 
