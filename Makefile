@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 PAGES := README.md docs/*.md
 COG := $(BIN)/cog -I docs -I . --verbosity=1
 
-.PHONY: quickstart study figures bench bench-promote gpu tables \
+.PHONY: quickstart study study-quick figures bench bench-promote gpu tables \
   check-tables docs wheel test test-slow test-faults test-algoperf \
   lint check format clean
 
@@ -19,16 +19,24 @@ quickstart: $(INSTALLED)
 	$(BIN)/python -m lab.studies quickstart \
 	  --output_dir=results/quickstart/local $(ARGS)
 
-# STUDY=steps (24 runs, half an hour on two cores), horizon (12 runs, 25
-# minutes), auto (180 runs, hours), ... Started again, a study makes the runs
-# that are missing; ARGS=--report_only reports on the finished ones.
-STUDY ?= steps
+# Every claim of the papers (338 runs, hours; ARGS=--dry_run counts them), or
+# with STUDY=steps (24 runs, half an hour on two cores), horizon (12 runs, 25
+# minutes), auto (180 runs, hours), ... another study. Started again, a study
+# makes the runs that are missing; ARGS=--report_only reports on the finished
+# ones.
+STUDY ?= claims
 study: $(INSTALLED)
 	$(BIN)/python -m lab.studies $(STUDY) $(ARGS)
 
+# All claims on short runs of two workloads, into the ignored
+# results/study/quick/: a test of the study in a quarter of an hour.
+study-quick: $(INSTALLED)
+	$(BIN)/python -m lab.studies claims --quick $(ARGS)
+
 # Draws the figures in results/ from the committed rows.
 figures: $(INSTALLED)
-	for study in steps horizon auto quickstart; do \
+	for study in steps horizon auto quickstart \
+	  $(if $(wildcard results/study/claims.json),claims); do \
 	  $(BIN)/python -m lab.studies $$study --report_only > /dev/null || exit; \
 	done
 

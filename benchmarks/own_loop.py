@@ -92,8 +92,8 @@ def measure() -> dict[str, Ratio]:
   )
   model = _bytes(list(base.state_dict().values()))
   assert averager.placement is not None
-  assert averager._backup is not None
-  kept = averager.placement.nbytes() + _bytes(averager._backup)
+  assert averager._swap.backup is not None
+  kept = averager.placement.nbytes() + _bytes(averager._swap.backup)
   sizes = {
     'swa_utils': _bytes(list(swa.module.state_dict().values())),
     'ema_pytorch': _bytes(list(ema.ema_model.state_dict().values())),

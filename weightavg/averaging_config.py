@@ -20,7 +20,7 @@ from weightavg.config_fields import (
   fields_by_key,
 )
 from weightavg.sampling import Sampling
-from weightavg.schemes import SCHEMES, Auto, Raw, Scheme
+from weightavg.schemes import SCHEMES, Auto, Raw, Recursive, Scheme
 from weightavg.schemes.base import DEFAULT_EVERY
 
 SCHEME_KEY = 'averaging_scheme'
@@ -44,6 +44,14 @@ class AveragingConfig:
   )
   averaging_start: float = config_field(
     0.0, float, '[0, 1)', 'fraction of T before which nothing is sampled'
+  )
+  averaging_interpolation: float | None = config_field(
+    None,
+    float,
+    '[0, 1)',
+    'mu: gradients are taken at mu x + (1 - mu) z, between the average x and '
+    "the optimizer's iterate z",
+    '0; 0.9 for schedule_free',
   )
   averaging_batch_norm: str = config_field(
     'averaged',
@@ -73,6 +81,20 @@ class AveragingConfig:
     check_fields(self)
     self._check_effect()
     self._check_cadence()
+    check_interpolation(
+      self.scheme,
+      self.interpolation,
+      self.averaging_placement,
+      'averaging_interpolation',
+      'averaging_placement',
+    )
+
+  @property
+  def interpolation(self) -> float:
+    """mu, the scheme's own where the point gives none."""
+    if self.averaging_interpolation is None:
+      return self.scheme.default_interpolation
+    return self.averaging_interpolation
 
   @classmethod
   def from_point(
@@ -166,6 +188,8 @@ class AveragingConfig:
       every = self.averaging_every_steps
     elif self.averaging_every is not None:
       every = max(1, round(self.averaging_every * budget))
+    elif self.interpolation > 0.0:
+      every = 1
     else:
       every = self.scheme.default_every(budget, steps_per_epoch)
     return Sampling(every, round(self.averaging_start * budget))
@@ -244,6 +268,46 @@ def check_storage(batch_norm: str, placement: str, swap: str) -> None:
     ('swap', swap),
   ):
     check_value(name, fields[f'averaging_{name}'], value)
+
+
+def check_interpolation(
+  scheme: Scheme,
+  interpolation: float,
+  placement: str,
+  name: str = 'interpolation',
+  placement_name: str = 'placement',
+) -> None:
+  """Raise ValueError where no average x and iterate z can be kept.
+
+  Args:
+    scheme: of x.
+    interpolation: mu.
+    placement: where x and z are to be kept.
+    name: of the argument, for the message.
+    placement_name: likewise.
+  """
+  if not isinstance(interpolation, int | float) or not 0 <= interpolation < 1:
+    raise ValueError(f'Invalid {name}={interpolation!r}. Must be in [0, 1).')
+  if interpolation == 0.0:
+    if scheme.default_interpolation > 0.0:
+      raise ValueError(
+        f'Invalid {name}=0.0. Must be in (0, 1) for {scheme.name}; without '
+        'interpolation polynomial is the average of that kind.'
+      )
+    return
+  if not isinstance(scheme, Recursive):
+    names = [key for key, one in SCHEMES.items() if issubclass(one, Recursive)]
+    raise ValueError(
+      f'Invalid {name}={interpolation}. Training at an average needs one that '
+      f'is updated from its last value, {" or ".join(names)}; {scheme.name} is '
+      'not.'
+    )
+  if placement != 'device':
+    raise ValueError(
+      f'Invalid {placement_name}={placement!r}. Must be device with {name}='
+      f'{interpolation}: each step reads and writes the whole of x and z on '
+      'each rank. Parameters that are DTensors (FSDP2) divide them.'
+    )
 
 
 def point_fields() -> dict[str, dataclasses.Field]:

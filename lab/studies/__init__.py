@@ -5,6 +5,7 @@ of each run, its tables and its figures; `parts` does the rest.
 
 | module | question |
 |---|---|
+| `claims` | which claims of the papers hold here? |
 | `steps` | how many steps does each average need to the target? |
 | `horizon` | which horizon reaches the target first? |
 | `auto` | is the choice among averages a good one? |
@@ -18,10 +19,13 @@ of each run, its tables and its figures; `parts` does the rest.
 
 import pkgutil
 
+# No command, but what the commands share.
+_PARTS = 'parts'
+
 
 def names() -> list[str]:
   """Names of all commands, found in this folder."""
   modules = pkgutil.iter_modules(__path__)
   return sorted(
-    m.name for m in modules if not m.ispkg and not m.name.startswith('_')
+    m.name for m in modules if m.name != _PARTS and not m.name.startswith('_')
   )

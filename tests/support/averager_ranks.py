@@ -159,6 +159,34 @@ def evaluations_leave_training_alone(folder):
   assert all(map(torch.equal, *results))
 
 
+def training_at_the_average(folder):
+  """Sharded and whole models make the same steps, evaluated in between."""
+  seen = []
+  for model in (sharded(), make()):
+    optimizer = NadamW(model.parameters(), lr=0.1, betas=(0.0, 0.9))
+    averager = Averager(model, Polynomial(2.0), interpolation=0.9)
+    values = []
+    for number in range(STEPS):
+      generator = torch.Generator().manual_seed(number)
+      inputs = torch.randn(4, 5, generator=generator)
+      model(inputs).square().mean().backward()
+      averager.before_step(optimizer)
+      optimizer.step()
+      optimizer.zero_grad()
+      averager.update()
+      if number == 2:
+        state = averager.state_dict()
+        averager.load_state_dict(state)
+      with averager.evaluating():
+        values += weights(model)
+        with torch.no_grad():
+          values.append(whole(model(inputs)))
+    seen.append(values + weights(model))
+  for value, other in zip(*seen, strict=True):
+    # The same steps in float32; gradients are summed in another order.
+    torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
+
+
 def nothing_is_gathered(folder):
   model = sharded()
   _, averager, _ = trained(model, Ema(0.5))
@@ -285,6 +313,7 @@ SCENARIOS = (
   hsdp,
   tensor_parallelism,
   evaluations_leave_training_alone,
+  training_at_the_average,
   nothing_is_gathered,
   ranks_skip_alike,
   choosing,

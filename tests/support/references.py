@@ -38,3 +38,33 @@ def explicit_average(samples, weights):
     sum(w * x.double() for w, x in zip(weights, column, strict=True))
     for column in zip(*samples, strict=True)
   ]
+
+
+class ReferencePrimal:
+  """Primal averaging with x, y and z each stored, around any optimizer.
+
+  z is what the parameters hold in the optimizer's step, y what they hold when
+  gradients are taken. All in the parameters' dtype.
+  """
+
+  def __init__(self, params, optimizer, interpolation, coefficient):
+    self.params, self.optimizer = list(params), optimizer
+    self.mu, self.coefficient = interpolation, coefficient
+    self.z = [p.detach().clone() for p in self.params]
+    self.x = [p.detach().clone() for p in self.params]
+    self.samples = 0
+
+  @torch.no_grad()
+  def step(self, is_sampled=True):
+    """Gradients at y are there; afterwards the parameters hold the next y."""
+    for p, z in zip(self.params, self.z, strict=True):
+      p.copy_(z)
+    self.optimizer.step()
+    self.samples += is_sampled
+    c = self.coefficient(self.samples) if is_sampled else 0.0
+    for i, p in enumerate(self.params):
+      self.z[i] = p.clone()
+      self.x[i] = self.x[i] + c * (self.z[i] - self.x[i])
+      if not self.samples:
+        self.x[i] = self.z[i]
+      p.copy_(self.mu * self.x[i] + (1 - self.mu) * self.z[i])

@@ -16,6 +16,7 @@ KNOBS = {
   'lawa': SAMPLED,
   'ema': SAMPLED,
   'polynomial': {'averaging_every_steps': 1},
+  'schedule_free': {'one_minus_beta1': 1.0, 'schedule_free_power': 2.0},
 }
 
 

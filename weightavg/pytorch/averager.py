@@ -13,7 +13,6 @@ from collections.abc import (
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from absl import logging
 from torch import Tensor, nn
 
@@ -26,11 +25,13 @@ from weightavg.pytorch import (
   finite,
   multi_tensor,
   shown,
+  training_point,
 )
 from weightavg.pytorch.choice import Choice
 from weightavg.pytorch.device_placement import DevicePlacement
-from weightavg.pytorch.distributed import world_size
 from weightavg.pytorch.placement import build_placement
+from weightavg.pytorch.primal import PrimalPlacement
+from weightavg.pytorch.swap import Swap
 from weightavg.pytorch.weights import Weights
 from weightavg.sampling import Sampling
 from weightavg.schemes import Raw, Recursive, Scheme
@@ -58,8 +59,20 @@ class Averager:
   between `swap_in` and `swap_out` or inside `evaluating()`. Before the first
   sample, evaluation sees the raw weights.
 
+  With `interpolation` mu > 0 the average takes part in training. The optimizer
+  steps z, x is the average of z, and the gradient is taken at y:
+
+    y = mu x + (1 - mu) z
+    z <- step of the optimizer from z with the gradient at y
+    x <- x + c (z - x)
+
+  The model then holds y, x between `swap_in` and `swap_out`, and z in the step
+  of the optimizer, which `before_step` prepares. y and z are stored, x is
+  computed from them. Weight decay acts on z, which the optimizer steps as
+  ever. c is the scheme's. Switch the optimizer's momentum off: y has one.
+
   A sample that holds a NaN or an infinity never enters: it is counted in
-  `skipped` and logged.
+  `skipped` and logged. With an interpolation y and z then continue from x.
 
   While the average is shown, an optimizer's step on the model and a
   `load_state_dict` of it raise before they write, and so does another averager.
@@ -79,7 +92,7 @@ class Averager:
       changes the content (as with swap='copy').
     scheme: the average, such as Ema(0.999).
     every: steps between two samples, >= 1. By default 1; 0.2 % of `total_steps`
-      for a horizon and for LAWA.
+      for a horizon and for LAWA, unless there is an interpolation.
     start: step before which nothing is sampled, >= 0.
     total_steps: T, number of optimizer steps that the run is planned for, >= 1;
       needed by a horizon only, which is a fraction of it.
@@ -96,6 +109,8 @@ class Averager:
       in inference copies that share memory.
     checkpoints: False saves a sharded average the gathering on rank 0 that a
       checkpoint needs.
+    interpolation: mu in [0, 1), for Ema, Polynomial and ScheduleFree, with
+      placement='device'; None for 0, and for 0.9 with ScheduleFree.
     collective: all ranks of the default process group call `update` alike.
       Running statistics differ between ranks without SyncBatchNorm; they are
       then sampled from rank 0, as DistributedDataParallel broadcasts them. With
@@ -105,7 +120,9 @@ class Averager:
     ValueError: for an argument out of range, a horizon without `total_steps`, a
       name given twice or an integer tensor.
     RuntimeError: from `update` while an average is shown, and where the model's
-      parameters are no longer those that are averaged.
+      parameters are no longer those that are averaged; with an interpolation
+      also where the optimizer's step was not prepared, and from `before_step`
+      where y was changed (not through `.data`) since the last `update`.
 
   >>> from weightavg import Lawa
   >>> model = nn.Linear(1, 1, bias=False)
@@ -118,6 +135,17 @@ class Averager:
   3.0
   >>> model.weight.item()
   4.0
+
+  >>> from weightavg import Ema
+  >>> averager = Averager(model, Ema(decay=0.5), interpolation=0.75)
+  >>> optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+  >>> for gradient in (1.0, 2.0):  # z is 3, then 1; x is 3, then 5/3
+  ...   model.weight.grad = torch.full((1, 1), gradient)  # taken at y
+  ...   averager.before_step(optimizer)
+  ...   optimizer.step()
+  ...   averager.update()
+  >>> round(model.weight.item(), 6)  # 0.75 * 5/3 + 0.25 * 1
+  1.5
   """
 
   def __init__(
@@ -132,6 +160,7 @@ class Averager:
     placement: str = 'device',
     swap: str = 'copy',
     checkpoints: bool = True,
+    interpolation: float | None = None,
     collective: bool = False,
   ) -> None:
     if not isinstance(scheme, Scheme):
@@ -139,43 +168,46 @@ class Averager:
         f'Invalid scheme={scheme!r}. Must be a scheme such as Ema(0.999); '
         'Averager.from_config takes a configuration.'
       )
+    if interpolation is None:
+      interpolation = scheme.default_interpolation
     averaging_config.check_storage(batch_norm, placement, swap)
+    averaging_config.check_interpolation(scheme, interpolation, placement)
+    if every is None and interpolation:
+      every = 1
     self.sampling, self.scheme = averaging_config.resolve(
       scheme, every, start, total_steps
     )
+    self.interpolation = interpolation
     self._weights = Weights(
       weights,
       with_statistics=batch_norm == 'averaged' and not isinstance(scheme, Raw),
     )
     self._collective = collective or placement == 'sharded'
-    # A DTensor has no storage to exchange: its piece is copied into.
-    self._exchange = (
-      swap == 'exchange'
-      and self._weights.are_parameters
-      and not self._weights.distributed
-    )
     if placement == 'sharded' and self._weights.distributed:
       raise ValueError(
         "Invalid placement='sharded'. Must be 'device' or 'cpu' for parameters "
         'that are DTensors: their averages are as distributed as they are.'
       )
-    self._recipe = averager_state.recipe(self.scheme, self.sampling, batch_norm)
-    self.placement = (
-      None
-      if isinstance(self.scheme, Raw)
-      else build_placement(placement, self.scheme, self._data(), checkpoints)
+    self._recipe = averager_state.recipe(
+      self.scheme, self.sampling, batch_norm, interpolation
     )
+    self._primal: PrimalPlacement | None = None
+    if interpolation:
+      assert isinstance(self.scheme, Recursive)
+      self._primal = PrimalPlacement(self.scheme, self._weights, interpolation)
+    self.placement: DevicePlacement | PrimalPlacement | None = self._primal
+    if not interpolation and not isinstance(self.scheme, Raw):
+      self.placement = build_placement(
+        placement, self.scheme, self._weights.data(), checkpoints
+      )
     self.choice = Choice(self.scheme)
     self.step = 0
     self._skipped = 0
     # The look at the last sample, until its result is read, and its step.
     self._look: tuple[finite.Look, int] | None = None
     self._looker = finite.Looker()
-    # The raw weights while the average is swapped in: their storages under
-    # 'exchange', copies of them under 'copy'.
-    self._raw: list[Tensor] | None = None
-    self._backup: list[Tensor] | None = None
-    self._showing: shown.Showing | None = None
+    self._swap = Swap(self._weights, swap == 'exchange')
+    self._warned = False
 
   @classmethod
   def from_config(
@@ -205,6 +237,7 @@ class Averager:
       placement=config.averaging_placement,
       swap=config.averaging_swap,
       checkpoints=config.averaging_checkpoints,
+      interpolation=config.interpolation,
       collective=collective,
     )
 
@@ -223,7 +256,7 @@ class Averager:
   @property
   def swapped(self) -> bool:
     """True while the model holds the average."""
-    return self._raw is not None
+    return self._swap.raw is not None
 
   def named_weights(self) -> dict[str, Tensor]:
     """Parameters and running statistics by their names in the state."""
@@ -239,6 +272,39 @@ class Averager:
     if self.placement is not None:
       self._recipe |= dataclasses.asdict(sampling)
 
+  @_outside_autograd
+  def before_step(self, *optimizers: torch.optim.Optimizer) -> None:
+    """Call before each step of the optimizer, after clipping its gradients.
+
+    Without an interpolation nothing happens. With one the model holds z from
+    here to `update`.
+
+    Args:
+      *optimizers: those that step the model's parameters. Their learning rates
+        are read here.
+
+    Raises:
+      RuntimeError: an average is shown, or the weights were changed since the
+        last `update`.
+    """
+    if self._primal is None:
+      return
+    if self.swapped:
+      raise RuntimeError(
+        'The model holds the average. Call swap_out() before before_step().'
+      )
+    self._settle()
+    self._weights.follow()
+    shown.check_not_shown(self._weights.parameters, 'before_step()')
+    if not self._warned:
+      self._warned = True
+      training_point.warn_of_momentum(self.interpolation, optimizers)
+    self._primal.begin(
+      optimizers,
+      self.sampling.is_sampled(self.step + 1),
+      self._weights.statistics_now(self._collective),
+    )
+
   def update(self, finite: bool | None = None) -> None:
     """Call after every optimizer step: counts it, and samples if it is due.
 
@@ -251,17 +317,21 @@ class Averager:
       raise RuntimeError(
         'The model holds the average. Call swap_out() before update().'
       )
-    self.step += 1
-    if self.placement is not None and self.sampling.is_sampled(self.step):
-      self._sample(self.placement, finite)
+    if self._primal is not None:
+      self._end_step(self._primal, finite)
+    elif isinstance(self.placement, DevicePlacement):
+      self.step += 1
+      if self.sampling.is_sampled(self.step):
+        self._sample(self.placement, finite)
+    else:
+      self.step += 1
 
   @_outside_autograd
   def _sample(self, placement: DevicePlacement, is_finite: bool | None) -> None:
     self._settle()
     self._weights.follow()
     shown.check_not_shown(self._weights.parameters, 'update()')
-    tensors = [dtensors.local(p) for p in self._weights.parameters]
-    tensors += self._statistics_now()
+    tensors = self._weights.sample(self._collective)
     result: bool | finite.Look | None = is_finite
     if result is None:
       result = self._looker.look(tensors, self._weights.distributed)
@@ -271,6 +341,19 @@ class Averager:
     elif result:
       placement.add(tensors)
     else:
+      self._skip(self.step)
+
+  @_outside_autograd
+  def _end_step(
+    self, placement: PrimalPlacement, is_finite: bool | None
+  ) -> None:
+    statistics = self._weights.statistics_now(self._collective)
+    result = placement.end(is_finite, statistics)
+    self.step += 1
+    if isinstance(result, finite.Look):
+      self._look = (result, self.step)
+    elif result is False:
+      placement.retract()
       self._skip(self.step)
 
   def _settle(self) -> None:
@@ -346,37 +429,19 @@ class Averager:
     """
     if self.swapped or self.placement is None or not self.samples:
       return
+    self._refuse_in_step('swap_in()')
     self._weights.follow()
     self.placement.collect()
     self.choice.warn_if_none()
     if self.choice.shows_raw:
       return
-    raw = self._data()
-    average = self.placement.shown(raw, self.choice.selected)
-    parameters = self._weights.parameters
-    self._showing = shown.Showing(self, parameters, self._weights.modules())
-    shown.clear_autocast_cache()
-    if self._exchange:
-      self._exchange_in(raw, average)
-    else:
-      self._copy_in(raw, average)
+    raw = self._weights.data()
+    self._swap.show(raw, self.placement.shown(raw, self.choice.selected))
 
   @_outside_autograd
   def swap_out(self) -> None:
     """Put the raw weights back; nothing happens if they are in place."""
-    if self._raw is None:
-      return
-    self._weights.reshard()
-    if self._exchange:
-      for tensor, raw in zip(self._weights.tensors, self._raw, strict=True):
-        tensor.data = raw
-    else:
-      multi_tensor.copy_(self._data(), self._raw)
-    self._raw = None
-    shown.clear_autocast_cache()
-    if self._showing is not None:
-      self._showing.end()
-      self._showing = None
+    self._swap.undo()
 
   @contextlib.contextmanager
   def evaluating(self, which: int | None = None) -> Iterator[None]:
@@ -476,7 +541,14 @@ class Averager:
       raise RuntimeError(
         'The model holds the average. Call swap_out() before import_state().'
       )
-    if self.placement is None or not isinstance(self.scheme, Recursive):
+    if self._primal is not None:
+      raise ValueError(
+        f'Invalid interpolation={self.interpolation}. Must be 0: the states of '
+        'other libraries hold the average alone.'
+      )
+    if not isinstance(self.placement, DevicePlacement) or not isinstance(
+      self.scheme, Recursive
+    ):
       raise ValueError(
         f'Invalid scheme={self.scheme}. Must keep a running average, as Ema '
         'and Polynomial do, to continue another one.'
@@ -494,7 +566,9 @@ class Averager:
     shapes = self._shapes()
     averager_state.check_tensors(buffers, shapes)
     self.step = max(self.step, samples * self.sampling.every)
-    self.placement.restore(samples, [self._in_order(buffers)], self._data())
+    self.placement.restore(
+      samples, [self._in_order(buffers)], self._weights.data()
+    )
 
   def state_dict(self) -> dict[str, Any]:
     """Everything needed to continue, in tensors, numbers, strings and dicts.
@@ -508,7 +582,11 @@ class Averager:
     loaded.
     """
     self._settle()
+    self._refuse_in_step('state_dict()')
     buffers = [] if self.placement is None else self.placement.buffers()
+    weighting = (
+      {} if self._primal is None else {'weighting': self._primal.weighting()}
+    )
     return {
       'format': averager_state.FORMAT,
       'recipe': dict(self._recipe),
@@ -519,7 +597,8 @@ class Averager:
       'swapped': self.swapped,
       'complete': buffers is not None,
       'buffers': [self._by_name(tensors) for tensors in buffers or []],
-      'raw': {} if self._raw is None else self._by_name(self._raw),
+      'raw': {} if self._swap.raw is None else self._by_name(self._swap.raw),
+      **weighting,
     }
 
   @_outside_autograd
@@ -536,7 +615,8 @@ class Averager:
     """
     averager_state.check(state_dict, self.scheme, self._recipe, self._shapes())
     raw = state_dict['raw']
-    if self._raw is not None:
+    self._refuse_in_step('load_state_dict()')
+    if self.swapped:
       # They may be this averager's own, which are about to be overwritten.
       raw = {name: tensor.clone() for name, tensor in raw.items()}
       self.swap_out()
@@ -544,60 +624,33 @@ class Averager:
     self.step = state_dict['step']
     self._skipped = state_dict['skipped']
     self.choice.selected = state_dict['selected']
-    if self.placement is not None:
-      saved = [self._in_order(named) for named in state_dict['buffers']]
-      self.placement.restore(state_dict['samples'], saved, self._data())
+    saved = [self._in_order(named) for named in state_dict['buffers']]
+    samples = state_dict['samples']
+    if self._primal is not None:
+      self._primal.restore(samples, saved, state_dict['weighting'])
+    elif isinstance(self.placement, DevicePlacement):
+      self.placement.restore(samples, saved, self._weights.data())
     if state_dict['swapped']:
-      multi_tensor.copy_(self._data(), self._in_order(raw))
+      multi_tensor.copy_(self._weights.data(), self._in_order(raw))
       self.swap_in()
+
+  def _refuse_in_step(self, action: str) -> None:
+    if self._primal is not None and self._primal.in_step:
+      raise RuntimeError(
+        f'The model holds z. Call update() before {action}, after the step of '
+        'the optimizer.'
+      )
 
   @_outside_autograd
   def _average(self) -> list[Tensor]:
     """Return the weights for evaluation, raw before the first sample."""
-    raw = self._data() if self._raw is None else self._raw
+    raw = self._weights.data() if self._swap.raw is None else self._swap.raw
     if self.placement is None or not self.samples or self.choice.shows_raw:
       return raw
     return self.placement.shown(raw, self.choice.selected)
 
   def _shapes(self) -> dict[str, torch.Size]:
     return {name: t.shape for name, t in self.named_weights().items()}
-
-  def _data(self) -> list[Tensor]:
-    return [dtensors.local(tensor) for tensor in self._weights.tensors]
-
-  def _statistics_now(self) -> list[Tensor]:
-    """Running statistics for a sample: copies, which outlive the next forward.
-
-    One buffer for each device and dtype, and one broadcast.
-    """
-    result = [s.tensor for s in self._weights.statistics]
-    for kind in dict.fromkeys((t.device, t.dtype) for t in result):
-      places = [i for i, t in enumerate(result) if (t.device, t.dtype) == kind]
-      parts = [result[i] for i in places]
-      flat = torch.cat([t.reshape(-1) for t in parts])
-      if self._collective and world_size() > 1:
-        dist.broadcast(flat, src=0)
-      copies = flat.split([t.numel() for t in parts])
-      for i, own in zip(places, copies, strict=True):
-        result[i] = own.view(result[i].shape)
-    return result
-
-  def _exchange_in(self, raw: list[Tensor], average: list[Tensor]) -> None:
-    # Before anything is exchanged: swap_out can then undo half a swap.
-    self._raw = raw
-    count = len(self._weights.parameters)
-    # Layers write to statistics in place: whoever recomputes them for the
-    # average (torch's update_bn) must not write to the average itself.
-    average = average[:count] + [t.clone() for t in average[count:]]
-    for tensor, own in zip(self._weights.tensors, average, strict=True):
-      tensor.data = own
-
-  def _copy_in(self, raw: list[Tensor], average: list[Tensor]) -> None:
-    if self._backup is None:
-      self._backup = [torch.empty_like(t) for t in raw]
-    multi_tensor.copy_(self._backup, raw)
-    self._raw = self._backup
-    multi_tensor.copy_(raw, average)
 
   def _by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     wrapped = map(dtensors.wrap, tensors, self._weights.tensors)

@@ -27,7 +27,7 @@ _KINDS: dict[str, type] = {
 
 
 def recipe(
-  scheme: Scheme, sampling: Sampling, batch_norm: str
+  scheme: Scheme, sampling: Sampling, batch_norm: str, interpolation: float
 ) -> dict[str, Any]:
   """The settings in which two averagers must agree to share a state."""
   found: dict[str, Any] = {
@@ -36,6 +36,8 @@ def recipe(
   }
   if isinstance(scheme, Raw):
     return found
+  if interpolation:
+    found['averaging_interpolation'] = interpolation
   if scheme.part_names:
     found['candidates'] = [str(part) for part in scheme.parts]
   else:
@@ -100,6 +102,8 @@ def check(
       f'Invalid averager state: selected={state_dict["selected"]}. Must be '
       f'below {candidates}.'
     )
+  if 'averaging_interpolation' in own_recipe:
+    _check_weighting(state_dict.get('weighting'))
   groups = list(state_dict['buffers'])
   stored = scheme.stored(state_dict['samples'])
   if len(groups) != stored:
@@ -111,6 +115,19 @@ def check(
     groups.append(state_dict['raw'])
   for named in groups:
     check_tensors(named, shapes)
+
+
+def _check_weighting(value: Any) -> None:
+  names = {'total', 'largest_rate'}
+  if (
+    not isinstance(value, dict)
+    or value.keys() != names
+    or not all(isinstance(v, float) and v >= 0.0 for v in value.values())
+  ):
+    raise ValueError(
+      f'Invalid averager state: weighting={value!r}. Must hold the numbers '
+      'total and largest_rate.'
+    )
 
 
 def check_tensors(

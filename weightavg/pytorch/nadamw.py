@@ -1,6 +1,5 @@
 """NadamW: Adam with decoupled weight decay and a Nesterov look-ahead."""
 
-import functools
 import itertools
 import math
 import warnings
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 
 from weightavg.pytorch import dtensors, multi_tensor
+from weightavg.pytorch.followers import Followers
+from weightavg.pytorch.nadamw_kernels import Kernel
 from weightavg.pytorch.schedules import (
   peak_learning_rates,
   warn_of_other_peaks,
@@ -30,6 +31,7 @@ class NadamW(torch.optim.Optimizer):
     p <- p - lr / (1 - b1^t) * n / (sqrt(v) / sqrt(1 - b2^t) + eps)
 
   `torch.optim.NAdam` is another algorithm, whose momentum follows a schedule.
+  With b1 = 0, n is the gradient and no m is kept.
 
   Moments have the parameter's dtype, and float32 for 16-bit parameters, which
   are updated in float32 and rounded once. A parameter without a gradient keeps
@@ -79,6 +81,7 @@ class NadamW(torch.optim.Optimizer):
     self._compiled = fused == 'compile'
     # Reused by every step: fresh memory costs a page fault per 4 KiB.
     self._scratch: dict[torch.dtype, Tensor] = {}
+    self._followers: Followers | None = None
     super().__init__(params, defaults)
 
   def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -101,6 +104,15 @@ class NadamW(torch.optim.Optimizer):
     super().__setstate__(state)
     self.__dict__.setdefault('_compiled', False)
     self.__dict__.setdefault('_scratch', {})
+    self.__dict__.setdefault('_followers', None)
+
+  def lead(self, followers: Followers | None) -> None:
+    """Move other tensors along with the parameters in the next step.
+
+    Args:
+      followers: of parameters of this optimizer; None for none.
+    """
+    self._followers = followers
 
   @torch.no_grad()
   def step(  # type: ignore[override]
@@ -121,8 +133,12 @@ class NadamW(torch.optim.Optimizer):
       for p in group['params']:
         if p.grad is not None:
           by_step.setdefault(self._count_step(p), []).append(p)
-      for t, params in by_step.items():
-        self._update(params, t, group)
+      followers, others = _divide(by_step, self._followers)
+      for t, params in followers:
+        self._update(params, t, group, self._followers)
+      for t, params in others:
+        self._update(params, t, group, None)
+    self._followers = None
     return loss
 
   def _count_step(self, p: Tensor) -> int:
@@ -130,37 +146,51 @@ class NadamW(torch.optim.Optimizer):
       raise RuntimeError('Invalid gradient. NadamW takes no sparse tensors.')
     state = self.state[p]
     if not state:
-      dtype = torch.promote_types(p.dtype, torch.float32)
       state['step'] = 0
-      for name in _MOMENTS:
-        state[name] = torch.zeros_like(p, dtype=dtype)
+      state['exp_avg_sq'] = _zeros_like(p)
     state['step'] += 1
     return state['step']
 
   def _update(
-    self, params: list[Tensor], t: int, group: dict[str, Any]
+    self,
+    params: list[Tensor],
+    t: int,
+    group: dict[str, Any],
+    followers: Followers | None,
   ) -> None:
-    dense: list[list[Tensor]] = [[], [], [], []]
+    """Step parameters that are alike in t, and what follows them."""
+    kept = _MOMENTS if group['betas'][0] > 0.0 else _MOMENTS[1:]
+    dense: list[list[Tensor]] = [[] for _ in range(2 + len(kept))]
+    if followers is not None:
+      dense.append([])
+      followers.moved.update(params)
+    kernel = Kernel(t, group, followers, self._scratch)
     for p in params:
-      tensors = _local_tensors(p, *(self.state[p][name] for name in _MOMENTS))
+      state = self.state[p]
+      for name in kept:
+        if name not in state:  # b1 was 0 until now
+          state[name] = _zeros_like(p)
+      tensors = _local_tensors(p, *(state[name] for name in kept))
+      if followers is not None:
+        tensors.append(followers.tensors[p])
       ordered = _in_memory_order(tensors)
       if ordered is None:
-        _update_each([[x] for x in tensors], _scalars(t, group))
+        kernel.update_each([[x] for x in tensors])
         continue
       for column, tensor in zip(dense, ordered, strict=True):
         column.append(tensor)
     for columns in multi_tensor.by_device_and_dtype(*dense):
-      if self._compiled and self._update_compiled(columns, t, group):
+      if self._compiled and self._update_compiled(kernel, columns):
         continue
       for piece in multi_tensor.pieces(*columns):
-        _update_by_adamw(piece, t, group, self._scratch)
+        kernel.update_by_adamw(piece)
 
   def _update_compiled(
-    self, columns: list[list[Tensor]], t: int, group: dict[str, Any]
+    self, kernel: Kernel, columns: list[list[Tensor]]
   ) -> bool:
     """Try the compiled kernel; False if it failed, with nothing changed."""
     try:
-      _compiled_update()(columns, _scalars(t, group))
+      kernel.update_compiled(columns)
     # A compiler raises many kinds of errors, all before the kernel runs.
     except Exception as error:
       self._compiled = False
@@ -212,6 +242,25 @@ class NadamW(torch.optim.Optimizer):
     warn_of_other_peaks(self, peaks)
 
 
+def _zeros_like(p: Tensor) -> Tensor:
+  return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+
+
+def _divide(
+  by_step: Mapping[int, list[Tensor]], followers: Followers | None
+) -> tuple[list[tuple[int, list[Tensor]]], list[tuple[int, list[Tensor]]]]:
+  """Return (t, parameters) of those with a follower, then of the others."""
+  if followers is None:
+    return [], list(by_step.items())
+  parts: tuple[list, list] = ([], [])
+  for t, params in by_step.items():
+    for part, leads in zip(parts, (True, False), strict=True):
+      found = [p for p in params if (p in followers.tensors) == leads]
+      if found:
+        part.append((t, found))
+  return parts
+
+
 def _check_hyperparameters(group: Mapping[str, Any]) -> None:
   """Raise ValueError for the first hyperparameter out of range."""
   for name in ('lr', 'eps', 'weight_decay'):
@@ -247,99 +296,3 @@ def _in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor] | None:
     return None
   flat = [multi_tensor.flat(t) for t in tensors]
   return None if any(t is None for t in flat) else flat  # type: ignore[return-value]
-
-
-def _update_by_adamw(
-  piece: list[list[Tensor]],
-  t: int,
-  group: Mapping[str, Any],
-  scratch: dict[torch.dtype, Tensor],
-) -> None:
-  """Make one step with torch's fused AdamW kernel.
-
-  AdamW turns a buffer x into b1 x + (1 - b1) g and steps along it. For x = m,
-  updated already, that is the look-ahead n. The kernel writes to the buffer, so
-  it gets a copy of m, on a CPU one that is still in the cache.
-  """
-  params, grads, exp_avgs, exp_avg_sqs = piece
-  wide, device = exp_avgs[0].dtype, exp_avgs[0].device
-  weights = params
-  if params[0].dtype != wide:
-    weights = [p.to(wide) for p in params]
-  if grads[0].dtype != wide:
-    grads = [g.to(wide) for g in grads]
-  torch._foreach_lerp_(exp_avgs, grads, 1.0 - group['betas'][0])
-  copies = (
-    _borrow(scratch, exp_avgs)
-    if device.type == 'cpu'
-    else [torch.empty_like(m) for m in exp_avgs]
-  )
-  torch._foreach_copy_(copies, exp_avgs)
-  # Dtype and device are given: torch's defaults may be bfloat16 or meta.
-  step = torch.full((), float(t), dtype=torch.float32, device=device)
-  torch._fused_adamw_(
-    weights,
-    grads,
-    copies,
-    exp_avg_sqs,
-    [],
-    [step] * len(weights),
-    lr=float(group['lr']),
-    beta1=group['betas'][0],
-    beta2=group['betas'][1],
-    weight_decay=group['weight_decay'],
-    eps=group['eps'],
-    amsgrad=False,
-    maximize=False,
-  )
-  if weights is not params:
-    torch._foreach_copy_(params, weights)
-
-
-def _borrow(
-  scratch: dict[torch.dtype, Tensor], tensors: list[Tensor]
-) -> list[Tensor]:
-  """Cut tensors of the given shapes from a CPU buffer that is kept."""
-  dtype, sizes = tensors[0].dtype, [t.numel() for t in tensors]
-  if dtype not in scratch or scratch[dtype].numel() < sum(sizes):
-    scratch[dtype] = torch.empty(sum(sizes), dtype=dtype, device='cpu')
-  parts = scratch[dtype][: sum(sizes)].split(sizes)
-  return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
-
-
-def _scalars(t: int, group: Mapping[str, Any]) -> list[Tensor]:
-  """Return the numbers of step t as tensors: numbers would recompile."""
-  beta1, beta2 = group['betas']
-  lr = float(group['lr'])
-  values = (
-    lr / (1.0 - beta1**t),
-    1.0 - lr * group['weight_decay'],
-    math.sqrt(1.0 - beta2**t),
-    group['eps'],
-    beta1,
-    beta2,
-  )
-  return [
-    torch.tensor(value, dtype=torch.float64, device='cpu') for value in values
-  ]
-
-
-def _update_each(
-  columns: Sequence[Sequence[Tensor]], scalars: Sequence[Tensor]
-) -> None:
-  """Make one step tensor by tensor: for a compiler, and for any strides."""
-  step_size, decay, correction, eps, beta1, beta2 = scalars
-  for p, grad, m, v in zip(*columns, strict=True):
-    g = grad.to(m.dtype)
-    new_m = g + beta1 * (m - g)
-    new_v = beta2 * v + (1.0 - beta2) * (g * g)
-    m.copy_(new_m)
-    v.copy_(new_v)
-    n = g + beta1 * (new_m - g)
-    wide = p.to(m.dtype) * decay
-    p.copy_(wide - step_size * n / (new_v.sqrt() / correction + eps))
-
-
-@functools.cache
-def _compiled_update() -> Callable[..., None]:
-  return torch.compile(_update_each, dynamic=False)

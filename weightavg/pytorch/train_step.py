@@ -112,7 +112,9 @@ def init_optimizer_state(
   )
   timing: dict[str, Any] = {}
   if clock is None:
-    scheduler: LRScheduler = build_scheduler(trainer, budget, *curve)
+    scheduler: LRScheduler = build_scheduler(
+      trainer, budget, *curve, config.schedule.warmup_steps
+    )
   else:
     scheduler = build_planned_scheduler(trainer, clock.plan, *curve)
     clock.add_follower(
@@ -206,6 +208,7 @@ def update_params(
       nn.utils.clip_grad_norm_(
         run.model.parameters(), max_norm=regularization.grad_clip
       )
+    averager.before_step(optimizer)
     optimizer.step()
     optimizer_state['scheduler'].step()
   with section('Averaging'):

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from weightavg.pytorch import dtensors, models
+from weightavg.pytorch.distributed import world_size
 
 
 class Weights:
@@ -69,6 +71,33 @@ class Weights:
     return self.model is not None or all(
       isinstance(tensor, nn.Parameter) for tensor in self.parameters
     )
+
+  def data(self) -> list[Tensor]:
+    """The memory of `tensors`, of DTensors this rank's pieces."""
+    return [dtensors.local(tensor) for tensor in self.tensors]
+
+  def sample(self, collective: bool) -> list[Tensor]:
+    """The memory of the parameters, and copies of the running statistics."""
+    parameters = [dtensors.local(p) for p in self.parameters]
+    return parameters + self.statistics_now(collective)
+
+  def statistics_now(self, collective: bool) -> list[Tensor]:
+    """Running statistics as copies, which outlive the next forward pass.
+
+    Args:
+      collective: take rank 0's; one broadcast for each device and dtype.
+    """
+    result = [s.tensor for s in self.statistics]
+    for kind in dict.fromkeys((t.device, t.dtype) for t in result):
+      places = [i for i, t in enumerate(result) if (t.device, t.dtype) == kind]
+      parts = [result[i] for i in places]
+      flat = torch.cat([t.reshape(-1) for t in parts])
+      if collective and world_size() > 1:
+        dist.broadcast(flat, src=0)
+      copies = flat.split([t.numel() for t in parts])
+      for i, own in zip(places, copies, strict=True):
+        result[i] = own.view(result[i].shape)
+    return result
 
   def required_model(self) -> nn.Module:
     """The model without its wrappers.

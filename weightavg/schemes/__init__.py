@@ -9,6 +9,7 @@ from weightavg.schemes.raw import Raw  # isort: skip
 from weightavg.schemes.lawa import Lawa  # isort: skip
 from weightavg.schemes.ema import Ema  # isort: skip
 from weightavg.schemes.polynomial import Polynomial  # isort: skip
+from weightavg.schemes.schedule_free import ScheduleFree  # isort: skip
 from weightavg.schemes.auto import Auto, Candidates
 from weightavg.schemes.base import (
   SCHEMES,
@@ -27,6 +28,7 @@ __all__ = [
   'Polynomial',
   'Raw',
   'Recursive',
+  'ScheduleFree',
   'Scheme',
   'Windowed',
   'register',

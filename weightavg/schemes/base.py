@@ -53,6 +53,8 @@ class Scheme:
   # the field whose value follows it.
   candidate: ClassVar[str | None] = None
   argument: ClassVar[str | None] = None
+  # mu where a point does not give averaging_interpolation.
+  default_interpolation: ClassVar[float] = 0.0
   # Fields of which at most one may be given.
   exclusive: ClassVar[tuple[str, ...]] = ()
 
@@ -171,6 +173,16 @@ class Recursive(Scheme):
   def coefficient(self, count: int) -> float:
     """c_k: weight with which the count-th sample (1, 2, ...) enters."""
     raise NotImplementedError(f'{type(self).__name__}.coefficient')
+
+  def sample_weight(self, count: int, largest_rate: float) -> float | None:
+    """w_k of a scheme with c_k = w_k / (w_1 + ... + w_k); None for others.
+
+    Args:
+      count: k.
+      largest_rate: the largest learning rate up to the k-th sample.
+    """
+    del count, largest_rate
+    return None
 
   def weights(self, count: int) -> list[float]:
     """w_j = c_j prod_{i>j} (1 - c_i), accumulated from the last sample back."""

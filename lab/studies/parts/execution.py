@@ -8,7 +8,8 @@ import concurrent.futures
 import multiprocessing
 import pathlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import torch
 from absl import logging
@@ -51,7 +52,10 @@ def execute(training: Training, directory: str) -> Result:
 
 
 def run_all(
-  trainings: Sequence[Training], directory: str, jobs: int
+  trainings: Sequence[Training],
+  directory: str,
+  jobs: int,
+  hours_of: Callable[[Training], float] | None = None,
 ) -> list[Result]:
   """Results of all runs, in order; finished ones are read.
 
@@ -59,14 +63,21 @@ def run_all(
     trainings: in the order in which they are to start.
     directory: where results and logs are kept.
     jobs: number of processes, one thread each.
+    hours_of: how long a run takes in one process; only ratios matter. The time
+      left is then counted in hours and not in runs.
   """
   pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
   results = {t.name: kept(t, directory) for t in trainings}
   missing = {t.name: t for t in trainings if results[t.name] is None}
+  cost = {t.name: 1.0 if hours_of is None else hours_of(t) for t in trainings}
+  total, left = sum(cost.values()), sum(cost[name] for name in missing)
+  start = time.monotonic()
   bar = tqdm(
-    total=len(results),
-    initial=len(results) - len(missing),
-    unit='run',
+    total=round(total, 2),
+    initial=round(total - left, 2),
+    unit='run' if hours_of is None else 'h',
+    # One rate for all: two processes finish at the same time, and then none.
+    smoothing=0.0,
     disable=None,
   )
   if missing:
@@ -82,12 +93,15 @@ def run_all(
       }
       try:
         for future in concurrent.futures.as_completed(futures):
-          results[futures[future]] = future.result()
-          bar.update()
+          name = futures[future]
+          results[name] = future.result()
+          bar.update(round(cost[name], 4))
           if bar.disable:
             done = sum(result is not None for result in results.values())
+            made = sum(cost[n] for n in missing if results[n] is not None)
+            seconds = (time.monotonic() - start) * (left - made) / made
             print(
-              f'[{done}/{len(results)}] {futures[future]}',
+              f'[{done}/{len(results)}] {name}, {seconds / 3600:.1f} h left',
               file=sys.stderr,
               flush=True,
             )

@@ -109,10 +109,15 @@ class Training:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f'{self.workload}_{self.submission}_{self.seed}_{digest}'
 
-  def execute(self, directory: str) -> Result:
-    """Train in this process; the follower's findings beside the columns."""
+  def build(self) -> Any:
+    """Build the workload that is trained on."""
     workload = build_workload(self.workload)
     workload.epochs = self.epochs
+    return workload
+
+  def execute(self, directory: str) -> Result:
+    """Train in this process; the follower's findings beside the columns."""
+    workload = self.build()
     point, steps = dict(self.point), None
     if self.budget_factor != 1.0:
       point['step_hint_factor'] = self.budget_factor

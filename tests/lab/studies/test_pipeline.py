@@ -207,7 +207,7 @@ def test_an_unknown_study_lists_those_that_exist(name):
   assert done.returncode == 1
   assert done.stderr.splitlines() == [
     f'error: Invalid study={name!r}. Must be among auto, calibrate, choices, '
-    'horizon, quickstart, repeated, steps, tune, unseen.'
+    'claims, horizon, quickstart, repeated, steps, tune, unseen.'
   ]
 
 

@@ -1,0 +1,1 @@
+"""Submissions that the claims compare with; no part of the package."""

@@ -1,0 +1,384 @@
+"""Averages at which training takes place: primal averaging.
+
+Three sequences: z is stepped by the optimizer, x is the average of z, gradients
+are taken at y between them.
+
+  y = mu x + (1 - mu) z
+  z <- step of the optimizer from z with the gradient at y
+  x <- x + c (z - x)
+
+Stored are y, in the model's parameters, and z: as much memory as an optimizer's
+momentum. x = y + (1 - 1/mu) (z - y) is computed where it is needed. With x in
+the memory of y, one step is
+
+  y <- y + (1 - 1/mu) (z - y)           x of the last step
+  z <- step of the optimizer
+  y <- x + (1 - mu (1 - c)) (z - x)     y of this step
+
+Both lines in y are moved by the optimizer in its own pass over memory where it
+can do that (`followers`), as NadamW does.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weightavg.pytorch import (
+  accumulators,
+  dtensors,
+  finite,
+  multi_tensor,
+  training_point,
+)
+from weightavg.pytorch.followers import Followers, Leader
+from weightavg.pytorch.weights import Weights
+from weightavg.schemes import Recursive
+
+
+@dataclasses.dataclass
+class _Step:
+  """State of a step that has begun, for `end`.
+
+  Args:
+    after: weight of the second line in y; None before the first sample, while
+      x, y and z are the same.
+    coefficient: c; None where the step is not sampled.
+    followers: handed to optimizers; None if `end` moves all of y.
+    look: at the gradients, if there are followers.
+  """
+
+  after: float | None = None
+  coefficient: float | None = None
+  followers: Followers | None = None
+  look: finite.Look | bool | None = None
+
+
+class PrimalPlacement:
+  """x, y and z of a model in training; between steps the parameters hold y.
+
+  Running statistics are those of y. With `weights.statistics` they are averaged
+  with the coefficients c.
+
+  Args:
+    scheme: gives c.
+    weights: the parameters, float32 or wider.
+    interpolation: mu in (0, 1).
+
+  Raises:
+    ValueError: for parameters of 16 bits.
+  """
+
+  def __init__(
+    self, scheme: Recursive, weights: Weights, interpolation: float
+  ) -> None:
+    for name, p in zip(weights.names, weights.parameters, strict=False):
+      if accumulators.average_dtype(p.dtype) != p.dtype:
+        raise ValueError(
+          f'Invalid interpolation={interpolation}: {name!r} is {p.dtype}. The '
+          'average is computed from the parameters, which must be float32 or '
+          'wider; autocast computes with 16 bits.'
+        )
+    self.count = 0
+    self._scheme = scheme
+    self._weights = weights
+    self._mu = interpolation
+    # Of a scheme whose weights follow the learning rate.
+    self._weighting = Weighting()
+    # As it was before the last step's sample; None if that took none.
+    self._undo: Weighting | None = None
+    # z; y while the parameters hold z.
+    self._other = [
+      accumulators.allocate_beside(dtensors.local(p), p.dtype)
+      for p in weights.parameters
+    ]
+    self._statistics = [
+      accumulators.allocate_beside(
+        s.tensor, accumulators.average_dtype(s.tensor.dtype)
+      )
+      for s in weights.statistics
+    ]
+    self._step: _Step | None = None
+    self._looker = finite.Looker()
+    # The parameters as `end` left them.
+    self._left: list[tuple[Tensor, int, int]] | None = None
+    training_point.guard(self, weights.parameters)
+
+  @property
+  def in_step(self) -> bool:
+    """True between `begin` and `end`: the parameters hold z."""
+    return self._step is not None
+
+  def begin(
+    self,
+    optimizers: Sequence[torch.optim.Optimizer],
+    is_sampled: bool,
+    statistics: Sequence[Tensor],
+  ) -> None:
+    """Hand z to the optimizers.
+
+    Args:
+      optimizers: all that step the parameters.
+      is_sampled: whether z enters the average after the step.
+      statistics: running statistics of y.
+
+    Raises:
+      RuntimeError: the last step was not ended, or y was changed since.
+    """
+    if self._step is not None:
+      raise RuntimeError(
+        'before_step() was called twice. Call update() after the step of the '
+        'optimizer.'
+      )
+    self._check_unchanged()
+    if not self.count and not is_sampled:
+      self._step = _Step()
+      return
+    y = self._local()
+    before = 1.0 - 1.0 / self._mu
+    if not self.count:
+      multi_tensor.copy_(self._other, y)
+    self._undo = self._weighting if is_sampled else None
+    c = self._next_coefficient(optimizers) if is_sampled else None
+    step = _Step(1.0 - self._mu * (1.0 - (c or 0.0)), c)
+    self._offer(step, before, optimizers, statistics)
+    if step.followers is None:
+      multi_tensor.lerp_(y, self._other, before)
+    self._exchange()
+    if step.followers is not None:
+      step.followers.tensors = dict(
+        zip(self._weights.parameters, self._other, strict=True)
+      )
+    self._step = step
+
+  def end(
+    self, is_finite: bool | None, statistics: Sequence[Tensor]
+  ) -> finite.Look | bool | None:
+    """Take z in, and put y in its place.
+
+    Args:
+      is_finite: whether z is known to be finite; None looks at it.
+      statistics: running statistics of y.
+
+    Returns:
+      Whether z was finite, perhaps as a look whose result is not there yet;
+      None if training has not reached the first sample. If it was not,
+      `retract` must be called before the next step.
+
+    Raises:
+      RuntimeError: `begin` was not called.
+    """
+    step = self._step
+    if step is None:
+      raise RuntimeError(
+        'Call before_step(optimizer) before the step of the optimizer: '
+        'it steps z, and the model holds y.'
+      )
+    self._step = None
+    if step.after is None:
+      return None
+    z, y = self._local(), self._other
+    result = step.look if is_finite is None else is_finite
+    if step.followers is None and result is None:
+      result = self._looker.look([*z, *statistics], self._weights.distributed)
+    self._move(step, y, z, result)
+    if step.coefficient is not None and result is not False:
+      self._average_statistics(step.coefficient, statistics, _skip(result))
+    self._exchange()
+    self._left = [(p, *_version(p)) for p in self._weights.parameters]
+    return result
+
+  def retract(self) -> None:
+    """Forget a z that is not finite: y and z continue from x."""
+    if self._undo is not None:
+      self._weighting, self._undo = self._undo, None
+      self.count -= 1
+    # Left out was the second line in y: it holds x.
+    multi_tensor.copy_(self._other, self._local())
+
+  def collect(self) -> None:
+    """Start to bring together what `buffers` needs: it is here."""
+
+  def shown(self, raw: Sequence[Tensor], which: int = 0) -> list[Tensor]:
+    """x, and the averages of running statistics.
+
+    Args:
+      raw: y, and the running statistics.
+      which: 0, the only average.
+    """
+    del which
+    count = len(self._other)
+    x = torch._foreach_lerp(
+      list(raw[:count]), self._other, 1.0 - 1.0 / self._mu
+    )
+    statistics = zip(self._statistics, raw[count:], strict=True)
+    return list(x) + [s.to(own.dtype) for s, own in statistics]
+
+  def buffers(self) -> list[list[Tensor]]:
+    """z and the averages of running statistics, once there is a sample."""
+    return [[*self._other, *self._statistics]] if self.count else []
+
+  def weighting(self) -> dict[str, float]:
+    """The sums on which c depends, apart from the number of samples."""
+    return dataclasses.asdict(self._weighting)
+
+  def restore(
+    self,
+    count: int,
+    buffers: Sequence[Sequence[Tensor]],
+    weighting: dict[str, float],
+  ) -> None:
+    """Continue from saved buffers, which are copied."""
+    if self._step is not None:
+      raise RuntimeError(
+        'A step of the optimizer has begun. Call update() before '
+        'load_state_dict().'
+      )
+    self.count = count
+    self._weighting, self._undo = Weighting(**weighting), None
+    for saved in buffers:
+      multi_tensor.copy_([*self._other, *self._statistics], saved)
+    self._left = None  # the model may be loaded before or after
+
+  def nbytes(self) -> int:
+    """Bytes of z and of the averages of running statistics."""
+    return accumulators.nbytes([*self._other, *self._statistics])
+
+  def _local(self) -> list[Tensor]:
+    return [dtensors.local(p) for p in self._weights.parameters]
+
+  def _next_coefficient(
+    self, optimizers: Sequence[torch.optim.Optimizer]
+  ) -> float:
+    """Count one more sample and return its c."""
+    self.count += 1
+    rates = [float(g['lr']) for o in optimizers for g in o.param_groups]
+    largest = max([self._weighting.largest_rate, *rates])
+    weight = self._scheme.sample_weight(self.count, largest)
+    total = self._weighting.total + (weight or 0.0)
+    self._weighting = Weighting(total, largest)
+    if weight is None:
+      return self._scheme.coefficient(self.count)
+    return weight / total if total else 1.0
+
+  def _offer(
+    self,
+    step: _Step,
+    before: float,
+    optimizers: Sequence[torch.optim.Optimizer],
+    statistics: Sequence[Tensor],
+  ) -> None:
+    """Let the optimizers move y, if they can do so for all that they step.
+
+    The gradients are looked at, as z is too late: an optimizer makes no
+    parameter infinite by finite ones before training has diverged.
+    """
+    if not optimizers or not all(isinstance(o, Leader) for o in optimizers):
+      return
+    stepped = {
+      p for o in optimizers for g in o.param_groups for p in g['params']
+    }
+    own = [p for p in self._weights.parameters if p.grad is not None]
+    if not stepped.issuperset(own):
+      return
+    gradients = [dtensors.local(p.grad) for p in own]  # type: ignore[arg-type]
+    look = self._looker.look(
+      [*gradients, *statistics], self._weights.distributed
+    )
+    if look is False:
+      return
+    step.look = look
+    step.followers = Followers({}, before, step.after or 0.0, _skip(look))
+    for optimizer in optimizers:
+      optimizer.lead(step.followers)  # type: ignore[attr-defined]
+
+  def _move(
+    self,
+    step: _Step,
+    y: list[Tensor],
+    z: list[Tensor],
+    result: finite.Look | bool | None,
+  ) -> None:
+    """The second line in y, and the first where an optimizer left both out."""
+    if step.followers is not None:
+      left = [
+        i
+        for i, p in enumerate(self._weights.parameters)
+        if p not in step.followers.moved
+      ]
+      y, z = [y[i] for i in left], [z[i] for i in left]
+      if y:
+        multi_tensor.lerp_(y, z, step.followers.before)
+    assert step.after is not None
+    if not y or result is False:
+      return
+    skip = _skip(result)
+    if skip is None:
+      multi_tensor.lerp_(y, z, step.after)
+    else:
+      multi_tensor.skipping_lerp_(y, z, step.after, skip)
+
+  def _average_statistics(
+    self, c: float, statistics: Sequence[Tensor], skip: Tensor | None
+  ) -> None:
+    if self.count == 1:
+      multi_tensor.copy_(self._statistics, statistics)
+    elif skip is None:
+      multi_tensor.lerp_(self._statistics, statistics, c)
+    else:
+      multi_tensor.skipping_lerp_(self._statistics, statistics, c, skip)
+
+  def _exchange(self) -> None:
+    """Exchange what the parameters hold for the other of y and z.
+
+    Between two steps a parameter has the storage that it was made with: only
+    inside the optimizer's step it has another one.
+    """
+    if not self._weights.are_parameters or self._weights.distributed:
+      for mine, theirs in multi_tensor.pieces(self._local(), self._other):
+        kept = [t.clone() for t in mine]
+        torch._foreach_copy_(mine, theirs)
+        torch._foreach_copy_(theirs, kept)
+      self._weights.reshard()
+      return
+    for i, p in enumerate(self._weights.parameters):
+      self._other[i], p.data = p.data, self._other[i]
+
+  def _check_unchanged(self) -> None:
+    if self._left is None or not self.count:
+      return
+    names = self._weights.names
+    for name, p, (old, *version) in zip(
+      names, self._weights.parameters, self._left, strict=False
+    ):
+      if p is not old or list(_version(p)) != version:
+        raise RuntimeError(
+          f'The weights were changed since the last update(): {name!r}. The '
+          'average is computed from them. Build a new Averager, or load a '
+          'state of this one.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighting:
+  """Sums over the samples of a scheme whose weights follow the learning rate.
+
+  Args:
+    total: w_1 + ... + w_k.
+    largest_rate: max(lr_1, ..., lr_k).
+  """
+
+  total: float = 0.0
+  largest_rate: float = 0.0
+
+
+def _skip(result: finite.Look | bool | None) -> Tensor | None:
+  return result.skip if isinstance(result, finite.Look) else None
+
+
+def _version(p: Tensor) -> tuple[int, int]:
+  """Changes with each write but those through `.data`."""
+  if dtensors.is_dtensor(p):
+    return (0, 0)
+  return (p._version, p.data_ptr())

@@ -1,0 +1,91 @@
+"""Guards of the point at which gradients are taken, for primal averaging.
+
+Between two steps the parameters hold y, which an optimizer must not step: it
+steps z. So its step is refused, before it writes, unless z is in place.
+"""
+
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+# Above it the momentum of the optimizer is to be off.
+_MOST_WITH_MOMENTUM = 0.5
+
+
+class Placement(Protocol):
+  """Keeps y and z of some parameters."""
+
+  @property
+  def in_step(self) -> bool:
+    """True while the parameters hold z."""
+
+
+# Placements by the identity of a parameter of which they keep y and z.
+_TRAINED: dict[int, weakref.ref] = {}
+
+
+def guard(placement: Placement, parameters: Sequence[Tensor]) -> None:
+  """Refuse steps of the parameters outside of `placement.in_step`.
+
+  The guard ends with the placement.
+  """
+  ids = [id(p) for p in parameters]
+  _TRAINED.update(dict.fromkeys(ids, weakref.ref(placement)))
+  hook = register_optimizer_step_pre_hook(_refuse_step)
+  weakref.finalize(placement, _release, ids, hook)
+
+
+def _release(ids: list[int], hook: Any) -> None:
+  hook.remove()
+  for key in ids:
+    reference = _TRAINED.get(key)
+    if reference is not None and reference() is None:
+      del _TRAINED[key]
+
+
+def _refuse_step(
+  optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
+) -> None:
+  for group in optimizer.param_groups:
+    for p in group['params']:
+      reference = _TRAINED.get(id(p))
+      placement = None if reference is None else reference()
+      if placement is None:
+        continue
+      if not placement.in_step:
+        raise RuntimeError(
+          'Call before_step(optimizer) before the step of the optimizer: it '
+          'steps z, and the model holds y.'
+        )
+      if any(v is not None for v in (*args[1:], *kwargs.values())):
+        raise RuntimeError(
+          'Invalid closure. It would take gradients at z: compute them, call '
+          'before_step(optimizer), then step() without a closure.'
+        )
+      return
+
+
+def warn_of_momentum(
+  interpolation: float, optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+  """Warn where the gradient's memory is there twice."""
+  if interpolation <= _MOST_WITH_MOMENTUM:
+    return
+  for optimizer in optimizers:
+    for group in optimizer.param_groups:
+      beta1 = group['betas'][0] if 'betas' in group else 0.0
+      momentum = max(float(beta1), float(group.get('momentum', 0.0)))
+      if momentum > 0.0:
+        warnings.warn(
+          f'Training at y with averaging_interpolation={interpolation:g} is a '
+          f'momentum already, and {type(optimizer).__name__} has another one '
+          f'of {momentum:g}. Switch it off, for example by '
+          'one_minus_beta1=1.0.',
+          stacklevel=3,
+        )
+        return
