@@ -52,7 +52,7 @@ def table(rows: Sequence[Row]) -> str:
   """Markdown: a line for each claim."""
   lines = []
   for row in rows:
-    parts = [part for part in deciding(row) if not part['on_each']]
+    parts = [p for p in deciding(row) if p['runs'] and not p['on_each']]
     text = '<br>'.join(f'{p["text"]}: {measured(p)}' for p in parts)
     lines.append(
       [
@@ -62,7 +62,9 @@ def table(rows: Sequence[Row]) -> str:
         row['figure'] or tables.UNKNOWN,
         text or row['reason'] or tables.UNKNOWN,
         f'**{row["verdict"]}**',
-        f'{row["seeds"]} x {len(row["workloads"])}',
+        f'{row["seeds"]} x {len(row["workloads"])}'
+        if row['seeds']
+        else tables.UNKNOWN,
         f'`{row["command"]}`',
       ]
     )
@@ -94,10 +96,11 @@ def section(row: Row) -> str:
   paragraphs = [f'{row["text"]} ({source(row)}).', row['how']]
   if row['reason']:
     paragraphs.append(f'Not measured: {row["reason"]}')
-  if row['parts']:
-    workloads = sorted({w for p in row['parts'] for w in p['by_workload']})
+  parts = [part for part in row['parts'] if part['runs']]
+  if parts:
+    workloads = sorted({w for part in parts for w in part['by_workload']})
     lines = []
-    for part in row['parts']:
+    for part in parts:
       factor, spec, sign = _UNITS[part['unit']]
       medians = [part['by_workload'].get(name) for name in workloads]
       lines.append(
