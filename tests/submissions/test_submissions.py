@@ -141,13 +141,16 @@ class Host:
     self.submission = load(folder)
     self.workload = Workload()
     torch.manual_seed(0)
-    self.model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    self.model = self.make_model()
     self.model_state = None
     self.hyperparameters = hyperparameters or point(folder, **changes)
     self.state = self.submission.init_optimizer_state(
       self.workload, self.model, None, self.hyperparameters, (0, 1)
     )
     self.step = 0
+
+  def make_model(self):
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
 
   def batches(self):
     while True:
@@ -324,6 +327,32 @@ def test_training_takes_part_at_the_average(folder):
   # NadamW and Shampoo keep no momentum.
   optimizer = host.state['optimizer']
   assert optimizer.param_groups[0]['betas'][0] == 0.0
+
+
+class NormalisedHost(Host):
+  def make_model(self):
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize('folder', sorted(PRIMAL | UNPLANNED))
+def test_running_statistics_are_refreshed_by_the_training_batch(folder):
+  host = NormalisedHost(
+    folder,
+    averaging_batch_norm='refreshed',
+    averaging_refresh_every=3,
+    dropout_rate=0.25,
+  )
+  recorder = profiling.Recorder()
+  with profiling.recording(recorder):
+    for _ in range(7):
+      host.update()
+  train = (spec.ForwardPassMode.TRAIN, True, 0.25)
+  assert host.workload.calls == [train] * 9
+  assert 'Running statistics' in recorder.sections
+  host.prepare_for_eval()
+  evaluated = host.model[1].running_mean.clone()
+  host.update()
+  assert not torch.equal(host.model[1].running_mean, evaluated)
 
 
 def test_a_state_of_another_budget_is_refused():

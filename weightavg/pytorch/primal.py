@@ -59,19 +59,25 @@ class PrimalPlacement:
   """x, y and z of a model in training; between steps the parameters hold y.
 
   Running statistics are those of y. With `weights.statistics` they are averaged
-  with the coefficients c.
+  with the coefficients c, or set by `keep_statistics`.
 
   Args:
     scheme: gives c.
     weights: the parameters, float32 or wider.
     interpolation: mu in (0, 1).
+    averages_statistics: False leaves them, from the first sample on, to
+      `keep_statistics`.
 
   Raises:
     ValueError: for parameters of 16 bits.
   """
 
   def __init__(
-    self, scheme: Recursive, weights: Weights, interpolation: float
+    self,
+    scheme: Recursive,
+    weights: Weights,
+    interpolation: float,
+    averages_statistics: bool = True,
   ) -> None:
     for name, p in zip(weights.names, weights.parameters, strict=False):
       if accumulators.average_dtype(p.dtype) != p.dtype:
@@ -84,6 +90,7 @@ class PrimalPlacement:
     self._scheme = scheme
     self._weights = weights
     self._mu = interpolation
+    self._averages_statistics = averages_statistics
     # Of a scheme whose weights follow the learning rate.
     self._weighting = Weighting()
     # As it was before the last step's sample; None if that took none.
@@ -196,6 +203,10 @@ class PrimalPlacement:
       self.count -= 1
     # Left out was the second line in y: it holds x.
     multi_tensor.copy_(self._other, self._local())
+
+  def keep_statistics(self, statistics: Sequence[Tensor]) -> None:
+    """Take over the running statistics of x."""
+    multi_tensor.copy_(self._statistics, statistics)
 
   def collect(self) -> None:
     """Start to bring together what `buffers` needs: it is here."""
@@ -324,6 +335,8 @@ class PrimalPlacement:
   ) -> None:
     if self.count == 1:
       multi_tensor.copy_(self._statistics, statistics)
+    elif not self._averages_statistics:
+      return
     elif skip is None:
       multi_tensor.lerp_(self._statistics, statistics, c)
     else:
