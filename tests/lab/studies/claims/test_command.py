@@ -246,3 +246,7 @@ def test_new_rows_replace_those_of_the_same_claims():
     ('b', 'holds'),
     ('noise', 'undecided'),
   ]
+  # A few runs of a fresh clone do not replace what is committed.
+  unfinished = [claim_row(claim='a', verdict=statistics.NOT_MEASURED)]
+  assert rows.merged(unfinished, old) == old
+  assert rows.merged(unfinished, []) == unfinished
