@@ -194,14 +194,14 @@ def output_paths(template: str, fields: Sequence[dict[str, Any]]) -> list[str]:
       paths.append(template.format(**values))
     except (KeyError, IndexError, ValueError) as error:
       raise InputError(
-        f'Invalid output={template!r}. Placeholders are '
+        f'Invalid output={template[:200]!r}. Placeholders are '
         f'{", ".join("{" + k + "}" for k in values)}.'
       ) from error
   for a, b in itertools.combinations(range(len(paths)), 2):
     if paths[a] == paths[b]:
       varying = [k for k in fields[a] if fields[a][k] != fields[b].get(k)]
       raise InputError(
-        f'Invalid output={template!r}. There are {len(paths)} outputs: it must '
-        f'hold {" and ".join("{" + k + "}" for k in varying)}.'
+        f'Invalid output={template[:200]!r}. There are {len(paths)} outputs: '
+        f'it must hold {" and ".join("{" + k + "}" for k in varying)}.'
       )
   return paths

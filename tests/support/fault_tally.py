@@ -47,7 +47,7 @@ class Tally:
 
   @property
   def is_done(self) -> bool:
-    """Whether the test has finished at this commit."""
+    """True if the test has finished at this commit."""
     if self.folder is None:
       return False
     known = _read(self.folder / 'progress.json')
