@@ -278,15 +278,23 @@ class Averager:
     """Parameters and running statistics by their names in the state."""
     return dict(zip(self._weights.names, self._weights.tensors, strict=True))
 
-  def resample(self, sampling: Sampling) -> None:
+  def resample(self, sampling: Sampling, scheme: Scheme | None = None) -> None:
     """Sample at another cadence from the next step on.
 
     The length of the average stays what it is in samples. So a horizon that is
     a fraction of T follows a new T; what has been sampled keeps its weight.
+
+    Args:
+      sampling: the cadence.
+      scheme: with an interpolation, the scheme with its new length in samples,
+        as each step is a sample there.
     """
     self.sampling = sampling
     if self.placement is not None:
       self._recipe |= dataclasses.asdict(sampling)
+    if self._primal is not None and isinstance(scheme, Recursive):
+      self.scheme = self._primal.scheme = scheme
+      self._recipe |= averager_state.numbers(scheme)
 
   @_outside_autograd
   def before_step(self, *optimizers: torch.optim.Optimizer) -> None:
