@@ -10,7 +10,8 @@ PAGES := README.md docs/*.md
 COG := $(BIN)/cog -I docs -I . --verbosity=1
 
 .PHONY: quickstart study study-quick figures bench bench-promote gpu tables \
-  check-tables docs wheel test test-slow test-algoperf lint check format clean
+  check-tables docs wheel test test-slow test-faults test-algoperf \
+  lint check format clean
 
 # Three runs for each of two seeds, two at a time: a few minutes. The folder is
 # ignored; results/quickstart/ has the committed runs.
@@ -18,7 +19,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python -m lab.studies quickstart \
 	  --output_dir=results/quickstart/local $(ARGS)
 
-# Every claim of the papers (290 runs, hours; ARGS=--dry_run counts them), or
+# Every claim of the papers (338 runs, hours; ARGS=--dry_run counts them), or
 # with STUDY=steps (24 runs, half an hour on two cores), horizon (12 runs, 25
 # minutes), auto (180 runs, hours), ... another study. Started again, a study
 # makes the runs that are missing; ARGS=--report_only reports on the finished
@@ -74,10 +75,15 @@ wheel: $(INSTALLED)
 	$(BIN)/python -m build --wheel
 
 test: $(INSTALLED)
-	$(PYTEST) -m 'not slow and not algoperf'
+	$(PYTEST) -m 'not slow and not algoperf and not faults'
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
+
+# Hours. Counts in results/faults/; started again at the same commit, it makes the
+# tests that are missing.
+test-faults: $(INSTALLED)
+	WEIGHTAVG_FAULTS=results/faults $(PYTEST) -m faults tests/faults $(ARGS)
 
 # Needs an environment into which AlgoPerf is installed: PYTHON names it.
 test-algoperf:

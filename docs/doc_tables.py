@@ -13,7 +13,18 @@ import algoperf_table
 
 from benchmarks import tables as bench
 from benchmarks.gpu import table as gpu_table
-from lab.studies import auto, gains, horizon, published, repeated, steps, tune
+from lab.studies import (
+  auto,
+  claims,
+  frameworks,
+  gains,
+  horizon,
+  published,
+  repeated,
+  steps,
+  tune,
+)
+from lab.studies.claims import report as claim_report
 from lab.studies.parts import frame, search, tables
 from lab.studies.parts.tables import number
 from weightavg.averaging_config import point_fields
@@ -132,6 +143,11 @@ def search_ranges() -> str:
   return tables.markdown(['hyperparameter', 'values'], lines)
 
 
+def in_both_frameworks() -> str:
+  """Steps to target of the same submission in PyTorch and in JAX."""
+  return frameworks.table(results('frameworks/frameworks.json'))
+
+
 def _searches() -> list[dict[str, Any]]:
   folders = sorted((RESULTS / 'tuning').glob('*/search.json'))
   return [json.loads(path.read_text()) for path in folders]
@@ -193,6 +209,41 @@ def choice(*names: str) -> str:
 def repeated_data() -> str:
   """The choice among averages when training data repeat."""
   return repeated.table(results('auto/repeated.json'))
+
+
+# Claims in the table on the front page.
+FRONT_PAGE_CLAIMS = 'abcdefgi'
+
+
+def _claims() -> list[dict[str, Any]]:
+  """Rows of the claims; not measured, where no study has been run."""
+  path = RESULTS / 'study' / 'claims.json'
+  return json.loads(path.read_text()) if path.exists() else claims.unmeasured()
+
+
+def claim_table() -> str:
+  """Every claim with its source, our measurement and the verdict."""
+  return claim_report.table(_claims())
+
+
+def claim_sections() -> str:
+  """A heading and a section for each claim."""
+  return '\n\n'.join(
+    f'### {row["claim"]}\n\n{claim_report.section(row)}' for row in _claims()
+  )
+
+
+def claims_front_page() -> str:
+  """The claims of the first table with verdicts."""
+  rows = [row for row in _claims() if row['claim'] in FRONT_PAGE_CLAIMS]
+  return claim_report.short_table(rows)
+
+
+def claim_figure(name: str, text: str) -> str:
+  """A figure of the claims, once a study has drawn it."""
+  if not (RESULTS / 'study' / name).exists():
+    return ''
+  return f'![{text}](../results/study/{name})'
 
 
 def algoperf() -> str:

@@ -24,6 +24,8 @@ from weightavg.schemes import SCHEMES, Auto, Raw, Recursive, Scheme
 from weightavg.schemes.base import DEFAULT_EVERY
 
 SCHEME_KEY = 'averaging_scheme'
+# A forward pass is a third of a training step.
+DEFAULT_REFRESH_EVERY = 10
 
 # The one key that is read before a scheme is known.
 _SCHEME_FIELD = config_field(
@@ -56,9 +58,17 @@ class AveragingConfig:
   averaging_batch_norm: str = config_field(
     'averaged',
     str,
-    ('averaged', 'current'),
+    ('averaged', 'current', 'refreshed'),
     "BatchNorm's running statistics in evaluation: averaged like the weights, "
-    "or the live model's",
+    "the live model's, or refreshed by forward passes at the average, with "
+    'averaging_interpolation only',
+  )
+  averaging_refresh_every: int | None = config_field(
+    None,
+    int,
+    '[1, inf)',
+    'steps between two forward passes that refresh running statistics',
+    DEFAULT_REFRESH_EVERY,
   )
   averaging_placement: str = config_field(
     'device',
@@ -87,6 +97,12 @@ class AveragingConfig:
       self.averaging_placement,
       'averaging_interpolation',
       'averaging_placement',
+    )
+    check_refresh(
+      self.averaging_batch_norm,
+      self.averaging_refresh_every,
+      self.interpolation,
+      'averaging_',
     )
 
   @property
@@ -176,6 +192,17 @@ class AveragingConfig:
     """
     sampling = self.sampling(budget, steps_per_epoch)
     return resolve(self.scheme, sampling.every, sampling.start, budget)
+
+  def scheme_in(
+    self, budget: int, steps_per_epoch: int | None = None
+  ) -> Scheme | None:
+    """The scheme with its length in a budget of T steps, if that follows T.
+
+    Where each step is a sample, as with an interpolation, the cadence does not.
+    """
+    if not self.interpolation:
+      return None
+    return self.resolve(budget, steps_per_epoch)[1]
 
   def sampling(
     self, budget: int, steps_per_epoch: int | None = None
@@ -307,6 +334,31 @@ def check_interpolation(
       f'Invalid {placement_name}={placement!r}. Must be device with {name}='
       f'{interpolation}: each step reads and writes the whole of x and z on '
       'each rank. Parameters that are DTensors (FSDP2) divide them.'
+    )
+
+
+def check_refresh(
+  batch_norm: str, every: int | None, interpolation: float, prefix: str = ''
+) -> None:
+  """Raise ValueError for a setting of BatchNorm that has no effect.
+
+  Args:
+    batch_norm: 'averaged', 'current' or 'refreshed'.
+    every: steps between two refreshes; None for the default.
+    interpolation: mu.
+    prefix: of the arguments' names.
+  """
+  if every is not None:
+    _check_steps(f'{prefix}refresh_every', every)
+    if batch_norm != 'refreshed':
+      raise ValueError(
+        f'Invalid {prefix}refresh_every={every}. It has no effect with '
+        f'{prefix}batch_norm={batch_norm!r}, only with refreshed.'
+      )
+  if batch_norm == 'refreshed' and not interpolation:
+    raise ValueError(
+      f"Invalid {prefix}batch_norm='refreshed'. Must be averaged or current "
+      f'without {prefix}interpolation.'
     )
 
 

@@ -1,7 +1,8 @@
 """Learning rates by step, as multiples of the peak.
 
 With S the length of the schedule in steps and W = int(warmup_factor S) the
-length of its warm-up, the factor before step s (0, 1, ...) is
+length of its warm-up, unless that is given in steps, the factor before step s
+(0, 1, ...) is
 
   s < W:  1e-10 + (1 - 1e-10) s / W
   s >= W: with x = min(1, (s - W) / max(S - W, 1)),
@@ -17,14 +18,21 @@ WARMUP_START = 1e-10
 
 
 def factor(
-  step: int, steps: int, warmup_factor: float, schedule: str = 'cosine'
+  step: int,
+  steps: int,
+  warmup_factor: float,
+  schedule: str = 'cosine',
+  warmup_steps: int | None = None,
 ) -> float:
   """Return the learning rate before `step` as a multiple of the peak.
+
+  `warmup_steps` is W; None for int(warmup_factor S).
 
   >>> [round(factor(s, 8, 0.25), 3) for s in (0, 1, 2, 5, 8, 9)]
   [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
   """
-  warmup_steps = int(warmup_factor * steps)
+  if warmup_steps is None:
+    warmup_steps = int(warmup_factor * steps)
   if step < warmup_steps:
     return WARMUP_START + (1.0 - WARMUP_START) * step / warmup_steps
   progress = min(1.0, (step - warmup_steps) / max(steps - warmup_steps, 1))

@@ -26,6 +26,9 @@ class ScheduleConfig:
   warmup_factor: float = config_field(
     0.0, float, '[0, 1)', 'linear warm-up, fraction of the schedule'
   )
+  warmup_steps: int | None = config_field(
+    None, int, '[1, inf)', 'linear warm-up, in steps'
+  )
   schedule: str = config_field(
     'cosine',
     str,
@@ -48,6 +51,17 @@ class ScheduleConfig:
 
   def __post_init__(self) -> None:
     check_fields(self)
+    if self.warmup_steps is None:
+      return
+    if self.warmup_factor:
+      raise ValueError(
+        'Contradicting warmup_factor and warmup_steps. Give one of them.'
+      )
+    if self.planned_by == 'clock':
+      raise ValueError(
+        "Contradicting warmup_steps and budget='clock'. A schedule on the "
+        'clock has a warmup_factor.'
+      )
 
   def budget(self, step_hint: int) -> int:
     """T, in steps; with `budget: clock` the largest that it can be."""
@@ -90,7 +104,8 @@ class SubmissionConfig:
     Args:
       point: a namedtuple or mapping; None (the self-tuning ruleset) means the
         optimizer's own point.
-      optimizer: of the submission.
+      optimizer: of the submission; its defaults hold where the point has no
+        value.
       scheme: of the submission; the point may repeat its name.
 
     Raises:
@@ -100,6 +115,7 @@ class SubmissionConfig:
     if point is None:
       point = optimizer.self_tuning_point
     values = dict(point if isinstance(point, Mapping) else point._asdict())
+    values = {**optimizer.defaults, **values}
     name = values.setdefault(averaging_config.SCHEME_KEY, scheme.name)
     if name != scheme.name:
       raise ValueError(

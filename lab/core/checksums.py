@@ -5,6 +5,7 @@ one of the same name the file lists the checksums of both, so that a process
 that is killed at any moment leaves a checkpoint with its checksum.
 """
 
+import functools
 import hashlib
 import os
 import re
@@ -75,6 +76,27 @@ def of_file(path: str) -> str:
   """Return the digest of a file's content."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def matches(path: str) -> bool:
+  """Tell if a file has a checksum that it was recorded with, or none.
+
+  Raises:
+    OSError: The file cannot be read.
+  """
+  digests = known(path)
+  if not digests:
+    return True
+  found = os.stat(path)
+  identity = (found.st_ino, found.st_size, found.st_mtime_ns)
+  return _digest_of_version(path, identity) in digests
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of_version(path: str, identity: tuple[int, ...]) -> str:
+  """A sweep opens each of its files many times."""
+  del identity
+  return of_file(path)
 
 
 def remove(path: str) -> None:

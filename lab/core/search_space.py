@@ -21,14 +21,15 @@ Point = dict[str, Any]
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  names = [name for name, _ in pairs]
-  for name in names:
-    if names.count(name) > 1:
+  counts = collections.Counter(name for name, _ in pairs)
+  for name, count in counts.items():
+    if count > 1:
       raise ValueError(f'key {name!r} is given twice')
   return dict(pairs)
 
 
-def _check_names(names: Any, where: str) -> None:
+def check_names(names: Any, where: str) -> None:
+  """Raise InputError for a key that a namedtuple does not take."""
   for name in names:
     if (
       not name.isidentifier() or keyword.iskeyword(name) or name[0] == '_'
@@ -44,7 +45,7 @@ def _check_points(space: list[Any], path: str) -> list[Point]:
     where = f'point {number} of {path}'
     if not isinstance(point, dict):
       raise InputError(f'Invalid {where}. Must be an object of key: value.')
-    _check_names(point, where)
+    check_names(point, where)
     different = sorted(set(point) ^ set(space[0]))
     if different:
       raise InputError(
@@ -55,11 +56,14 @@ def _check_points(space: list[Any], path: str) -> list[Point]:
 
 
 def _is_number(value: Any) -> bool:
-  return (
-    isinstance(value, int | float)
-    and not isinstance(value, bool)
-    and math.isfinite(value)
-  )
+  try:
+    return (
+      isinstance(value, int | float)
+      and not isinstance(value, bool)
+      and math.isfinite(value)
+    )
+  except OverflowError:
+    return False  # an integer beyond all floats
 
 
 def check_range(name: str, span: Any, path: str) -> None:
@@ -141,9 +145,9 @@ def load(path: str, count: int, seed: int) -> list[Point]:
     raise InputError(
       f'Cannot read the tuning search space {path}: {error.strerror}.'
     ) from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise InputError(
-      f'The tuning search space {path} is not valid JSON: {error}.'
+      f'The tuning search space {path} is not valid JSON: {str(error)[:200]}.'
     ) from error
   if not isinstance(space, list | dict) or not space:
     raise InputError(
@@ -152,7 +156,7 @@ def load(path: str, count: int, seed: int) -> list[Point]:
     )
   if isinstance(space, list):
     return _check_points(space, path)[:count]
-  _check_names(space, path)
+  check_names(space, path)
   for name, span in space.items():
     check_range(name, span, path)
   return sample(space, count, seed)

@@ -5,16 +5,15 @@ archive, or a pickle that asks for a buffer of any size, takes far more memory
 than the file, and torch does not compare the archive's checksums.
 """
 
-import pickletools
+import mmap
 import zipfile
 from typing import Any
 
 import torch
 
-# What torch's unpickler offers and no checkpoint needs: it allocates at will.
-_REFUSED = ('bytearray',)
-# Tensors that share or repeat their elements may be larger than the file.
-MOST_TIMES_FILE = 10
+# A pickle's request for a bytearray, which torch's unpickler grants at any size
+# and no checkpoint needs.
+_REFUSED = b'bytearray\n'
 
 
 def load(path: str, **options: Any) -> Any:
@@ -31,6 +30,8 @@ def load(path: str, **options: Any) -> Any:
   if zipfile.is_zipfile(path):
     with zipfile.ZipFile(path) as archive:
       _check(archive)
+  else:
+    _check_legacy(path)
   return torch.load(path, weights_only=True, **options)
 
 
@@ -38,10 +39,18 @@ def _check(archive: zipfile.ZipFile) -> None:
   for entry in archive.infolist():
     if entry.compress_type != zipfile.ZIP_STORED:
       raise ValueError(f'{entry.filename!r} is compressed')
-    if entry.filename.endswith('/data.pkl'):
-      for code, argument, _ in pickletools.genops(archive.read(entry)):
-        if code.name == 'GLOBAL' and str(argument).endswith(_REFUSED):
-          raise ValueError(f'{argument!r} is refused')
+    if entry.filename.endswith('.pkl') and _REFUSED in archive.read(entry):
+      raise ValueError('it asks for a bytearray')
+
+
+def _check_legacy(path: str) -> None:
+  """Check a file that is not an archive: pickles, then the tensors."""
+  with open(path, 'rb') as file:
+    if not file.read(1):
+      raise ValueError('the file is empty')
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+      if content.find(_REFUSED) >= 0:
+        raise ValueError('it asks for a bytearray')
 
 
 def damage(path: str) -> str | None:
@@ -54,6 +63,6 @@ def damage(path: str) -> str | None:
       _check(archive)
       broken = archive.testzip()
   except Exception as error:
-    # zipfile and pickletools raise errors of many kinds for damaged files.
+    # zipfile raises errors of many kinds for damaged files.
     return f'truncated or damaged ({type(error).__name__})'
   return None if broken is None else f'damaged: {broken!r} has another CRC-32'

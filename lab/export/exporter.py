@@ -39,6 +39,8 @@ _WORDS = {
   'lawa': 'LAWA',
   'ema': 'EMA',
   'auto': 'chosen average',
+  'primal': 'primal averaging',
+  'schedule-free': 'Schedule-Free',
   'jax': 'JAX',
 }
 # More than anybody could have a use for: a list of trials may be a whole study.
@@ -58,7 +60,7 @@ def title(name: str) -> str:
   >>> title('nadamw_lawa')
   'NadamW + LAWA'
   """
-  words = name.split('_')
+  words = name.replace('schedule_free', 'schedule-free').split('_')
   return ' + '.join(_WORDS.get(word, f'{word} average') for word in words)
 
 

@@ -6,6 +6,8 @@ the last one is always among them.
 
 import dataclasses
 import itertools
+import re
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -162,6 +164,23 @@ def schemes(
       yield {field: value}, scheme(**{field: value}).resolved(samples_in)
 
 
+# Widths and precisions of a few digits: 06, .3f.
+_FORMAT = re.compile(r'0?\d{0,2}(\.\d{1,2})?[a-zA-Z]?')
+
+
+def _check_template(template: str) -> None:
+  """Raise ValueError for placeholders that are more than a name and a width."""
+  for _, name, style, conversion in string.Formatter().parse(template):
+    if name is None:
+      continue
+    if (
+      not name.isidentifier()
+      or conversion
+      or not _FORMAT.fullmatch(style or '')
+    ):
+      raise ValueError(name)
+
+
 def output_paths(template: str, fields: Sequence[dict[str, Any]]) -> list[str]:
   """Fill a template such as 'avg_{window}_{at}.pt' for each output.
 
@@ -171,17 +190,18 @@ def output_paths(template: str, fields: Sequence[dict[str, Any]]) -> list[str]:
   paths = []
   for values in fields:
     try:
+      _check_template(template)
       paths.append(template.format(**values))
     except (KeyError, IndexError, ValueError) as error:
       raise InputError(
-        f'Invalid output={template!r}. Placeholders are '
+        f'Invalid output={template[:200]!r}. Placeholders are '
         f'{", ".join("{" + k + "}" for k in values)}.'
       ) from error
   for a, b in itertools.combinations(range(len(paths)), 2):
     if paths[a] == paths[b]:
       varying = [k for k in fields[a] if fields[a][k] != fields[b].get(k)]
       raise InputError(
-        f'Invalid output={template!r}. There are {len(paths)} outputs: it must '
-        f'hold {" and ".join("{" + k + "}" for k in varying)}.'
+        f'Invalid output={template[:200]!r}. There are {len(paths)} outputs: '
+        f'it must hold {" and ".join("{" + k + "}" for k in varying)}.'
       )
   return paths

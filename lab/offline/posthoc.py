@@ -17,6 +17,8 @@ whose standard deviation over j, divided by k, tends to
 import dataclasses
 import itertools
 import json
+import math
+import operator
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -152,7 +154,11 @@ def snapshot(path: str) -> Snapshot:
   try:
     with safe_open(path, 'pt') as file:
       recipe = json.loads((file.metadata() or {})[writers.RECIPE])
-    return Snapshot(recipe['step'], recipe['samples'], recipe['power'], path)
+    step, samples = operator.index(recipe['step']), recipe['samples']
+    power = float(recipe['power'])
+    if step < 1 or operator.index(samples) < 1 or not 0 <= power < math.inf:
+      raise ValueError('out of range')
+    return Snapshot(step, samples, power, path)
   except Exception as error:
     raise InputError(
       f'Cannot use {path}: not a snapshot of a post-hoc average '

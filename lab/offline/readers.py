@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lab.core import checksums, torch_files
 from lab.core.errors import InputError
 from weightavg.pytorch.models import clean_name
 
@@ -141,12 +142,15 @@ class Checkpoint:
       with open(path, encoding='utf-8') as file:
         shards = json.load(file)['weight_map']
       for shard in sorted(set(shards.values())):
+        _check_shard(path, shard)
         self._open(os.path.join(os.path.dirname(path), shard), key, evaluated)
       missing = set(shards) - set(self._tensors) - set(self.ties)
       if missing:
         raise InputError(
           f'Cannot read {path}: its shards lack {sorted(missing)[0]!r}.'
         )
+    elif not checksums.matches(path):
+      raise InputError(f'Cannot read {path}: it does not match its checksum.')
     elif path.endswith('.safetensors'):
       self._add_safetensors(path)
     else:
@@ -189,6 +193,7 @@ class Checkpoint:
         value = torch.tensor(value)
       if not isinstance(value, Tensor):
         continue
+      _check_tensor(path, str(name), value)
       place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
       if value.numel() and place in first:
         self.ties[str(name)] = first[place]
@@ -251,6 +256,30 @@ def _file_of(path: str) -> str:
   )
 
 
+def _check_shard(index: str, shard: Any) -> None:
+  """Refuse what is not the name of a file in the index's folder."""
+  if (
+    not isinstance(shard, str)
+    or os.path.basename(shard) != shard
+    or shard.endswith('.index.json')
+    or '\0' in shard
+  ):
+    raise InputError(
+      f'Cannot use {index}: invalid shard {str(shard)[:80]!r}. Must be a file '
+      'name in the same folder.'
+    )
+
+
+def _check_tensor(path: str, name: str, tensor: Tensor) -> None:
+  """Refuse a tensor whose elements are not all in the file."""
+  is_plain = tensor.layout == torch.strided and tensor.device.type == 'cpu'
+  if not is_plain or tensor.is_quantized:
+    raise InputError(f'Cannot use {path}: {name!r} is not a dense tensor.')
+  # One that repeats its elements would take any memory once it is copied.
+  if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    raise InputError(f'Cannot use {path}: {name!r} repeats its elements.')
+
+
 def _load(path: str) -> Any:
   # Metrics in checkpoints are often NumPy scalars: data without code.
   with torch.serialization.safe_globals(_numpy_scalars()):
@@ -265,12 +294,12 @@ def _numpy_scalars() -> list[Any]:
 
 def _load_weights(path: str) -> Any:
   try:
-    return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    return torch_files.load(path, map_location='cpu', mmap=True)
   except RuntimeError as error:
     if 'mmap can only be used' not in str(error):
       raise
     # Files of torch < 1.6 are not zip archives and cannot be mapped.
-    return torch.load(path, map_location='cpu', weights_only=True)
+    return torch_files.load(path, map_location='cpu')
   except Exception as error:
     if 'weights_only' in str(error).lower() or 'Weights only' in str(error):
       raise InputError(

@@ -84,7 +84,7 @@ def evaluations(run: str) -> list[dict[str, str]]:
       # An interrupted run leaves a short last line.
       whole = [r for r in csv.DictReader(file) if None not in r.values()]
       rows = {int(float(r['global_step'])): r for r in whole}
-  except (OSError, KeyError, ValueError) as error:
+  except (OSError, KeyError, OverflowError, ValueError, csv.Error) as error:
     raise InputError(f'Cannot read the evaluations {path}: {error}.') from error
   if not rows:
     raise InputError(f'No evaluation in {path}.')
@@ -289,13 +289,14 @@ def _merged(row: Mapping[str, str], metrics: Mapping[str, Any]) -> dict:
 def _read_cache(path: str) -> dict[str, dict[str, Any]]:
   found = {}
   if os.path.exists(path):
-    with open(path, 'r+', encoding='utf-8') as file:
+    with open(path, 'r+', encoding='utf-8', errors='replace') as file:
       text = file.read()
       # An interrupted sweep leaves half a line: end it.
       if text and not text.endswith('\n'):
         file.write('\n')
     for line in text.splitlines():
-      with contextlib.suppress(ValueError):
+      # Half a line, or one that something else has written.
+      with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
         entry = json.loads(line)
-        found[entry['key']] = entry['metrics']
+        found[entry['key']] = dict(entry['metrics'])
   return found

@@ -80,6 +80,8 @@ def steps_per_call(
   fraction = hyperparameters.get('lawa_inner_steps_frac')
   if not isinstance(fraction, int | float) or goal is None:
     return 1
+  if not 0 < fraction <= 1:
+    return 1
   if not (goal.eval_period_seconds and goal.budget_seconds):
     return 1
   seconds_per_step = goal.budget_seconds / (goal.budget_steps or math.nan)
@@ -177,7 +179,10 @@ class Reader:
       return []
     lines = text.replace('\0', '').splitlines()
     reader = csv.DictReader(lines)
-    columns = list(reader.fieldnames or [])
+    try:
+      columns = list(reader.fieldnames or [])
+    except csv.Error:
+      columns = []
     if not columns:
       self.problems.append(f'{place}: no measurements ({path.name} is empty).')
       return []
@@ -190,7 +195,11 @@ class Reader:
         f'{place}: {path.name} has no column {", ".join(missing)}.'
       )
       return []
-    rows = list(reader)
+    try:
+      rows = list(reader)
+    except csv.Error as error:
+      self.problems.append(f'{place}: {path.name} is not CSV ({error}).')
+      return []
     if not rows:
       self.problems.append(
         f'{place}: no measurements ({path.name} has no rows).'

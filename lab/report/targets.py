@@ -23,6 +23,15 @@ DEFAULT_VERSION = '1.0'
 # Of targets files; 0.6 has the base workloads of 0.5, later those of 1.0.
 VERSIONS = ('0.5', '0.6', '1.0')
 TARGETS_FILE = 'workload_targets.json'
+# What JSON of another shape, or of absurd depth and size, raises.
+_UNUSABLE = (
+  AttributeError,
+  KeyError,
+  OverflowError,
+  RecursionError,
+  TypeError,
+  ValueError,
+)
 
 
 def higher_is_better(metric: str) -> bool:
@@ -147,10 +156,10 @@ def read(path: pathlib.Path) -> Targets:
     content = json.loads(path.read_text(encoding='utf-8'))
     workloads = dict(content['workloads'])
     base = tuple(map(str, content['base_workloads']))
-  except (OSError, KeyError, TypeError, ValueError) as error:
+  except (OSError, *_UNUSABLE) as error:
     raise InputError(
-      f'Cannot read targets from {path} ({error!r}). Must be a JSON file with '
-      'the keys base_workloads and workloads.'
+      f'Cannot read targets from {path} ({str(error)[:200]!r}). Must be a JSON '
+      'file with the keys base_workloads and workloads.'
     ) from error
   known = _known_version(base)
   goals, invalid = {}, []
@@ -158,7 +167,7 @@ def read(path: pathlib.Path) -> Targets:
     budget = known.goals.get(name) if known is not None else None
     try:
       goals[name] = _goal(entry, budget)
-    except (KeyError, TypeError, ValueError) as error:
+    except _UNUSABLE as error:
       invalid.append(f'{path}: no usable target of {name} ({error}).')
   missing = [name for name in base if name not in workloads]
   invalid += [f'{path}: no target of base workload {name}.' for name in missing]

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,11 +12,13 @@ from absl import logging
 from lab.core import checkpoint_files, checksums, torch_files
 from lab.core.checkpoint_files import path_of, steps
 from lab.core.errors import InputError
-from lab.run.run_state import RunState
+from lab.run.run_state import RunState, new_train_state
 
 # Not checkpoint_*: a reader that globs for those must not find half a file.
 TEMPORARY = '.temporary_checkpoint'
 _CHECKSUM = re.compile(r'\.checkpoint_\d+\.sha256(\.temporary)?')
+# Above every count of steps and of seconds.
+_MOST = 2**53
 KEYS = (
   'model_params',
   'optimizer_state',
@@ -159,6 +161,23 @@ def newest(
   return None, skipped
 
 
+def set_aside(directory: str, after: int) -> None:
+  """Rename the checkpoints that were skipped: `broken_checkpoint_<step>`.
+
+  Args:
+    directory: The trial's.
+    after: Step of the checkpoint that is used instead.
+  """
+  for step in steps(directory):
+    path = path_of(directory, step)
+    if step > after:
+      aside = os.path.join(directory, f'broken_{os.path.basename(path)}')
+      number = 0
+      while os.path.lexists(aside if not number else f'{aside}.{number}'):
+        number += 1
+      os.rename(path, f'{aside}.{number}' if number else aside)
+
+
 def read(path: str, device: torch.device) -> dict[str, Any]:
   """The content of a checkpoint file.
 
@@ -177,7 +196,46 @@ def read(path: str, device: torch.device) -> dict[str, Any]:
     raise InputError(
       f'Cannot resume from {path}: must hold the keys {", ".join(KEYS)}.'
     )
+  if not isinstance(content['optimizer_state'], dict):
+    raise InputError(
+      f'Cannot resume from {path}: optimizer_state must be a dictionary.'
+    )
+  check_plain(content, path)
   return content
+
+
+def check_plain(content: Mapping[str, Any], path: str) -> None:
+  """Check the part of a checkpoint that is not tensors.
+
+  Raises:
+    InputError: a value is of another type than a run writes.
+  """
+  for key in ('global_step', 'preemption_count'):
+    if type(content[key]) is not int or not 0 <= content[key] < _MOST:
+      raise InputError(f'Cannot resume from {path}: invalid {key}.')
+  expected = new_train_state()
+  found = content['train_state']
+  if (
+    not isinstance(found, dict)
+    or not set(expected) <= set(found)
+    or any(
+      not isinstance(found[key], int | float) or not abs(found[key]) < _MOST
+      for key in expected
+      if found[key] is not expected[key]
+    )
+    or type(found['batches_drawn']) is not int
+    or found['batches_drawn'] < 0
+  ):
+    raise InputError(f'Cannot resume from {path}: invalid train_state.')
+  results = content['eval_results']
+  if not isinstance(results, list | tuple) or any(
+    not isinstance(pair, list | tuple)
+    or len(pair) != 2
+    or type(pair[0]) is not int
+    or not isinstance(pair[1], dict)
+    for pair in results
+  ):
+    raise InputError(f'Cannot resume from {path}: invalid eval_results.')
 
 
 def _short(error: Exception) -> str:

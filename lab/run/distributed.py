@@ -107,7 +107,16 @@ def start() -> Context:
     device = torch.device('cuda', local_rank)
     torch.cuda.set_device(device)
     backend = 'nccl'
-  dist.init_process_group(backend)
+  # torchrun keeps one store over restarts. Without a prefix a rank that is
+  # started again may read the addresses of the processes before.
+  attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+  store, rank, world_size = next(dist.rendezvous('env://'))
+  dist.init_process_group(
+    backend,
+    store=dist.PrefixStore(f'attempt_{attempt}', store),
+    rank=rank,
+    world_size=world_size,
+  )
   return Context(dist.get_rank(), dist.get_world_size(), device)
 
 

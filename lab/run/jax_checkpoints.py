@@ -7,9 +7,11 @@ not the compiled functions beside it, as the benchmark does.
 import json
 from typing import Any
 
+import jax
 from flax import serialization
 
 from lab.core.errors import InputError
+from lab.run import checkpoints
 from lab.run.run_state import RunState
 
 TREES = ('model_params', 'optimizer_state', 'model_state')
@@ -64,6 +66,19 @@ def damage(path: str) -> str | None:
   return None
 
 
+def _check_shapes(expected: Any, found: Any) -> None:
+  """Raise ValueError for an array of another shape or dtype."""
+
+  def check(path: Any, own: Any, other: Any) -> None:
+    for what in ('shape', 'dtype'):
+      mine, theirs = getattr(own, what, None), getattr(other, what, None)
+      if mine != theirs:
+        name = jax.tree_util.keystr(path)
+        raise ValueError(f'{what} {theirs} of {name} must be {mine}')
+
+  jax.tree_util.tree_map_with_path(check, expected, found)
+
+
 def restore(state: RunState, path: str) -> None:
   """Load a checkpoint into a freshly initialised run.
 
@@ -73,10 +88,15 @@ def restore(state: RunState, path: str) -> None:
   """
   content, plain = read(path)
   try:
+    checkpoints.check_plain(plain, path)
     trees = serialization.from_state_dict(_trees(state), content)
+    _check_shapes(_trees(state), trees)
     _, trainer = state.optimizer_state
     own = trainer.own(trees['optimizer_state'])
-  except (ValueError, KeyError, AttributeError) as error:
+  except InputError:
+    raise
+  except Exception as error:
+    # A foreign file fails in as many ways as flax and the trainer have.
     text = ' '.join(str(error).split())[:200]
     raise InputError(
       f'Cannot resume from {path}: made by another model or submission: {text}'

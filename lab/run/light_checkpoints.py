@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from lab.core import checksums
 from lab.core.errors import InputError
 from lab.core.light_files import FOLDER, path_of, steps
 from lab.run.settings import Settings
@@ -40,10 +41,14 @@ def save(
   path = path_of(directory, step)
   named = [(clean_name(name), tensor) for name, tensor in state.items()]
   writers.save(path, named, {'step': step})
+  try:
+    checksums.record(path, [checksums.of_file(path)])
+  except OSError as error:
+    raise InputError(f'Cannot write {path}: {error.strerror}.') from error
   if keep is not None:
     # A resumed run may find files of steps that it has yet to make again.
     for old in [s for s in steps(directory) if s <= step][:-keep]:
-      os.remove(path_of(directory, old))
+      checksums.remove(path_of(directory, old))
   return path
 
 

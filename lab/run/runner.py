@@ -28,6 +28,7 @@ import lab.run.flags
 from lab.core import checkpoint_files, command_line, logs
 from lab.core.errors import InputError
 from lab.run import (
+  checkpoints,
   distributed,
   light_checkpoints,
   profile_report,
@@ -61,6 +62,9 @@ def _make_directories(settings: Settings, trials: list[Trial]) -> None:
     shutil.rmtree(settings.log_dir)
   for trial in trials:
     os.makedirs(trial.directory, exist_ok=True)
+    if trial.checkpoint is not None:
+      used = checkpoint_files.step_of(trial.checkpoint)
+      checkpoints.set_aside(trial.directory, after=used)
     path = os.path.join(trial.directory, logs.HPARAMS)
     if trial.hyperparameters is not None and not os.path.exists(path):
       logs.write_json(path, trial.hyperparameters._asdict())

@@ -113,7 +113,13 @@ def _last_meta_data(directory: str) -> tuple[int, dict[str, Any]]:
   if not numbers:
     return -1, {}
   path = os.path.join(directory, f'meta_data_{max(numbers)}.json')
-  return max(numbers), logs.read_json(path) or {}
+  return max(numbers), _read_object(path)
+
+
+def _read_object(path: str) -> dict[str, Any]:
+  """Content of a JSON file; {} unless it is an object."""
+  content = logs.read_json(path)
+  return content if isinstance(content, dict) else {}
 
 
 def _rng_seed(settings: Settings, drawn: int) -> int:
@@ -122,7 +128,7 @@ def _rng_seed(settings: Settings, drawn: int) -> int:
   if settings.resume_last_run:
     for directory in _trials_with_checkpoints(settings.log_dir):
       recorded = _last_meta_data(directory)[1].get('rng_seed')
-      if recorded is None:
+      if not isinstance(recorded, int) or recorded < 0:
         continue
       if seed is not None and seed != recorded:
         raise InputError(
@@ -195,9 +201,11 @@ def _saved_hyperparameters(directory: str, given: Any) -> Any:
   """Return the recorded hyperparameters of a trial, which override the file."""
   if given is None:
     return None
-  saved = logs.read_json(os.path.join(directory, logs.HPARAMS))
+  path = os.path.join(directory, logs.HPARAMS)
+  saved = logs.read_json(path)
   if not isinstance(saved, dict):
     return given
+  search_space.check_names(saved, path)
   if saved != given._asdict():
     logging.warning('Resuming with the hyperparameters in %s.', directory)
   return search_space.as_hyperparameters(saved)
@@ -255,9 +263,9 @@ def _check_trial(trial: Trial) -> None:
   if path is None:
     return
   number, _ = _last_meta_data(trial.directory)
-  flags = logs.read_json(os.path.join(trial.directory, f'flags_{number}.json'))
-  maker = (flags or {}).get('submission_path')
-  if maker is not None:
+  flags = os.path.join(trial.directory, f'flags_{number}.json')
+  maker = _read_object(flags).get('submission_path')
+  if isinstance(maker, str):
     before = submissions.module_name(maker)
     now = submissions.module_name(trial.settings.submission_path)
     if before != now:

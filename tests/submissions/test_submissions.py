@@ -26,6 +26,10 @@ FOLDERS = [folder for folder in ALL if not folder.endswith('_jax')]
 # Evaluated on the weights that were trained.
 BARE = {'nadamw', 'shampoo'}
 AUTO = {'nadamw_auto', 'shampoo_auto'}
+# Trained at an average.
+PRIMAL = {'nadamw_primal', 'shampoo_primal'}
+# Without a budget there is nothing to plan on the clock.
+UNPLANNED = {'nadamw_schedule_free'}
 _COMMON = [
   'workload',
   'current_param_container',
@@ -137,13 +141,16 @@ class Host:
     self.submission = load(folder)
     self.workload = Workload()
     torch.manual_seed(0)
-    self.model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    self.model = self.make_model()
     self.model_state = None
     self.hyperparameters = hyperparameters or point(folder, **changes)
     self.state = self.submission.init_optimizer_state(
       self.workload, self.model, None, self.hyperparameters, (0, 1)
     )
     self.step = 0
+
+  def make_model(self):
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
 
   def batches(self):
     while True:
@@ -290,9 +297,62 @@ def test_self_tuning_needs_no_hyperparameters(folder):
   state = host.submission.init_optimizer_state(
     host.workload, host.model, None, None, (0, 1)
   )
+  assert ('clock' in state) == (folder not in UNPLANNED)
+  if folder in UNPLANNED:
+    return
   plan = state['clock'].plan
   # Half as much time again as under external tuning.
   assert (plan.longest, plan.seconds) == (500, 5400.0)
+
+
+def test_schedule_free_trains_alike_in_any_budget(monkeypatch):
+  results = []
+  for step_hint in (20, 500, 50_000):
+    monkeypatch.setattr(Workload, 'step_hint', step_hint)
+    host = Host('nadamw_schedule_free', warmup_steps=5)
+    for _ in range(30):
+      host.update()
+    host.prepare_for_eval()
+    results.append(host.weights())
+  assert all(torch.equal(results[0], other) for other in results)
+
+
+@pytest.mark.parametrize('folder', sorted(PRIMAL))
+def test_training_takes_part_at_the_average(folder):
+  host, evaluated = Host(folder), Host(folder, averaging_interpolation=0.0)
+  for h in (host, evaluated):
+    for _ in range(5):
+      h.update()
+  assert not torch.equal(host.weights(), evaluated.weights())
+  # NadamW and Shampoo keep no momentum.
+  optimizer = host.state['optimizer']
+  assert optimizer.param_groups[0]['betas'][0] == 0.0
+
+
+class NormalisedHost(Host):
+  def make_model(self):
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize('folder', sorted(PRIMAL | UNPLANNED))
+def test_running_statistics_are_refreshed_by_the_training_batch(folder):
+  host = NormalisedHost(
+    folder,
+    averaging_batch_norm='refreshed',
+    averaging_refresh_every=3,
+    dropout_rate=0.25,
+  )
+  recorder = profiling.Recorder()
+  with profiling.recording(recorder):
+    for _ in range(7):
+      host.update()
+  train = (spec.ForwardPassMode.TRAIN, True, 0.25)
+  assert host.workload.calls == [train] * 9
+  assert 'Running statistics' in recorder.sections
+  host.prepare_for_eval()
+  evaluated = host.model[1].running_mean.clone()
+  host.update()
+  assert not torch.equal(host.model[1].running_mean, evaluated)
 
 
 def test_a_state_of_another_budget_is_refused():

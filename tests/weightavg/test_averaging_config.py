@@ -10,8 +10,12 @@ import re
 import pytest
 
 from weightavg.averaging_config import AveragingConfig, point_fields
-from weightavg.pytorch.build_nadamw import NADAMW
-from weightavg.pytorch.build_shampoo import SHAMPOO
+from weightavg.pytorch.build_nadamw import (
+  NADAMW,
+  NADAMW_PRIMAL,
+  NADAMW_SCHEDULE_FREE,
+)
+from weightavg.pytorch.build_shampoo import SHAMPOO, SHAMPOO_PRIMAL
 from weightavg.sampling import Sampling
 from weightavg.schemes import SCHEMES, Ema, Lawa, Polynomial, Raw
 from weightavg.submission_config import SubmissionConfig, keys_by_part
@@ -22,6 +26,9 @@ SCHEME_OF = {
   'nadamw_lawa': 'lawa',
   'nadamw_ema': 'ema',
   'nadamw_polynomial': 'polynomial',
+  'nadamw_primal': 'ema',
+  'nadamw_schedule_free': 'schedule_free',
+  'shampoo_primal': 'ema',
   'nadamw_auto': 'auto',
   'shampoo': 'none',
   'shampoo_lawa': 'lawa',
@@ -253,20 +260,68 @@ RATES = {
 }
 
 
-@pytest.mark.parametrize('name', sorted(SCHEME_OF))
-def test_search_spaces_hold_the_five_published_points(name):
-  optimizer = NADAMW if name.startswith('nadamw') else SHAMPOO
-  scheme = SCHEME_OF[name]
+TRAINED_AT_AN_AVERAGE = {
+  'nadamw_primal': NADAMW_PRIMAL,
+  'shampoo_primal': SHAMPOO_PRIMAL,
+  'nadamw_schedule_free': NADAMW_SCHEDULE_FREE,
+}
+
+
+def search_space(name):
   path = ROOT / 'tuning_search_spaces' / f'{name}.json'
   points = json.loads(path.read_text())
-  assert [p['learning_rate'] for p in points] == RATES[optimizer.name]
+  assert len(points) == 5
   for point in points:
     # The benchmark makes one namedtuple class of the first point.
     assert point.keys() == points[0].keys()
+  return points
+
+
+@pytest.mark.parametrize(
+  'name', sorted(SCHEME_OF.keys() - TRAINED_AT_AN_AVERAGE.keys())
+)
+def test_search_spaces_hold_the_five_published_points(name):
+  optimizer = NADAMW if name.startswith('nadamw') else SHAMPOO
+  scheme = SCHEME_OF[name]
+  points = search_space(name)
+  assert [p['learning_rate'] for p in points] == RATES[optimizer.name]
+  for point in points:
     config = SubmissionConfig.from_point(point, optimizer, SCHEMES[scheme])
     assert config.averaging.resolve(10_000) == AveragingConfig.from_point(
       averaging_scheme=scheme
     ).resolve(10_000)
+
+
+@pytest.mark.parametrize('name', sorted(TRAINED_AT_AN_AVERAGE))
+def test_spaces_that_train_at_an_average_have_no_momentum(name):
+  optimizer, scheme = TRAINED_AT_AN_AVERAGE[name], SCHEMES[SCHEME_OF[name]]
+  points = search_space(name)
+  for point in points:
+    config = SubmissionConfig.from_point(point, optimizer, scheme)
+    assert config.averaging.interpolation == 0.9
+    assert config.optimizer.one_minus_beta1 == 1.0
+    # The defaults are those of the points.
+    assert all(point[key] == value for key, value in optimizer.defaults.items())
+    if name == 'nadamw_schedule_free':
+      warmup = round(2 / (1 - point['beta2']))
+      assert config.schedule.warmup_steps == warmup
+  if name != 'nadamw_schedule_free':
+    assert [p['learning_rate'] for p in points] == RATES[optimizer.name]
+    published = search_space(optimizer.name)
+    for point, given in zip(points, published, strict=True):
+      own = ('one_minus_beta1', 'one_minus_momentum')
+      for key in given.keys() - set(own):
+        assert point[key] == given[key]
+
+
+def test_a_points_values_replace_the_optimizers_defaults():
+  config = SubmissionConfig.from_point(
+    {'learning_rate': 0.1, 'averaging_interpolation': 0.5},
+    NADAMW_PRIMAL,
+    Ema,
+  )
+  assert config.averaging.interpolation == 0.5
+  assert config.optimizer.one_minus_beta1 == 1.0
 
 
 def test_every_submission_has_its_search_space_tested():

@@ -18,6 +18,14 @@ KNOBS = {
   'polynomial': {'averaging_every_steps': 1},
   'schedule_free': {'one_minus_beta1': 1.0, 'schedule_free_power': 2.0},
 }
+# With BatchNorm the ranks differ from one process.
+NORMALISED = {
+  'schedule_free': {
+    'averaging_batch_norm': 'refreshed',
+    'averaging_refresh_every': 2,
+  },
+  'ema': {'averaging_batch_norm': 'averaged'},
+}
 
 
 class Workload:
@@ -38,15 +46,17 @@ class Workload:
     }
 
 
-def build(scheme):
+def build(scheme, normalised=False):
   torch.manual_seed(0)
-  model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+  norm = nn.BatchNorm1d(3) if normalised else nn.Identity()
+  model = nn.Sequential(nn.Linear(4, 3), norm, nn.Tanh(), nn.Linear(3, 2))
+  knobs = KNOBS[scheme] | (NORMALISED[scheme] if normalised else {})
   if dist.is_initialized():
     model = DistributedDataParallel(model)
   state = train_step.init_optimizer_state(
     Workload(),
     model,
-    {'learning_rate': 0.05} | KNOBS[scheme],
+    {'learning_rate': 0.05} | knobs,
     NADAMW,
     SCHEMES[scheme],
   )
@@ -102,7 +112,10 @@ def evaluate(model, state):
 
 
 def flat(model):
-  return torch.cat([p.detach().flatten() for p in model.parameters()])
+  tensors = model.state_dict().values()
+  return torch.cat(
+    [t.detach().flatten() for t in tensors if t.is_floating_point()]
+  )
 
 
 def assert_equal_on_ranks(tensor):
@@ -113,12 +126,14 @@ def assert_equal_on_ranks(tensor):
 
 def all_schemes(rank, folder):
   # One pair of processes for all: starting them is most of the test's time.
+  for scheme in NORMALISED:
+    undisturbed_and_resumed(rank, scheme, folder, normalised=True)
   for scheme in KNOBS:
     undisturbed_and_resumed(rank, scheme, folder)
 
 
-def undisturbed_and_resumed(rank, scheme, folder):
-  model, state = train(*build(scheme), 0, 5, rank, 2)
+def undisturbed_and_resumed(rank, scheme, folder, normalised=False):
+  model, state = train(*build(scheme, normalised), 0, 5, rank, 2)
   model, state = evaluate(model, state)
   if rank == 0:
     # As the benchmark saves: after prepare_for_eval, on rank 0 alone.
@@ -135,7 +150,7 @@ def undisturbed_and_resumed(rank, scheme, folder):
   assert_equal_on_ranks(undisturbed)
 
   saved = torch.load(f'{folder}/checkpoint', weights_only=True)
-  model, state = build(scheme)
+  model, state = build(scheme, normalised)
   # As the benchmark restores: the module inside DDP is what is handed on.
   model = model.module
   model.load_state_dict(saved['model'])

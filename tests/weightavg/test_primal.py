@@ -88,11 +88,15 @@ def network(dtype=torch.float64):
   return Net().to(dtype).to(memory_format=torch.channels_last)
 
 
-def backward(model, step):
+def batch(model, step):
   generator = torch.Generator().manual_seed(step)
   dtype = next(model.parameters()).dtype
   x = torch.randn(8, 2, 4, 4, generator=generator, dtype=dtype)
-  y = torch.randint(0, 2, (8,), generator=generator)
+  return x, torch.randint(0, 2, (8,), generator=generator)
+
+
+def backward(model, step):
+  x, y = batch(model, step)
   model.zero_grad()
   nn.functional.cross_entropy(model(x), y).backward()
 
@@ -104,6 +108,9 @@ def train(model, optimizer, averager, steps):
     averager.before_step(optimizer)
     optimizer.step()
     averager.update()
+    if averager.refresh_due:
+      with averager.refreshing():
+        model(batch(model, step)[0])
 
 
 def build(scheme='ema', make=nadamw, mu=0.9, dtype=torch.float64, **options):
@@ -255,6 +262,62 @@ def test_running_statistics_are_averaged_as_y_saw_them():
   assert torch.equal(model.norm.running_mean, seen[-1])
 
 
+def test_refreshed_statistics_are_those_of_forward_passes_at_the_average():
+  run = build(batch_norm='refreshed', refresh_every=2)
+  model, _, averager = run
+  twin = network()
+  for step in range(6):
+    train(*run, [step])
+    if step == 0:  # the average begins with the statistics of y
+      twin.norm.load_state_dict(model.norm.state_dict())
+    if step % 2:
+      for (name, p), q in zip(
+        averager.averaged_state_dict().items(),
+        twin.state_dict().values(),
+        strict=True,
+      ):
+        if not name.startswith('norm.running'):
+          q.copy_(p)
+      twin(batch(twin, step)[0])
+    with averager.evaluating():
+      for name in ('running_mean', 'running_var'):
+        assert torch.equal(getattr(model.norm, name), getattr(twin.norm, name))
+
+
+def test_a_refresh_leaves_training_alone():
+  refreshed = build(batch_norm='refreshed', refresh_every=1)
+  alone = build(batch_norm='current')
+  for run in (refreshed, alone):
+    torch.manual_seed(5)
+    train(*run, range(4))
+    run[2].placement.numbers = torch.rand(2)
+  assert_same(contents(refreshed[0]), contents(alone[0]))
+  assert torch.equal(*(r[2].placement.numbers for r in (refreshed, alone)))
+
+
+def test_a_refresh_that_fails_changes_nothing():
+  run = build(batch_norm='refreshed', refresh_every=1)
+  train(*run, range(3))
+  before, state = contents(run[0]), copy.deepcopy(run[2].state_dict())
+  with pytest.raises(ValueError, match='expected 4D'), run[2].refreshing():
+    run[0].norm(torch.ones(2, 3))
+  assert_same(contents(run[0]), before)
+  assert_same(run[2].state_dict()['buffers'][0], state['buffers'][0])
+
+
+def test_a_model_without_running_statistics_is_not_refreshed():
+  model = nn.Linear(2, 2)
+  averager = Averager(
+    model, Ema(0.5), interpolation=0.9, batch_norm='refreshed'
+  )
+  assert not averager.refresh_due
+  with (
+    pytest.raises(RuntimeError, match='Nothing is refreshed'),
+    averager.refreshing(),
+  ):
+    pass
+
+
 @pytest.mark.parametrize('scheme', ['ema', 'polynomial'])
 def test_without_interpolation_nothing_is_different(scheme):
   states = []
@@ -386,11 +449,13 @@ def restored(state, averager_first=False, **options):
   st.sampled_from(sorted(SCHEMES)),
   st.sampled_from(['copy', 'exchange']),
   st.booleans(),
+  st.sampled_from([{}, {'batch_norm': 'refreshed', 'refresh_every': 2}]),
 )
 def test_any_run_of_evaluations_and_resumptions_is_the_undisturbed_one(
-  actions, scheme, swap, averager_first
+  actions, scheme, swap, averager_first, statistics
 ):
   options = {'scheme': scheme, 'swap': swap, 'dtype': torch.float32}
+  options |= statistics
   run, alone = build(**options), build(**options)
   step = 0
   for action in actions:
@@ -636,6 +701,12 @@ def test_averages_that_are_no_recursion_are_refused(scheme):
       "placement='cpu'. Must be device with interpolation=0.9: each step",
     ),
     ({'interpolation': 0.9, 'placement': 'sharded'}, 'Must be device with'),
+    ({'batch_norm': 'refreshed'}, r"'refreshed'\. Must be averaged or current"),
+    ({'refresh_every': 5}, 'refresh_every=5. It has no effect with batch_n'),
+    (
+      {'interpolation': 0.9, 'batch_norm': 'refreshed', 'refresh_every': 0},
+      r'refresh_every=0\. Must be an integer in \[1, inf\)',
+    ),
   ],
 )
 def test_arguments_are_checked(options, message):
@@ -725,3 +796,29 @@ def test_points_are_checked(point, message):
   values = {'averaging_scheme': 'ema', 'averaging_interpolation': 0.9} | point
   with pytest.raises(ValueError, match=message):
     AveragingConfig.from_point(**values)
+
+
+def test_a_horizon_follows_a_budget_that_is_planned_anew():
+  config = AveragingConfig.from_point(
+    averaging_scheme='ema', averaging_horizon=0.1, averaging_interpolation=0.9
+  )
+  runs = []
+  for _ in range(2):
+    model = network()
+    averager = Averager.from_config(model, config, budget=1000)
+    runs.append((model, nadamw(model.parameters()), averager))
+  run, fresh = runs
+  train(*run, range(3))
+  for _, _, averager in runs:
+    averager.resample(config.sampling(500), config.scheme_in(500))
+  # 10 % of 500 steps are 50 samples.
+  assert run[2].scheme == Ema(decay=0.98)
+  train(*run, [3])
+  for part, state in zip(fresh, saved(*run), strict=True):
+    part.load_state_dict(state)
+  for one in runs:
+    train(*one, [4])
+  assert_same(contents(run[0]), contents(fresh[0]))
+  unwatched = Averager.from_config(network(), config, budget=1000)
+  with pytest.raises(ValueError, match=r'saved with decay=0\.98, this'):
+    unwatched.load_state_dict(run[2].state_dict())

@@ -89,7 +89,7 @@ class Pacer:
     curve = schedule.warmup_factor, schedule.schedule
     if self.clock is None:
       steps = max(1, round(schedule.schedule_factor * self.budget))
-      share = factor(step, steps, *curve)
+      share = factor(step, steps, *curve, schedule.warmup_steps)
     else:
       position = self.clock.plan.position(step) / schedule.schedule_factor
       share = factor_at(position, *curve)

@@ -315,6 +315,11 @@ def _check(config: AveragingConfig) -> None:
       f'Invalid averaging_placement={config.averaging_placement!r}. Must be '
       'one of device, sharded in JAX.'
     )
+  if config.interpolation:
+    raise ValueError(
+      f'Invalid averaging_interpolation={config.interpolation}. Must be 0 in '
+      'JAX.'
+    )
   if config.averaging_swap != 'exchange':
     raise ValueError(
       f'Invalid averaging_swap={config.averaging_swap!r}. It has no effect in '

@@ -58,6 +58,8 @@ class Optimizer:
     self_tuning_point: the point of the self-tuning ruleset, which gives none.
     batch_sizes: global batch size in examples by workload, where it differs
       from that of AlgoPerf's baselines.
+    defaults: keys of a point and their values where a point has none, if they
+      differ from those of the configuration.
   """
 
   name: str
@@ -65,6 +67,7 @@ class Optimizer:
   build: Callable[[Any, Any], Any]
   self_tuning_point: Mapping[str, Any]
   batch_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def get_batch_size(self, workload_name: str) -> int:
     """Global batch size of a workload, in examples.

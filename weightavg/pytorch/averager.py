@@ -17,7 +17,7 @@ from absl import logging
 from torch import Tensor, nn
 
 from weightavg import averaging_config
-from weightavg.averaging_config import AveragingConfig
+from weightavg.averaging_config import DEFAULT_REFRESH_EVERY, AveragingConfig
 from weightavg.pytorch import (
   averager_state,
   dtensors,
@@ -26,6 +26,9 @@ from weightavg.pytorch import (
   multi_tensor,
   shown,
   training_point,
+)
+from weightavg.pytorch import (
+  batch_norm as statistics,
 )
 from weightavg.pytorch.choice import Choice
 from weightavg.pytorch.device_placement import DevicePlacement
@@ -97,7 +100,9 @@ class Averager:
     total_steps: T, number of optimizer steps that the run is planned for, >= 1;
       needed by a horizon only, which is a fraction of it.
     batch_norm: 'averaged': running statistics are averaged like parameters;
-      'current': they stay the live model's.
+      'current': they stay the live model's; 'refreshed': they are those of
+      forward passes inside `refreshing()`, with an interpolation only.
+    refresh_every: steps between two such passes, >= 1; None for 10.
     placement: 'device' keeps the average beside the weights, 'cpu' in host
       memory, 'sharded' divides it over the ranks of the default process group.
     swap: 'copy' copies the average into the parameters and the raw weights
@@ -157,6 +162,7 @@ class Averager:
     start: int = 0,
     total_steps: int | None = None,
     batch_norm: str = 'averaged',
+    refresh_every: int | None = None,
     placement: str = 'device',
     swap: str = 'copy',
     checkpoints: bool = True,
@@ -172,6 +178,7 @@ class Averager:
       interpolation = scheme.default_interpolation
     averaging_config.check_storage(batch_norm, placement, swap)
     averaging_config.check_interpolation(scheme, interpolation, placement)
+    averaging_config.check_refresh(batch_norm, refresh_every, interpolation)
     if every is None and interpolation:
       every = 1
     self.sampling, self.scheme = averaging_config.resolve(
@@ -180,7 +187,7 @@ class Averager:
     self.interpolation = interpolation
     self._weights = Weights(
       weights,
-      with_statistics=batch_norm == 'averaged' and not isinstance(scheme, Raw),
+      with_statistics=batch_norm != 'current' and not isinstance(scheme, Raw),
     )
     self._collective = collective or placement == 'sharded'
     if placement == 'sharded' and self._weights.distributed:
@@ -194,7 +201,15 @@ class Averager:
     self._primal: PrimalPlacement | None = None
     if interpolation:
       assert isinstance(self.scheme, Recursive)
-      self._primal = PrimalPlacement(self.scheme, self._weights, interpolation)
+      self._primal = PrimalPlacement(
+        self.scheme,
+        self._weights,
+        interpolation,
+        averages_statistics=batch_norm == 'averaged',
+      )
+    self._refresh_every: int | None = None
+    if batch_norm == 'refreshed' and self._weights.statistics:
+      self._refresh_every = refresh_every or DEFAULT_REFRESH_EVERY
     self.placement: DevicePlacement | PrimalPlacement | None = self._primal
     if not interpolation and not isinstance(self.scheme, Raw):
       self.placement = build_placement(
@@ -234,6 +249,7 @@ class Averager:
       every=sampling.every,
       start=sampling.start,
       batch_norm=config.averaging_batch_norm,
+      refresh_every=config.averaging_refresh_every,
       placement=config.averaging_placement,
       swap=config.averaging_swap,
       checkpoints=config.averaging_checkpoints,
@@ -262,15 +278,23 @@ class Averager:
     """Parameters and running statistics by their names in the state."""
     return dict(zip(self._weights.names, self._weights.tensors, strict=True))
 
-  def resample(self, sampling: Sampling) -> None:
+  def resample(self, sampling: Sampling, scheme: Scheme | None = None) -> None:
     """Sample at another cadence from the next step on.
 
     The length of the average stays what it is in samples. So a horizon that is
     a fraction of T follows a new T; what has been sampled keeps its weight.
+
+    Args:
+      sampling: the cadence.
+      scheme: with an interpolation, the scheme with its new length in samples,
+        as each step is a sample there.
     """
     self.sampling = sampling
     if self.placement is not None:
       self._recipe |= dataclasses.asdict(sampling)
+    if self._primal is not None and isinstance(scheme, Recursive):
+      self.scheme = self._primal.scheme = scheme
+      self._recipe |= averager_state.numbers(scheme)
 
   @_outside_autograd
   def before_step(self, *optimizers: torch.optim.Optimizer) -> None:
@@ -355,6 +379,56 @@ class Averager:
     elif result is False:
       placement.retract()
       self._skip(self.step)
+
+  @property
+  def refresh_due(self) -> bool:
+    """True after a step behind which `refreshing()` is to be entered."""
+    return (
+      self._refresh_every is not None
+      and self.step % self._refresh_every == 0
+      and self.samples > 0
+    )
+
+  @contextlib.contextmanager
+  def refreshing(self) -> Iterator[None]:
+    """Let forward passes move the running statistics of the average.
+
+    Call the model in training mode inside the block, on a training batch,
+    whenever `refresh_due` is true. Its layers' own momentum applies. The model,
+    its buffers and the random numbers are as before after the block.
+
+    Raises:
+      RuntimeError: an average is shown, or batch_norm is not 'refreshed'.
+
+    >>> from weightavg import Ema
+    >>> model, batch = nn.BatchNorm1d(2), torch.ones(4, 2)
+    >>> averager = Averager(
+    ...   model, Ema(0.9), interpolation=0.9, batch_norm='refreshed')
+    >>> if averager.refresh_due:
+    ...   with averager.refreshing():
+    ...     _ = model(batch)
+    """
+    if self._primal is None or self._refresh_every is None:
+      raise RuntimeError(
+        "Nothing is refreshed: batch_norm is not 'refreshed', or the model has "
+        'no running statistics.'
+      )
+    if self.swapped:
+      raise RuntimeError(
+        'The model holds the average. Call swap_out() before refreshing().'
+      )
+    self._refuse_in_step('refreshing()')
+    self._weights.follow()
+    with torch.no_grad():
+      average = self._primal.shown(self._weights.data())
+    with statistics.forward_passes(
+      self._weights,
+      self._swap,
+      average,
+      self._collective,
+      self._primal.keep_statistics,
+    ):
+      yield
 
   def _settle(self) -> None:
     """Read what the look at the last sample found."""

@@ -1,9 +1,11 @@
 """Distributed Shampoo from its configuration."""
 
+import dataclasses
+
 import torch
 from torch import nn
 
-from weightavg.optimizers import Optimizer
+from weightavg.optimizers import Optimizer, primal
 from weightavg.optimizers.shampoo import (
   BATCH_SIZES,
   SELF_TUNING_POINT,
@@ -46,4 +48,11 @@ SHAMPOO = Optimizer(
   build=build_shampoo,
   self_tuning_point=SELF_TUNING_POINT,
   batch_sizes=BATCH_SIZES,
+)
+
+# In submissions that train at an average.
+SHAMPOO_PRIMAL = dataclasses.replace(
+  SHAMPOO,
+  self_tuning_point=primal.SHAMPOO_POINT,
+  defaults=primal.PRIMAL_DEFAULTS,
 )

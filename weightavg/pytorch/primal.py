@@ -59,19 +59,25 @@ class PrimalPlacement:
   """x, y and z of a model in training; between steps the parameters hold y.
 
   Running statistics are those of y. With `weights.statistics` they are averaged
-  with the coefficients c.
+  with the coefficients c, or set by `keep_statistics`.
 
   Args:
     scheme: gives c.
     weights: the parameters, float32 or wider.
     interpolation: mu in (0, 1).
+    averages_statistics: False leaves them, from the first sample on, to
+      `keep_statistics`.
 
   Raises:
     ValueError: for parameters of 16 bits.
   """
 
   def __init__(
-    self, scheme: Recursive, weights: Weights, interpolation: float
+    self,
+    scheme: Recursive,
+    weights: Weights,
+    interpolation: float,
+    averages_statistics: bool = True,
   ) -> None:
     for name, p in zip(weights.names, weights.parameters, strict=False):
       if accumulators.average_dtype(p.dtype) != p.dtype:
@@ -81,9 +87,10 @@ class PrimalPlacement:
           'wider; autocast computes with 16 bits.'
         )
     self.count = 0
-    self._scheme = scheme
+    self.scheme = scheme
     self._weights = weights
     self._mu = interpolation
+    self._averages_statistics = averages_statistics
     # Of a scheme whose weights follow the learning rate.
     self._weighting = Weighting()
     # As it was before the last step's sample; None if that took none.
@@ -197,6 +204,10 @@ class PrimalPlacement:
     # Left out was the second line in y: it holds x.
     multi_tensor.copy_(self._other, self._local())
 
+  def keep_statistics(self, statistics: Sequence[Tensor]) -> None:
+    """Take over the running statistics of x."""
+    multi_tensor.copy_(self._statistics, statistics)
+
   def collect(self) -> None:
     """Start to bring together what `buffers` needs: it is here."""
 
@@ -255,11 +266,11 @@ class PrimalPlacement:
     self.count += 1
     rates = [float(g['lr']) for o in optimizers for g in o.param_groups]
     largest = max([self._weighting.largest_rate, *rates])
-    weight = self._scheme.sample_weight(self.count, largest)
+    weight = self.scheme.sample_weight(self.count, largest)
     total = self._weighting.total + (weight or 0.0)
     self._weighting = Weighting(total, largest)
     if weight is None:
-      return self._scheme.coefficient(self.count)
+      return self.scheme.coefficient(self.count)
     return weight / total if total else 1.0
 
   def _offer(
@@ -324,6 +335,8 @@ class PrimalPlacement:
   ) -> None:
     if self.count == 1:
       multi_tensor.copy_(self._statistics, statistics)
+    elif not self._averages_statistics:
+      return
     elif skip is None:
       multi_tensor.lerp_(self._statistics, statistics, c)
     else:

@@ -27,6 +27,7 @@ class Schedule(LambdaLR):
     steps: S, length of the schedule.
     warmup_factor: warm-up as a fraction of S, in [0, 1).
     schedule: 'cosine', 'cosine_to_half' or 'constant'.
+    warmup_steps: length of the warm-up instead of `warmup_factor`, >= 1.
   """
 
   def __init__(
@@ -35,13 +36,16 @@ class Schedule(LambdaLR):
     steps: int,
     warmup_factor: float = 0.0,
     schedule: str = 'cosine',
+    warmup_steps: int | None = None,
   ) -> None:
-    self.curve = {
+    self.curve: dict[str, Any] = {
       'steps': steps,
       'warmup_factor': warmup_factor,
       'schedule': schedule,
     }
-    super().__init__(optimizer, lambda step: factor(step, **self.curve))  # type: ignore[arg-type]
+    if warmup_steps is not None:
+      self.curve['warmup_steps'] = warmup_steps
+    super().__init__(optimizer, lambda step: factor(step, **self.curve))
 
   def load_state_dict(self, state_dict: dict[str, Any]) -> None:
     """Restore; warn if the saved run followed another curve."""
@@ -62,10 +66,11 @@ def build_scheduler(
   warmup_factor: float = 0.0,
   schedule: str = 'cosine',
   schedule_factor: float = 1.0,
+  warmup_steps: int | None = None,
 ) -> Schedule:
   """Build the schedule of a run: S = schedule_factor x budget steps."""
   steps = max(1, round(schedule_factor * budget))
-  return Schedule(optimizer, steps, warmup_factor, schedule)
+  return Schedule(optimizer, steps, warmup_factor, schedule, warmup_steps)
 
 
 def build_planned_scheduler(

@@ -19,6 +19,7 @@ from weightavg.clock import time_limit
 from weightavg.clock_plan import ClockPlan
 from weightavg.config_fields import fields_by_key
 from weightavg.optimizers import Optimizer
+from weightavg.pytorch import models
 from weightavg.pytorch.averager import Averager
 from weightavg.pytorch.clock import Clock
 from weightavg.pytorch.distributed import world_size
@@ -112,11 +113,15 @@ def init_optimizer_state(
   )
   timing: dict[str, Any] = {}
   if clock is None:
-    scheduler: LRScheduler = build_scheduler(trainer, budget, *curve)
+    scheduler: LRScheduler = build_scheduler(
+      trainer, budget, *curve, config.schedule.warmup_steps
+    )
   else:
     scheduler = build_planned_scheduler(trainer, clock.plan, *curve)
     clock.add_follower(
-      lambda total: averager.resample(averaging.sampling(total, epoch))
+      lambda total: averager.resample(
+        averaging.sampling(total, epoch), averaging.scheme_in(total, epoch)
+      )
     )
     # Restored in this order: the averager's state is that of the planned T.
     timing['clock'] = clock
@@ -211,6 +216,18 @@ def update_params(
     optimizer_state['scheduler'].step()
   with section('Averaging'):
     averager.update()
+  if averager.refresh_due:
+    with section('Running statistics'), averager.refreshing():
+      # Without the wrappers: another shape of pass would be compiled, billed.
+      workload.model_fn(
+        params=models.unwrap(run.model),
+        augmented_and_preprocessed_input_batch=batch,
+        model_state=model_state,
+        mode=spec.ForwardPassMode.TRAIN,
+        rng=rng,
+        update_batch_norm=True,
+        dropout_rate=regularization.dropout_rate,
+      )
   if global_step <= _LOG_FIRST_STEPS or global_step % _LOG_EVERY_STEPS == 0:
     _log(workload, run.model, losses['summed'].detach() / total, global_step)
   return optimizer_state, run.model, new_model_state

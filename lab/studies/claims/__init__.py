@@ -18,6 +18,7 @@ from lab.studies.claims import (
 )
 from lab.studies.claims.claim import CLAIMS, Claim, Part, register
 from lab.studies.claims.command import main
+from lab.studies.claims.rows import unmeasured
 
 __all__ = [
   'CLAIMS',
@@ -30,4 +31,5 @@ __all__ = [
   'primal',
   'register',
   'speed',
+  'unmeasured',
 ]

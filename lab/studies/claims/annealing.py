@@ -83,9 +83,9 @@ def _on_schedule(
   where='abstract: mildly improves generalization',
 )
 def fixed_budget(shelf: Shelf) -> list[Part]:
-  """Final validation metric of the average against that of the raw weights of
-  the same run, in standard deviations over seeds of the latter. Not worse is
-  above -1; it must hold on every workload.
+  """Compare the final validation metric of the average with that of the raw
+  weights of the same run, in standard deviations over seeds of the latter. Not
+  worse is above -1; it must hold on every workload.
   """
 
   def improvement(name: str) -> Effects:
@@ -129,8 +129,8 @@ def fixed_budget(shelf: Shelf) -> list[Part]:
   where='averaging and annealing',
 )
 def anneals(shelf: Shelf) -> list[Part]:
-  """Gain of the average over the raw weights at T, a fraction of the metric:
-  that without decay, or with a decay to half of the peak, minus that with a
+  """Compare the gain of the average over the raw weights at T, as a fraction of
+  the metric: without decay, or with a decay to half of the peak, minus with a
   cosine to zero at the same seed.
   """
 
@@ -199,10 +199,10 @@ def gap_closed(
   where='averaging and annealing, Pareto comparison',
 )
 def tracks(shelf: Shelf) -> list[Part]:
-  """Runs of 25, 50 and 75 % of T, each with a whole cosine, against the long
-  run at the same steps: share of the gap between its raw weights and the
-  shorter run's end that the average closes. It tracks if it closes more than
-  half of it, with one average for all workloads and budgets.
+  """Compare runs of 25, 50 and 75 % of T, each with a whole cosine, with the
+  long run at the same steps: the share that the average closes of the gap
+  between the long run's raw weights and the shorter run's end. It tracks if it
+  closes more than half, with one average for all workloads and budgets.
   """
 
   def closed(name: str, budget: float) -> Value:
@@ -256,9 +256,9 @@ def _joined(by: Mapping[float, Effects]) -> Effects:
   where='averaging and annealing',
 )
 def without_decay(shelf: Shelf) -> list[Part]:
-  """Final metric of the best average of the run with a constant rate against
-  that of the raw weights of the run with a cosine to zero, as a fraction. The
-  average is the best one of all workloads in hindsight.
+  """Compare the final metric of the best average of the run with a constant
+  rate with that of the raw weights of the run with a cosine to zero, as a
+  fraction. The average is the best one of all workloads in hindsight.
   """
 
   def behind(name: str) -> Value:
@@ -302,8 +302,8 @@ def without_decay(shelf: Shelf) -> list[Part]:
   where='abstract',
 )
 def less_decay(shelf: Shelf) -> list[Part]:
-  """What it costs the final metric to stop the decay at half of the peak, as a
-  fraction: for the raw weights minus for EMA.
+  """Compare what it costs the final metric to stop the decay at half of the
+  peak, as a fraction of it: for the raw weights minus for EMA.
   """
 
   def loss(name: str) -> Value:
@@ -359,9 +359,9 @@ def less_decay(shelf: Shelf) -> list[Part]:
   figure='comparable final loss',
 )
 def anytime(shelf: Shelf) -> list[Part]:
-  """One run without a budget, read at 25, 50, 75 and 100 % of T, against runs
-  with a cosine of those lengths: difference in standard deviations over seeds
-  of NadamW's final metric. It matches if it is not worse by one. Schedule, rate
+  """Read one run without a budget at 25, 50, 75 and 100 % of T, and compare it
+  with runs with a cosine of those lengths, in standard deviations over seeds of
+  NadamW's final metric. It matches if it is not worse by one. Schedule, rate
   (x1 or x1/2) and power are the best of all workloads in hindsight.
   """
   budgets = (*BUDGETS, 1.0)

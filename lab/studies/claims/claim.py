@@ -70,7 +70,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-  """What a paper says, and how it is measured here.
+  """State what a paper says, and how it is measured here.
 
   Args:
     name: one letter or word.

@@ -103,15 +103,15 @@ def _between(
   'k > 16 hurts; uniform beats exponential slightly; averaging from the first '
   'steps hurts; recomputing the statistics of BatchNorm has no large effect',
   paper=KADDOUR,
-  where='abstract and ablations',
+  where='abstract; experiments',
   figure='dozens of epochs sooner; k = 6',
 )
 def epochs(shelf: Shelf) -> list[Part]:
-  """An epoch is a ninetieth of T, of data without end. The middle is the level
-  that the raw weights reach in the first half of T. From the first steps: mean
-  gain over the raw weights within the first tenth of T. BatchNorm: mean gain in
-  the second half of T by recomputing the averaged statistics; no large effect
-  is within 0.5 % of the metric.
+  """Sample once in an epoch, a ninetieth of T, of data without end. The middle
+  is the level that the raw weights reach in the first half of T. From the first
+  steps: mean gain over the raw weights within the first tenth of T. BatchNorm:
+  mean gain in the second half of T by recomputing the averaged statistics; no
+  large effect is within 0.5 % of the metric.
   """
   half = (0.5, 1.0)
   parts = [
@@ -197,7 +197,7 @@ SEEDS_OF_L = 3
   where='appendix B',
 )
 def against_lookahead(shelf: Shelf) -> list[Part]:
-  """Steps of LAWA over NadamW to NadamW's goal, over those of NadamW inside
+  """Divide the steps of LAWA to NadamW's goal by those of NadamW inside
   Lookahead (k = 5, alpha = 0.5) at the same point and seed.
   """
 

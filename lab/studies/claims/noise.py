@@ -1,7 +1,7 @@
 """The gain of averaging as a function of the gradient's noise.
 
-Nobody's claim but the question behind them: batch size, learning rate and
-length of training each change the noise that is left at the end of a schedule.
+The papers leave it open: batch size, learning rate and length of training each
+change the noise that is left at the end of a schedule.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,11 +59,11 @@ def _saved(
   where='',
 )
 def curve(shelf: Shelf) -> list[Part]:
-  """Share of the raw weights' steps to their own level at three quarters of T
-  that the average saves, at a fixed number of examples with other batch sizes,
-  at other learning rates, and in shorter and longer runs; one factor differs
-  from the tuned run, the rest of the point stays. The best average of a setting
-  is the one with the best median over its runs.
+  """Measure the share of the raw weights' steps to their own level at three
+  quarters of T that the average saves: at a fixed number of examples with other
+  batch sizes, at other learning rates, and in shorter and longer runs. One
+  factor differs from the tuned run, the rest of the point stays. The best
+  average of a setting is the one with the best median over its runs.
   """
   parts, best = [], {}
   for axis, (factors, run) in AXES.items():

@@ -1,4 +1,4 @@
-"""How long the runs take, roughly, before they are made."""
+"""Estimate how long runs take before they are made."""
 
 from collections.abc import Iterable
 

@@ -40,11 +40,11 @@ Effect = Callable[[Result, Result], float | None]
   where='Schedule-Free against schedules',
 )
 def trained(shelf: Shelf) -> list[Part]:
-  """NadamW without momentum that trains at its average, at the better one of
-  the tuned learning rate and twice that rate for all workloads: final metric
-  against NadamW with a cosine to zero, without and with its best average, in
-  standard deviations over seeds. As well is not worse by one. Primal averaging
-  keeps the cosine, Schedule-Free has a constant rate.
+  """Train NadamW without momentum at its average, at the better one of the
+  tuned learning rate and twice that rate for all workloads. Compare the final
+  metric with NadamW's with a cosine to zero, without and with its best average,
+  in standard deviations over seeds. As well is not worse by one. Primal
+  averaging keeps the cosine, Schedule-Free has a constant rate.
   """
   for submission in runs.PRIMAL:
     check_available(submission)

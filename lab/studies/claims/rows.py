@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lab.studies.claims import statistics
-from lab.studies.claims.claim import Claim, Part
+from lab.studies.claims.claim import CLAIMS, Claim, Part, named
 from lab.studies.claims.shelf import NotMeasured, Shelf
 from lab.studies.parts.frame import Row
 
@@ -14,21 +14,37 @@ COMMAND = 'python -m lab.studies claims --only={}'
 
 def rows_of(claims: Iterable[Claim], shelf: Shelf) -> list[Row]:
   """Measure claims on the finished runs: a row each."""
-  return [_row(claim, shelf) for claim in claims]
+  return [_measured(claim, shelf) for claim in claims]
 
 
-def _row(claim: Claim, shelf: Shelf) -> Row:
-  reason = None
+def unmeasured() -> list[Row]:
+  """Rows of all claims before any run."""
+  return [
+    _row(claim, [], 'Its runs are not made yet.') for claim in named(CLAIMS)
+  ]
+
+
+def _measured(claim: Claim, shelf: Shelf) -> Row:
   try:
-    parts = claim.measure(shelf)
+    parts = [_part_row(part) for part in claim.measure(shelf)]
   except NotMeasured as error:
-    parts, reason = [], str(error)
-  rows = [_part_row(part) for part in parts]
-  deciding = [row for row in rows if row['decides']]
-  missing = [row['text'] for row in deciding if not row['runs']]
-  if parts and missing:
-    reason = 'Some of its runs are not finished.'
-  found = statistics.combined(row['verdict'] for row in deciding)
+    return _row(claim, [], str(error))
+  unknown = not all(part['runs'] for part in parts if part['decides'])
+  return _row(
+    claim, parts, 'Some of its runs are not finished.' if unknown else None
+  )
+
+
+def _row(claim: Claim, parts: list[Row], reason: str | None) -> Row:
+  """Make the row of a claim.
+
+  Args:
+    claim: what was measured.
+    parts: their rows.
+    reason: why there is no verdict; None if there is one.
+  """
+  own = [part for part in parts if part['decides']]
+  found = statistics.combined(part['verdict'] for part in own)
   return {
     'claim': claim.name,
     'text': claim.text,
@@ -39,10 +55,10 @@ def _row(claim: Claim, shelf: Shelf) -> Row:
     'how': claim.how,
     'verdict': statistics.NOT_MEASURED if reason else found,
     'reason': reason,
-    'seeds': max((row['seeds'] for row in deciding), default=0),
-    'workloads': sorted({w for row in deciding for w in row['by_workload']}),
+    'seeds': max((part['seeds'] for part in own), default=0),
+    'workloads': sorted({w for part in own for w in part['by_workload']}),
     'command': COMMAND.format(claim.name),
-    'parts': rows,
+    'parts': parts,
   }
 
 
@@ -88,7 +104,13 @@ def _plain(value: float) -> float | None:
 
 
 def merged(new: Sequence[Row], old: Sequence[Row]) -> list[Row]:
-  """New rows, and the old ones of claims that are not among the new."""
+  """New rows, and the old ones of claims without a new measurement."""
+  known = {row['claim'] for row in old}
+  new = [
+    row
+    for row in new
+    if row['claim'] not in known or row['verdict'] != statistics.NOT_MEASURED
+  ]
   names = {row['claim'] for row in new}
   rows = [*new, *(row for row in old if row['claim'] not in names)]
   return sorted(rows, key=lambda row: (len(row['claim']), row['claim']))

@@ -36,6 +36,8 @@ class Run(Training):
   length: float = 1.0
   batch_factor: float = 1.0
   follower: type[Follower] = Followed
+  # Runs outlive a change of targets: `Shelf` adds those of the day.
+  needs_target: bool = False
 
   @property
   def submission_path(self) -> str:
@@ -175,9 +177,13 @@ PRIMAL: dict[str, dict[str, Any]] = {
   'nadamw_primal': {
     'one_minus_beta1': 1.0,
     'averaging_interpolation': 0.9,
-    'averaging_horizon': 0.03,
+    'averaging_power': 9.0,
   },
-  'nadamw_schedule_free': {'one_minus_beta1': 1.0, 'schedule': 'constant'},
+  'nadamw_schedule_free': {
+    'one_minus_beta1': 1.0,
+    'averaging_interpolation': 0.9,
+    'schedule': 'constant',
+  },
 }
 
 

@@ -5,6 +5,7 @@ A claim that is measured on an empty shelf says in this way which runs it needs.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,7 +13,7 @@ from lab.studies.claims.runs import Run
 from lab.studies.claims.statistics import Key
 from lab.studies.parts import study
 from lab.studies.parts.training import Result
-from lab.workloads import WORKLOADS
+from lab.workloads import WORKLOADS, build_workload
 
 
 class NotMeasured(Exception):
@@ -21,7 +22,7 @@ class NotMeasured(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale:
-  """How large a study is.
+  """Set the size of a study.
 
   Args:
     workloads: those that claims may use.
@@ -41,8 +42,8 @@ FULL = Scale(workloads=tuple(sorted(WORKLOADS)))
 QUICK = Scale(
   workloads=('click_dlrm', 'stdlib_lm'),
   most_seeds=2,
-  lengths={'click_dlrm': 0.06, 'stdlib_lm': 0.2},
-  every=6,
+  lengths={'click_dlrm': 0.06, 'stdlib_lm': 0.14},
+  every=10,
 )
 
 
@@ -69,7 +70,7 @@ class Shelf:
     return bool(self._results)
 
   def workloads(self, *names: str) -> tuple[str, ...]:
-    """Those of the names that the study uses; all of it without names."""
+    """Select the names that the study uses; all of its own without names."""
     return tuple(n for n in self.scale.workloads if n in names or not names)
 
   def seeds(self, number: int) -> range:
@@ -88,10 +89,16 @@ class Shelf:
     return self._results.get(key)
 
   def put(self, results: Sequence[Result | None]) -> None:
-    """Take the results of `runs`, in their order; None where there is none."""
-    for key, result in zip(self._runs, results, strict=True):
+    """Take the results of `runs`, in their order; None where there is none.
+
+    Runs know no target: a result gets the one that its workload has now.
+    """
+    for (key, run), result in zip(self._runs.items(), results, strict=True):
       if result is not None:
-        self._results[key] = result
+        target = result['target']
+        if target is None:
+          target = _target(run.workload)
+        self._results[key] = {**result, 'target': target}
 
   def effects(
     self,
@@ -109,6 +116,11 @@ def _key(run: Run) -> str:
   fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
   fields['follower'] = run.follower.__qualname__
   return json.dumps(fields, sort_keys=True)
+
+
+@functools.cache
+def _target(workload: str) -> float:
+  return build_workload(workload).validation_target_value
 
 
 def check_available(submission: str) -> None:

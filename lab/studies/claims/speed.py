@@ -88,8 +88,8 @@ def _saved(
   figure='0.78 to 0.82 of the steps',
 )
 def steps(shelf: Shelf) -> list[Part]:
-  """Steps of the average to the goal over those of the raw weights of the same
-  run, at the tuned point, with a horizon of 1 % of T.
+  """Divide the steps of the average to the goal by those of the raw weights of
+  the same run, at the tuned point, with a horizon of 1 % of T.
   """
   return _saved(shelf, runs.tuned, list(averages.of_horizons(CADENCE)))
 
@@ -102,8 +102,8 @@ def steps(shelf: Shelf) -> list[Part]:
   figure='12 to 15 % of the GPU-hours',
 )
 def hours(shelf: Shelf) -> list[Part]:
-  """Billed seconds to the goal, the average's own included, over those of the
-  raw weights; on one core of a CPU.
+  """Divide the billed seconds to the goal, the average's own included, by those
+  of the raw weights, on one core of a CPU.
   """
   parts = []
   for scheme in SCHEMES:
@@ -126,7 +126,7 @@ def hours(shelf: Shelf) -> list[Part]:
   where='Shampoo on AlgoPerf',
 )
 def with_shampoo(shelf: Shelf) -> list[Part]:
-  """As claim a, with Shampoo's raw weights as the baseline."""
+  """Measure as claim a, with Shampoo's raw weights as the baseline."""
   names = [n for n in averages.STANDARD if n.split()[0] in SCHEMES]
   return _saved(shelf, runs.shampoo, names)
 
@@ -164,8 +164,8 @@ def best_horizon(arrivals: dict[float, float]) -> float:
   figure='1 % of T',
 )
 def horizon(shelf: Shelf) -> list[Part]:
-  """Seven horizons from 0.5 to 20 % of T follow each tuned run. Best is the
-  horizon that arrives first (near 1 %: between 0.5 and 2 %); 20 % and no
+  """Follow each tuned run with seven horizons from 0.5 to 20 % of T. Best is
+  the horizon that arrives first (near 1 %: between 0.5 and 2 %); 20 % and no
   average at all must be later than 1 %; broad means that 0.5 and 2 % arrive
   within two evaluations of 1 %.
   """
@@ -237,8 +237,9 @@ def horizon(shelf: Shelf) -> list[Part]:
   where='robustness to the learning rate',
 )
 def rates(shelf: Shelf) -> list[Part]:
-  """As claim a, in runs at multiples of the tuned learning rate. Where the raw
-  weights miss the target, the goal is their own level at three quarters of T.
+  """Measure as claim a, in runs at multiples of the tuned learning rate. Where
+  the raw weights miss the target, the goal is their own level at three quarters
+  of T.
   """
   return [
     Part(
@@ -270,9 +271,9 @@ SMALL_COST = 0.01
   figure='minimal implementation and memory cost',
 )
 def cost(shelf: Shelf) -> list[Part]:
-  """Seconds of the updates and swaps of an average at the default cadence, over
-  those of the training alone. Next to nothing is below 1 %. Other averages
-  follow the same run and compete for its cache.
+  """Divide the seconds of the updates and swaps of an average at the default
+  cadence by those of the training alone. Next to nothing is below 1 %. Other
+  averages follow the same run and compete for its cache.
   """
 
   def share(name: str) -> Effects:

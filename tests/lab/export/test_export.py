@@ -530,6 +530,7 @@ def test_the_title_of_the_pull_request_is_printed(tmp_path, capsys):
 def test_titles():
   assert exporter.title('shampoo_ema') == 'Distributed Shampoo + EMA'
   assert exporter.title('nadamw_polynomial') == 'NadamW + polynomial average'
+  assert exporter.title('nadamw_schedule_free') == 'NadamW + Schedule-Free'
 
 
 def test_relative_names():

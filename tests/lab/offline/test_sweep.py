@@ -336,7 +336,7 @@ def test_a_spoilt_checkpoint_or_a_full_disk_end_in_one_line(
     file.truncate(200)
   assert swept(directory, 'click_dlrm', '--windows', '2,3')
   error = capsys.readouterr().err
-  assert f'Cannot read {path}: truncated' in error
+  assert f'Cannot read {path}: it does not match its checksum' in error
   assert error.count('\n') == 1
 
 

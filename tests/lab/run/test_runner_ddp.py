@@ -130,26 +130,35 @@ def test_bad_input_ends_all_ranks_with_one_line(tmp_path):
   assert not (tmp_path / 'runs').exists()
 
 
-def test_what_killed_processes_leave_is_resumed_by_one(tmp_path, monkeypatch):
+def test_a_pre_empted_job_saves_and_is_resumed_by_one_process(
+  tmp_path, monkeypatch
+):
   (tmp_path / 'space.json').write_text(json.dumps(fakes.POINTS))
   trial = tmp_path / 'runs/x/fake_pytorch/trial_1'
-  # Never ends by itself, so that it is certainly killed.
+  # Never ends by itself.
   command = torchrun(
     SUPPORT / 'fakes.py', *arguments(tmp_path, max_global_steps=10**9)
   )
-  process = subprocess.Popen(command, cwd=tmp_path, env=fakes.environment())
-  try:
-    while len(checkpoint_files.steps(str(trial))) < 4:
-      assert process.poll() is None
-      time.sleep(0.05)
-  finally:
-    # torchrun passes it on and waits for its children.
-    process.send_signal(signal.SIGTERM)
-    process.wait()
+  with open(tmp_path / 'errors', 'w') as errors:
+    process = subprocess.Popen(
+      command, cwd=tmp_path, env=fakes.environment(), stderr=errors
+    )
+    try:
+      while len(checkpoint_files.steps(str(trial))) < 4:
+        assert process.poll() is None
+        time.sleep(0.05)
+    finally:
+      # torchrun passes it on and waits for its children.
+      process.send_signal(signal.SIGTERM)
+      process.wait()
   saved = checkpoint_files.steps(str(trial))[-1]
+  said = (tmp_path / 'errors').read_text()
+  assert said.count(f'Stopped by SIGTERM at step {saved}.') == 1
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(str(tmp_path))
   fakes.register(monkeypatch)
-  state = fakes.run(tmp_path, resume_last_run=True, max_global_steps=saved + 7)
-  assert checkpoint_files.steps(str(trial))[-2:] == [saved + 5, saved + 7]
-  assert len(state.eval_results) == saved // 5 + 2
+  last = saved + 7
+  state = fakes.run(tmp_path, resume_last_run=True, max_global_steps=last)
+  due = [n for n in range(saved + 1, last) if n % 5 == 0] + [last]
+  assert checkpoint_files.steps(str(trial))[-len(due) :] == due
+  assert len(state.eval_results) == saved // 5 + len(due)

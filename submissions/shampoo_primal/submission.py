@@ -1,0 +1,30 @@
+"""Shampoo trains at an exponential average (EMA), which evaluation sees."""
+
+from weightavg.pytorch import train_step
+from weightavg.pytorch.build_shampoo import SHAMPOO_PRIMAL
+from weightavg.pytorch.train_step import (
+  data_selection,
+  prepare_for_eval,
+  update_params,
+)
+from weightavg.schemes.ema import Ema
+
+__all__ = [
+  'data_selection',
+  'get_batch_size',
+  'init_optimizer_state',
+  'prepare_for_eval',
+  'update_params',
+]
+
+get_batch_size = SHAMPOO_PRIMAL.get_batch_size
+
+
+def init_optimizer_state(
+  workload, model_params, model_state, hyperparameters, rng
+):
+  """Distributed Shampoo, its schedule and the average it trains at."""
+  del model_state, rng
+  return train_step.init_optimizer_state(
+    workload, model_params, hyperparameters, SHAMPOO_PRIMAL, Ema
+  )

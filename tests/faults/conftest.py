@@ -1,0 +1,35 @@
+"""Fixtures of the fault-injection tests.
+
+Each question has a short form, in `make test`, and a long one, marked `faults`
+and run by `make test-faults`, which counts what it has tried.
+"""
+
+import os
+import pathlib
+
+import fault_tally
+import pytest
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+  report = yield
+  if report.failed:
+    item.stash[_FAILED] = True
+  return report
+
+
+@pytest.fixture
+def tally(request):
+  """Counts of the test; a long form that has finished is skipped."""
+  is_long = request.node.get_closest_marker('faults') is not None
+  folder = os.environ.get('WEIGHTAVG_FAULTS') if is_long else None
+  name = request.node.nodeid.partition('tests/faults/')[2]
+  result = fault_tally.Tally(name, folder and pathlib.Path(folder))
+  if result.is_done:
+    pytest.skip('finished at this commit')
+  yield result
+  if result.lost or not request.node.stash.get(_FAILED, False):
+    result.write()

@@ -1,0 +1,54 @@
+"""Running statistics of weights that no training step runs forward.
+
+Gradients are taken at y, and so BatchNorm's running statistics are those of y.
+An evaluation sees x. A forward pass at x, once in so many steps, moves
+statistics of its own.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from weightavg.pytorch.swap import Swap
+from weightavg.pytorch.weights import Weights
+
+
+@contextlib.contextmanager
+def forward_passes(
+  weights: Weights,
+  swap: Swap,
+  average: list[Tensor],
+  collective: bool,
+  keep: Callable[[list[Tensor]], None],
+) -> Iterator[None]:
+  """Show an average to forward passes that move its running statistics.
+
+  Afterwards the model is as it was, with all its buffers, and so is the state
+  of the random numbers.
+
+  Args:
+    weights: of the model.
+    swap: shows the average in it.
+    average: parallel to `weights.tensors`, statistics included.
+    collective: keep rank 0's statistics.
+    keep: gets the statistics that the passes have left behind.
+  """
+  assert weights.model is not None
+  # Counters of batches; the statistics are put back by the swap.
+  others = [b for b in weights.model.buffers() if not b.is_floating_point()]
+  counters = [(b, b.clone()) for b in others]
+  devices = sorted(
+    {p.device.index or 0 for p in weights.parameters if p.is_cuda}
+  )
+  swap.show(weights.data(), average)
+  try:
+    with torch.no_grad(), torch.random.fork_rng(devices):
+      yield
+    moved = weights.statistics_now(collective)
+  finally:
+    swap.undo()
+    for buffer, value in counters:
+      buffer.copy_(value)
+  keep(moved)
