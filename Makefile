@@ -20,10 +20,9 @@ quickstart: $(INSTALLED)
 	  --output_dir=results/quickstart/local $(ARGS)
 
 # Every claim of the papers (338 runs, hours; ARGS=--dry_run counts them), or
-# with STUDY=steps (24 runs, half an hour on two cores), horizon (12 runs, 25
-# minutes), auto (180 runs, hours), ... another study. Started again, a study
-# makes the runs that are missing; ARGS=--report_only reports on the finished
-# ones.
+# with STUDY=steps (40 runs, two hours on two cores), auto (180 runs, hours), ...
+# another study. Started again, a study makes the runs that are missing;
+# ARGS=--report_only reports on the finished ones.
 STUDY ?= claims
 study: $(INSTALLED)
 	$(BIN)/python -m lab.studies $(STUDY) $(ARGS)
@@ -35,7 +34,7 @@ study-quick: $(INSTALLED)
 
 # Draws the figures in results/ from the committed rows.
 figures: $(INSTALLED)
-	for study in steps horizon auto quickstart \
+	for study in steps horizon gains auto quickstart \
 	  $(if $(wildcard results/study/claims.json),claims); do \
 	  $(BIN)/python -m lab.studies $$study --report_only > /dev/null || exit; \
 	done
