@@ -184,7 +184,7 @@ def test_tables_show_deciding_parts():
     'Averages are fast',
     '[Someone 2025](https://example.org), Table 1',
     '0.8',
-    'EMA: 0.80 (0.70 to 0.90)',
+    'EMA: 0.80 (0.70 to 0.90)<br>EMA everywhere: 0.75 to 0.85 by workload',
     '**holds**',
     '5 x 2',
     '`python -m lab.studies claims --only=a`',
@@ -246,3 +246,7 @@ def test_new_rows_replace_those_of_the_same_claims():
     ('b', 'holds'),
     ('noise', 'undecided'),
   ]
+  # A few runs of a fresh clone do not replace what is committed.
+  unfinished = [claim_row(claim='a', verdict=statistics.NOT_MEASURED)]
+  assert rows.merged(unfinished, old) == old
+  assert rows.merged(unfinished, []) == unfinished

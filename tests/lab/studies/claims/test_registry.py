@@ -313,6 +313,9 @@ def kaddour(run, recomputed):
   for name, points in found['curves'].items():
     for point in points[:5]:
       point[2] = 0.95 if name == 'raw' else 1.5
+    # At the end the raw weights are the first: that is not the middle.
+    for point in points[-10 if name == 'raw' else -2 :]:
+      point[2] = 0.08
   if 'recomputed' in run.follows:
     copy = [[step, s, v * recomputed] for step, s, v in found['curves'][lawa]]
     found['curves'][f'{lawa} {averages.RECOMPUTED}'] = copy
