@@ -55,6 +55,8 @@ def placements(submission: str) -> list[str | None]:
     return [None]
   if submission.endswith('_jax'):
     return ['device', 'sharded']
+  if {'primal', 'schedule'} & set(words):
+    return ['device']  # trained at the average
   return ['device', 'cpu', 'sharded']
 
 
