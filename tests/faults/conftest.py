@@ -5,7 +5,6 @@ Each question has a short form, in `make test`, and a long one, marked `faults`.
 """
 
 import os
-import pathlib
 
 import fault_tally
 import pytest
@@ -26,7 +25,8 @@ def tally(request):
   """Counts of the test; one that has finished at this commit is skipped."""
   folder = os.environ.get('WEIGHTAVG_FAULTS')
   name = request.node.nodeid.partition('tests/faults/')[2]
-  result = fault_tally.Tally(name, folder and pathlib.Path(folder))
+  # Tests change the working directory.
+  result = fault_tally.Tally(name, folder and fault_tally.ROOT / folder)
   if result.is_done:
     pytest.skip('finished at this commit')
   yield result
