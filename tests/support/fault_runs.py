@@ -55,6 +55,11 @@ def placements(submission: str) -> list[str | None]:
   words = submission.removesuffix('_jax').split('_')
   if len(words) == 1:
     return [None]
+  published = ROOT / 'tuning_search_spaces' / f'{submission}.json'
+  point = json.loads(published.read_text())[0]
+  if 'averaging_interpolation' in point or 'schedule_free' in submission:
+    # An average that takes part in training is beside the weights.
+    return ['device']
   if submission.endswith('_jax'):
     return ['device', 'sharded']
   return ['device', 'cpu', 'sharded']
