@@ -16,6 +16,7 @@ QUESTIONS = (
   'lawa',
   'swap',
   'nadamw',
+  'primal',
   'state_bytes',
   'auto',
   'offline',

@@ -16,6 +16,8 @@ LIMITS = {
   'swap/flat_copy': 0.05,
   'nadamw_step/adamw_fused': 2.0,
   'nadamw_compiled_step/adamw_fused': 1.3,
+  'primal_step/adamw_fused': 2.2,
+  'primal_compiled_step/adamw_fused': 1.15,
   'shampoo_step/adamw_fused': 28,
   'shampoo_precondition_step_spread/plain_step': 2,
   'shampoo_state_bytes/params_bytes': 6,
@@ -46,6 +48,8 @@ ROWS = {
   'swap/flat_copy': 'swap in and out',
   'nadamw_step/adamw_fused': 'NadamW step',
   'nadamw_compiled_step/adamw_fused': 'NadamW step, compiled',
+  'primal_step/adamw_fused': 'NadamW step at an average',
+  'primal_compiled_step/adamw_fused': 'NadamW step at an average, compiled',
   'shampoo_step/adamw_fused': 'Shampoo step, amortised',
   'offline_peak_bytes/model_bytes': 'memory of an offline average',
 }

@@ -193,6 +193,17 @@ class AveragingConfig:
     sampling = self.sampling(budget, steps_per_epoch)
     return resolve(self.scheme, sampling.every, sampling.start, budget)
 
+  def scheme_in(
+    self, budget: int, steps_per_epoch: int | None = None
+  ) -> Scheme | None:
+    """The scheme with its length in a budget of T steps, if that follows T.
+
+    Where each step is a sample, as with an interpolation, the cadence does not.
+    """
+    if not self.interpolation:
+      return None
+    return self.resolve(budget, steps_per_epoch)[1]
+
   def sampling(
     self, budget: int, steps_per_epoch: int | None = None
   ) -> Sampling:

@@ -1,4 +1,4 @@
-"""NadamW trains at a polynomial average, which evaluation sees."""
+"""NadamW trains at an exponential average (EMA), which evaluation sees."""
 
 from weightavg.pytorch import train_step
 from weightavg.pytorch.build_nadamw import NADAMW_PRIMAL
@@ -7,7 +7,7 @@ from weightavg.pytorch.train_step import (
   prepare_for_eval,
   update_params,
 )
-from weightavg.schemes.polynomial import Polynomial
+from weightavg.schemes.ema import Ema
 
 __all__ = [
   'data_selection',
@@ -26,5 +26,5 @@ def init_optimizer_state(
   """NadamW, its schedule and the average it trains at."""
   del model_state, rng
   return train_step.init_optimizer_state(
-    workload, model_params, hyperparameters, NADAMW_PRIMAL, Polynomial
+    workload, model_params, hyperparameters, NADAMW_PRIMAL, Ema
   )

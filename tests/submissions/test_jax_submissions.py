@@ -247,6 +247,11 @@ def test_auto_chooses_the_lowest_loss_and_logs_it():
     ),
     (
       'nadamw_ema_jax',
+      {'averaging_interpolation': 0.9},
+      r'Invalid averaging_interpolation=0.9. Must be 0 in JAX.',
+    ),
+    (
+      'nadamw_ema_jax',
       {'averaging_swap': 'copy'},
       "Invalid averaging_swap='copy'. It has no effect in JAX.",
     ),

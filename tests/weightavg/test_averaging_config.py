@@ -26,9 +26,9 @@ SCHEME_OF = {
   'nadamw_lawa': 'lawa',
   'nadamw_ema': 'ema',
   'nadamw_polynomial': 'polynomial',
-  'nadamw_primal': 'polynomial',
+  'nadamw_primal': 'ema',
   'nadamw_schedule_free': 'schedule_free',
-  'shampoo_primal': 'polynomial',
+  'shampoo_primal': 'ema',
   'nadamw_auto': 'auto',
   'shampoo': 'none',
   'shampoo_lawa': 'lawa',
@@ -318,7 +318,7 @@ def test_a_points_values_replace_the_optimizers_defaults():
   config = SubmissionConfig.from_point(
     {'learning_rate': 0.1, 'averaging_interpolation': 0.5},
     NADAMW_PRIMAL,
-    Polynomial,
+    Ema,
   )
   assert config.averaging.interpolation == 0.5
   assert config.optimizer.one_minus_beta1 == 1.0

@@ -796,3 +796,29 @@ def test_points_are_checked(point, message):
   values = {'averaging_scheme': 'ema', 'averaging_interpolation': 0.9} | point
   with pytest.raises(ValueError, match=message):
     AveragingConfig.from_point(**values)
+
+
+def test_a_horizon_follows_a_budget_that_is_planned_anew():
+  config = AveragingConfig.from_point(
+    averaging_scheme='ema', averaging_horizon=0.1, averaging_interpolation=0.9
+  )
+  runs = []
+  for _ in range(2):
+    model = network()
+    averager = Averager.from_config(model, config, budget=1000)
+    runs.append((model, nadamw(model.parameters()), averager))
+  run, fresh = runs
+  train(*run, range(3))
+  for _, _, averager in runs:
+    averager.resample(config.sampling(500), config.scheme_in(500))
+  # 10 % of 500 steps are 50 samples.
+  assert run[2].scheme == Ema(decay=0.98)
+  train(*run, [3])
+  for part, state in zip(fresh, saved(*run), strict=True):
+    part.load_state_dict(state)
+  for one in runs:
+    train(*one, [4])
+  assert_same(contents(run[0]), contents(fresh[0]))
+  unwatched = Averager.from_config(network(), config, budget=1000)
+  with pytest.raises(ValueError, match=r'saved with decay=0\.98, this'):
+    unwatched.load_state_dict(run[2].state_dict())

@@ -1,7 +1,6 @@
 """Averaging the weights of a model while something else trains it."""
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import (
   Callable,
@@ -24,12 +23,11 @@ from weightavg.pytorch import (
   export,
   finite,
   multi_tensor,
+  refreshed_statistics,
   shown,
   training_point,
 )
-from weightavg.pytorch import (
-  batch_norm as statistics,
-)
+from weightavg.pytorch.average_outside import AverageOutside
 from weightavg.pytorch.choice import Choice
 from weightavg.pytorch.device_placement import DevicePlacement
 from weightavg.pytorch.placement import build_placement
@@ -47,7 +45,7 @@ def _outside_autograd(method: _Method) -> _Method:
   return torch.inference_mode(False)(torch.no_grad()(method))
 
 
-class Averager:
+class Averager(AverageOutside):
   """Keeps an average of a model's weights and shows it to evaluation.
 
   With x_1..x_k the weights at the sampled steps, evaluation sees
@@ -278,15 +276,23 @@ class Averager:
     """Parameters and running statistics by their names in the state."""
     return dict(zip(self._weights.names, self._weights.tensors, strict=True))
 
-  def resample(self, sampling: Sampling) -> None:
+  def resample(self, sampling: Sampling, scheme: Scheme | None = None) -> None:
     """Sample at another cadence from the next step on.
 
     The length of the average stays what it is in samples. So a horizon that is
     a fraction of T follows a new T; what has been sampled keeps its weight.
+
+    Args:
+      sampling: the cadence.
+      scheme: with an interpolation, the scheme with its new length in samples,
+        as each step is a sample there.
     """
     self.sampling = sampling
     if self.placement is not None:
       self._recipe |= dataclasses.asdict(sampling)
+    if self._primal is not None and isinstance(scheme, Recursive):
+      self.scheme = self._primal.scheme = scheme
+      self._recipe |= averager_state.numbers(scheme)
 
   @_outside_autograd
   def before_step(self, *optimizers: torch.optim.Optimizer) -> None:
@@ -413,7 +419,7 @@ class Averager:
     self._weights.follow()
     with torch.no_grad():
       average = self._primal.shown(self._weights.data())
-    with statistics.forward_passes(
+    with refreshed_statistics.forward_passes(
       self._weights,
       self._swap,
       average,
@@ -530,58 +536,6 @@ class Averager:
       if not was_swapped:
         self.swap_out()
       self.choice.selected = selected
-
-  def averaged_state_dict(self) -> dict[str, Any]:
-    """The model's state dict with the average in place of the weights.
-
-    Keys are those of the model inside its wrappers, tensors are copies: the
-    result loads into the model's class by `load_state_dict` and can be saved by
-    safetensors. A collective with placement='sharded'.
-
-    Raises:
-      RuntimeError: the averager was built from tensors, not from a model.
-
-    >>> from weightavg import Ema
-    >>> averager = Averager(nn.Linear(2, 1), Ema(0.999))
-    >>> averager.update()
-    >>> sorted(averager.averaged_state_dict())
-    ['bias', 'weight']
-    """
-    self._weights.follow()
-    averages = [
-      (tensor, dtensors.wrap(average, tensor))
-      for tensor, average in zip(
-        self._weights.tensors, self._average(), strict=True
-      )
-    ]
-    return export.averaged_state(
-      self._weights.required_model(),
-      {id(tensor): average for tensor, average in averages},
-    )
-
-  def copy_to(self, model: nn.Module) -> None:
-    """Write the average, and the other entries of the state, to another model.
-
-    Args:
-      model: of the same architecture, wrapped or not, on any device.
-    """
-    export.load_into(model, self.averaged_state_dict())
-
-  def averaged_model(self) -> nn.Module:
-    """A copy of the model that holds the average, in evaluation mode."""
-    result = copy.deepcopy(self._weights.required_model())
-    self.copy_to(result)
-    return result.eval()
-
-  def export_state(self, library: str) -> dict[str, Any]:
-    """The average as the state dict of another library.
-
-    Args:
-      library: 'torch' for torch.optim.swa_utils.AveragedModel, 'ema_pytorch'
-        for ema_pytorch.EMA (include_online_model=False), 'timm' for its
-        ModelEmaV2 and ModelEmaV3.
-    """
-    return export.to_library(self.averaged_state_dict(), library, self.samples)
 
   @_outside_autograd
   def import_state(

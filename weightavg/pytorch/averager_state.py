@@ -41,12 +41,14 @@ def recipe(
   if scheme.part_names:
     found['candidates'] = [str(part) for part in scheme.parts]
   else:
-    found |= {
-      name: value
-      for name, value in dataclasses.asdict(scheme).items()
-      if value is not None
-    }
+    found |= numbers(scheme)
   return found | dataclasses.asdict(sampling)
+
+
+def numbers(scheme: Scheme) -> dict[str, Any]:
+  """The fields of a scheme that are set."""
+  fields = dataclasses.asdict(scheme).items()
+  return {name: value for name, value in fields if value is not None}
 
 
 def check(

@@ -87,7 +87,7 @@ class PrimalPlacement:
           'wider; autocast computes with 16 bits.'
         )
     self.count = 0
-    self._scheme = scheme
+    self.scheme = scheme
     self._weights = weights
     self._mu = interpolation
     self._averages_statistics = averages_statistics
@@ -266,11 +266,11 @@ class PrimalPlacement:
     self.count += 1
     rates = [float(g['lr']) for o in optimizers for g in o.param_groups]
     largest = max([self._weighting.largest_rate, *rates])
-    weight = self._scheme.sample_weight(self.count, largest)
+    weight = self.scheme.sample_weight(self.count, largest)
     total = self._weighting.total + (weight or 0.0)
     self._weighting = Weighting(total, largest)
     if weight is None:
-      return self._scheme.coefficient(self.count)
+      return self.scheme.coefficient(self.count)
     return weight / total if total else 1.0
 
   def _offer(

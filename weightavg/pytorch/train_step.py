@@ -119,7 +119,9 @@ def init_optimizer_state(
   else:
     scheduler = build_planned_scheduler(trainer, clock.plan, *curve)
     clock.add_follower(
-      lambda total: averager.resample(averaging.sampling(total, epoch))
+      lambda total: averager.resample(
+        averaging.sampling(total, epoch), averaging.scheme_in(total, epoch)
+      )
     )
     # Restored in this order: the averager's state is that of the planned T.
     timing['clock'] = clock

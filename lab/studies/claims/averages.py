@@ -184,15 +184,13 @@ class Followed(Averages):
       self._recompute(name, run, rng)
 
   def _recompute(self, name: str, run: TrialRun, rng: Any) -> None:
-    """Measure an average with other running statistics, and restore its own."""
+    """Measure an average with other running statistics.
+
+    The next swap brings its own ones back.
+    """
     averager = self._averagers[name]
     with averager.evaluating():
       state = run.state
-      layers = batch_norm.norms(state.model_params)
-      own = [
-        (layer.running_mean.clone(), layer.running_var.clone())
-        for layer in layers
-      ]
       batch_norm.recompute(
         run.trial.workload,
         state.model_params,
@@ -202,9 +200,6 @@ class Followed(Averages):
         rng,
       )
       value = run.measure('validation', rng)
-      for layer, (mean, variance) in zip(layers, own, strict=True):
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(variance)
     curves = self._curves['validation']
     curve = curves.setdefault(f'{name} {RECOMPUTED}', [])
     curve.append([*curves[name][-1][:2], value])

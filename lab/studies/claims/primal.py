@@ -66,7 +66,7 @@ def _watched(shelf: Shelf, name: str) -> Effects:
     if plain is None:
       return None
     pair = measures.final(plain, name), measures.final(plain)
-    return in_spreads(shelf, SEEDS, plain, *pair)
+    return in_spreads(shelf, plain, *pair)
 
   return shelf.effects(shelf.workloads(), shelf.seeds(SEEDS), effect)
 
@@ -93,7 +93,6 @@ def _parts(shelf: Shelf, submission: str, average: str) -> list[Part]:
   def better(name: str) -> Effect:
     return lambda plain, mine: in_spreads(
       shelf,
-      SEEDS,
       plain,
       measures.final(mine, EVALUATED),
       measures.final(plain, name),
@@ -107,7 +106,6 @@ def _parts(shelf: Shelf, submission: str, average: str) -> list[Part]:
   def on_top(name: str) -> Effect:
     return lambda _, mine: in_spreads(
       shelf,
-      SEEDS,
       mine,
       measures.final(mine, name),
       measures.final(mine, EVALUATED),

@@ -17,6 +17,8 @@ _UNITS = {
   'spreads': (1.0, '+.1f', ' spreads'),
   'horizon': (100.0, '.1f', ' %'),
 }
+# The gains between which the papers and the local workloads lie.
+_SHARES = (0.04, 0.2)
 _COLORS = {
   statistics.HOLDS: 'C2',
   statistics.FAILS: 'C3',
@@ -40,6 +42,18 @@ def measured(part: Row) -> str:
   return text + sign
 
 
+def over_workloads(part: Row) -> str:
+  """Lowest and highest median of a workload, for a part about each of them.
+
+  >>> over_workloads({'unit': 'ratio', 'by_workload': {'p': 0.7, 'q': 0.9}})
+  '0.70 to 0.90 by workload'
+  """
+  factor, spec, sign = _UNITS[part['unit']]
+  medians = part['by_workload'].values()
+  low, high = (f'{factor * end(medians):{spec}}' for end in (min, max))
+  return f'{low} to {high}{sign} by workload'
+
+
 def source(row: Row) -> str:
   """The paper and the place, linked."""
   if row['source'] is None:
@@ -52,8 +66,11 @@ def table(rows: Sequence[Row]) -> str:
   """Markdown: a line for each claim."""
   lines = []
   for row in rows:
-    parts = [p for p in deciding(row) if p['runs'] and not p['on_each']]
-    text = '<br>'.join(f'{p["text"]}: {measured(p)}' for p in parts)
+    text = '<br>'.join(
+      f'{p["text"]}: {over_workloads(p) if p["on_each"] else measured(p)}'
+      for p in deciding(row)
+      if p['runs']
+    )
     lines.append(
       [
         row['claim'],
@@ -143,7 +160,7 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
   found: dict[str, list[tuple[str, Row]]] = {}
   for row in rows:
     for part in deciding(row):
-      if part['median'] is not None and not part['on_each']:
+      if part['median'] is not None:
         found.setdefault(part['unit'], []).append((row['claim'], part))
   if not found:
     return
@@ -152,7 +169,7 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
     len(found),
     1,
     9,
-    1.2 + 0.19 * sum(heights) + 0.5 * len(found),
+    1.0 + 0.15 * sum(heights) + 0.5 * len(found),
     height_ratios=heights,
   ) as (figure, panels):
     for axes, (unit, parts) in zip(panels[:, 0], found.items(), strict=True):
@@ -176,7 +193,7 @@ def _forest(axes: Any, unit: str, parts: Sequence[tuple[str, Row]]) -> None:
       if end is not None:
         axes.plot(factor * end, place, '|', color='black', markersize=9)
   texts = [f'{part["text"]}  {claim}' for claim, part in parts]
-  axes.set_yticks(range(len(parts)), texts, fontsize='x-small')
+  axes.set_yticks(range(len(parts)), texts, fontsize='xx-small')
   axes.set_ylim(len(parts) - 0.5, -0.5)
   axes.set_xlabel(f'{unit}{"," + sign if sign.strip() == "%" else ""}')
 
@@ -214,9 +231,13 @@ def draw_noise(rows: Sequence[Row], path: pathlib.Path) -> None:
             label=f'{workload}, '
             + ('best average' if average == noise.BEST else label(average)),
           )
+      factors, _ = noise.AXES[axis]
       axes.set_xscale('log', base=2)
+      axes.set_xticks(factors, [f'x{factor:g}' for factor in factors])
       axes.axhline(0, color='black', linewidth=0.5)
-      axes.set(xlabel=f'{axis}, multiple', title=axis)
+      for share in _SHARES:
+        axes.axhline(100 * share, color='0.5', linestyle=':', linewidth=0.8)
+      axes.set_title(axis)
     panels[0][0].set_ylabel('steps saved, %')
     plots.legend_above(figure, panels[0][0], columns=2)
     plots.save(figure, path)

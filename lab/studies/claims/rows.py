@@ -104,7 +104,13 @@ def _plain(value: float) -> float | None:
 
 
 def merged(new: Sequence[Row], old: Sequence[Row]) -> list[Row]:
-  """New rows, and the old ones of claims that are not among the new."""
+  """New rows, and the old ones of claims without a new measurement."""
+  known = {row['claim'] for row in old}
+  new = [
+    row
+    for row in new
+    if row['claim'] not in known or row['verdict'] != statistics.NOT_MEASURED
+  ]
   names = {row['claim'] for row in new}
   rows = [*new, *(row for row in old if row['claim'] not in names)]
   return sorted(rows, key=lambda row: (len(row['claim']), row['claim']))

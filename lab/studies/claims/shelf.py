@@ -42,8 +42,8 @@ FULL = Scale(workloads=tuple(sorted(WORKLOADS)))
 QUICK = Scale(
   workloads=('click_dlrm', 'stdlib_lm'),
   most_seeds=2,
-  lengths={'click_dlrm': 0.06, 'stdlib_lm': 0.2},
-  every=6,
+  lengths={'click_dlrm': 0.06, 'stdlib_lm': 0.14},
+  every=10,
 )
 
 

@@ -59,6 +59,9 @@ def run_all(
 ) -> list[Result]:
   """Results of all runs, in order; finished ones are read.
 
+  A run that raises does not keep the others from being made: the first error is
+  raised after them.
+
   Args:
     trainings: in the order in which they are to start.
     directory: where results and logs are kept.
@@ -71,6 +74,7 @@ def run_all(
   missing = {t.name: t for t in trainings if results[t.name] is None}
   cost = {t.name: 1.0 if hours_of is None else hours_of(t) for t in trainings}
   total, left = sum(cost.values()), sum(cost[name] for name in missing)
+  errors: list[BaseException] = []
   start = time.monotonic()
   bar = tqdm(
     total=round(total, 2),
@@ -94,6 +98,12 @@ def run_all(
       try:
         for future in concurrent.futures.as_completed(futures):
           name = futures[future]
+          error = future.exception()
+          if error is not None:
+            # Hours of other runs do not wait for a correction of this one.
+            print(f'{name} failed: {error}', file=sys.stderr, flush=True)
+            errors.append(error)
+            continue
           results[name] = future.result()
           bar.update(round(cost[name], 4))
           if bar.disable:
@@ -109,4 +119,6 @@ def run_all(
         for future in futures:
           future.cancel()
   bar.close()
+  if errors:
+    raise errors[0]
   return [result for t in trainings if (result := results[t.name]) is not None]

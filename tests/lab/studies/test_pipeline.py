@@ -106,6 +106,18 @@ def test_a_finished_run_is_read_and_not_made_again(run, tmp_path, capsys):
     assert execution.finished([run], str(tmp_path)) == []
 
 
+def test_a_run_that_fails_does_not_stop_the_others(run, tmp_path, capfd):
+  """Runs of other processes: five steps of a workload as it is."""
+  wrong = dataclasses.replace(run, point={'learning_rate': -1.0})
+  right = dataclasses.replace(run, budget_factor=5 / click_dlrm.Workload.steps)
+  with pytest.raises(ValueError, match=r'Invalid learning_rate=-1.0'):
+    execution.run_all([wrong, right], str(tmp_path), jobs=1)
+  found = json.loads((tmp_path / f'{right.name}.json').read_text())['result']
+  assert found['budget_steps'] == 5
+  assert not (tmp_path / f'{wrong.name}.json').exists()
+  assert f'{wrong.name} failed: Invalid learning_rate' in capfd.readouterr().err
+
+
 def test_a_run_of_a_part_of_the_step_hint_has_that_budget(run, tmp_path):
   part = dataclasses.replace(run, budget_factor=0.75)
   found = part.execute(str(tmp_path))

@@ -7,7 +7,7 @@ from lab_commands import outcome
 from study_runs import lines
 
 from lab.core.errors import InputError
-from lab.studies.claims import command, report, rows, statistics
+from lab.studies.claims import command, report, rows, runs, statistics
 from lab.studies.claims.shelf import Scale
 from lab.workloads import click_dlrm
 
@@ -80,6 +80,19 @@ def test_from_runs_to_rows_and_on_from_there(tiny, tmp_path, capsys):
   call(folder, '--only=b', '--report_only')
   assert (folder / command.ROWS).read_text() == text
   assert report.table(read(folder)[1:2]) in capsys.readouterr().out
+
+
+def test_a_run_that_fails_leaves_the_other_claims_measured(
+  tiny, tmp_path, monkeypatch
+):
+  wrong = {'nadamw_ema': {'weight_decay': -1.0}}
+  monkeypatch.setattr(runs, 'PRIMAL', wrong)
+  with pytest.raises(ValueError, match=r'Invalid weight_decay=-1.0'):
+    call(tmp_path, '--only=j,m', '--jobs=1')
+  measured, missing = read(tmp_path)
+  assert (measured['claim'], measured['reason']) == ('j', None)
+  assert (missing['claim'], missing['verdict']) == ('m', 'not measured')
+  assert missing['reason'] == 'Some of its runs are not finished.'
 
 
 def test_a_dry_run_counts_and_writes_nothing(tiny, tmp_path, capsys):
@@ -184,7 +197,7 @@ def test_tables_show_deciding_parts():
     'Averages are fast',
     '[Someone 2025](https://example.org), Table 1',
     '0.8',
-    'EMA: 0.80 (0.70 to 0.90)',
+    'EMA: 0.80 (0.70 to 0.90)<br>EMA everywhere: 0.75 to 0.85 by workload',
     '**holds**',
     '5 x 2',
     '`python -m lab.studies claims --only=a`',
@@ -246,3 +259,7 @@ def test_new_rows_replace_those_of_the_same_claims():
     ('b', 'holds'),
     ('noise', 'undecided'),
   ]
+  # A few runs of a fresh clone do not replace what is committed.
+  unfinished = [claim_row(claim='a', verdict=statistics.NOT_MEASURED)]
+  assert rows.merged(unfinished, old) == old
+  assert rows.merged(unfinished, []) == unfinished

@@ -1,12 +1,13 @@
 """Lookahead and the 1/sqrt(t) schedule against literal arithmetic."""
 
 import dataclasses
+import types
 
 import pytest
 import torch
 
 from lab.studies.claims import runs
-from lab.studies.claims.submissions import inverse_sqrt
+from lab.studies.claims.submissions import inverse_sqrt, lookahead
 from lab.studies.claims.submissions.lookahead import Lookahead
 from lab.workloads import click_dlrm
 
@@ -89,12 +90,38 @@ def test_lookahead_trains_otherwise_than_nadamw_and_repeats_itself(tmp_path):
   )
 
 
-def test_evaluations_do_not_change_the_training_inside_lookahead(tmp_path):
+def trained(evaluated_after):
+  """Weights after eleven steps, with evaluations after some of them."""
   run = short(runs.lookahead('click_dlrm', 0))
-  seldom = dataclasses.replace(run, follows={**run.follows, 'every': 40})
-  assert values(run, tmp_path / 'often')[-1:] == values(
-    seldom, tmp_path / 'seldom'
-  )
+  workload = run.build()
+  model, _ = workload.init_model_fn((0, 0))
+  point = types.SimpleNamespace(**run.point, _asdict=lambda: run.point)
+  state = lookahead.init_optimizer_state(workload, model, None, point, 0)
+  queue = workload._build_input_queue((0, 0), 'train', '', 8)
+  shared = {
+    'workload': workload,
+    'current_param_container': model,
+    'current_params_types': workload.model_params_types,
+    'model_state': None,
+    'hyperparameters': point,
+    'loss_type': workload.loss_type,
+    'optimizer_state': state,
+    'eval_results': [],
+    'rng': (0, 0),
+  }
+  for step in range(11):
+    lookahead.update_params(**shared, batch=next(queue), global_step=step)
+    if step in evaluated_after:
+      lookahead.prepare_for_eval(**shared, global_step=step)
+      slow = state['lookahead'].state_dict()['slow']
+      assert all(map(torch.equal, model.parameters(), slow))
+  state['lookahead'].hide()
+  return [p.detach().clone() for p in model.parameters()]
+
+
+def test_evaluations_do_not_change_the_training_inside_lookahead():
+  plain, evaluated = trained(()), trained((2, 3, 4, 6, 10))
+  assert all(map(torch.equal, plain, evaluated))
 
 
 def test_the_rate_falls_with_the_root_of_the_steps():

@@ -1,0 +1,77 @@
+"""The average outside of the model that it is an average of."""
+
+import abc
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from weightavg.pytorch import dtensors, export
+from weightavg.pytorch.weights import Weights
+
+
+class AverageOutside(abc.ABC):
+  """An average as a state dict, in another model, or for another library."""
+
+  _weights: Weights
+
+  @property
+  @abc.abstractmethod
+  def samples(self) -> int:
+    """Number of samples that have entered the average."""
+
+  @abc.abstractmethod
+  def _average(self) -> list[Tensor]:
+    """Return the weights for evaluation, raw before the first sample."""
+
+  def averaged_state_dict(self) -> dict[str, Any]:
+    """The model's state dict with the average in place of the weights.
+
+    Keys are those of the model inside its wrappers, tensors are copies: the
+    result loads into the model's class by `load_state_dict` and can be saved by
+    safetensors. A collective with placement='sharded'.
+
+    Raises:
+      RuntimeError: the averager was built from tensors, not from a model.
+
+    >>> from weightavg import Ema
+    >>> averager = Averager(nn.Linear(2, 1), Ema(0.999))
+    >>> averager.update()
+    >>> sorted(averager.averaged_state_dict())
+    ['bias', 'weight']
+    """
+    self._weights.follow()
+    averages = [
+      (tensor, dtensors.wrap(average, tensor))
+      for tensor, average in zip(
+        self._weights.tensors, self._average(), strict=True
+      )
+    ]
+    return export.averaged_state(
+      self._weights.required_model(),
+      {id(tensor): average for tensor, average in averages},
+    )
+
+  def copy_to(self, model: nn.Module) -> None:
+    """Write the average, and the other entries of the state, to another model.
+
+    Args:
+      model: of the same architecture, wrapped or not, on any device.
+    """
+    export.load_into(model, self.averaged_state_dict())
+
+  def averaged_model(self) -> nn.Module:
+    """A copy of the model that holds the average, in evaluation mode."""
+    result = copy.deepcopy(self._weights.required_model())
+    self.copy_to(result)
+    return result.eval()
+
+  def export_state(self, library: str) -> dict[str, Any]:
+    """The average as the state dict of another library.
+
+    Args:
+      library: 'torch' for torch.optim.swa_utils.AveragedModel, 'ema_pytorch'
+        for ema_pytorch.EMA (include_online_model=False), 'timm' for its
+        ModelEmaV2 and ModelEmaV3.
+    """
+    return export.to_library(self.averaged_state_dict(), library, self.samples)
