@@ -1,4 +1,4 @@
-"""What mutants of the core have survived without: literal values and messages."""
+"""Literal values and messages, without which mutants of the core survived."""
 
 import pytest
 
