@@ -18,7 +18,6 @@ from tqdm import tqdm
 from lab.core import logs
 from lab.studies.parts.training import Result, Training
 
-
 # Of hours: how many a second are made says nothing.
 _BAR = '{l_bar}{bar}| {elapsed} so far, {remaining} left'
 
