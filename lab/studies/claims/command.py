@@ -74,8 +74,28 @@ def _known(path: pathlib.Path) -> list[Row]:
   return found
 
 
+def _make(shelf: Shelf, runs: str, jobs: int) -> Exception | None:
+  """Make the runs that are missing; the error of one that failed."""
+  print(plan.describe(shelf.runs, jobs), file=sys.stderr)
+  try:
+    execution.run_all(shelf.runs, runs, jobs, plan.hours_of)
+  except Exception as error:
+    return error
+  return None
+
+
+def _write(folder: pathlib.Path, all_rows: list[Row]) -> None:
+  """Write the page and the figures."""
+  (folder / PAGE).write_text(report.page(all_rows), encoding='utf-8')
+  report.draw(all_rows, folder / FIGURE)
+  report.draw_noise(all_rows, folder / NOISE_FIGURE)
+
+
 def main(arguments: Sequence[str]) -> None:
   """Make the runs that are missing, write rows, tables and figures.
+
+  Claims that do not need a run that fails are reported all the same; its error
+  is raised at the end.
 
   Raises:
     InputError: an argument cannot be used, or there is nothing to report.
@@ -88,28 +108,26 @@ def main(arguments: Sequence[str]) -> None:
   if options.dry_run:
     print(plan.describe(shelf.runs, options.jobs))
     return
-  runs = str(folder / 'runs')
-  old = _known(folder / ROWS)
-  if options.report_only:
-    if (folder / 'runs').is_dir():
-      shelf.put([execution.kept(run, runs) for run in shelf.runs])
-  else:
+  runs = folder / 'runs'
+  all_rows = _known(folder / ROWS)
+  failed = None
+  if not options.report_only:
     command_line.check_writable(folder)
-    print(plan.describe(shelf.runs, options.jobs), file=sys.stderr)
-    shelf.put(execution.run_all(shelf.runs, runs, options.jobs, plan.hours_of))
+    failed = _make(shelf, str(runs), options.jobs)
+  if runs.is_dir():
+    shelf.put([execution.kept(run, str(runs)) for run in shelf.runs])
   if shelf.filled:
-    all_rows = rows.merged(rows.rows_of(claims, shelf), old)
+    all_rows = rows.merged(rows.rows_of(claims, shelf), all_rows)
     logs.write_rows(str(folder / ROWS), all_rows)
-  else:
-    all_rows = old
   chosen = {claim.name for claim in claims}
   shown = [row for row in all_rows if row['claim'] in chosen]
+  if shown:
+    _write(folder, all_rows)
+    print(f'{report.table(shown)}\n\nRows, tables and figures: {folder}')
+  if failed is not None:
+    raise failed
   if not shown:
     raise InputError(
       f'No finished run of these claims is in {runs}, and no row of them in '
       f'{folder / ROWS}.'
     )
-  (folder / PAGE).write_text(report.page(all_rows), encoding='utf-8')
-  report.draw(all_rows, folder / FIGURE)
-  report.draw_noise(all_rows, folder / NOISE_FIGURE)
-  print(f'{report.table(shown)}\n\nRows, tables and figures: {folder}')

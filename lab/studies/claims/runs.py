@@ -14,6 +14,10 @@ from typing import Any
 from lab.studies.claims import averages
 from lab.studies.claims.averages import Followed
 from lab.studies.parts.training import Follower, Training, tuned_point
+from weightavg.optimizers.primal import (
+  PRIMAL_DEFAULTS,
+  SCHEDULE_FREE_DEFAULTS,
+)
 
 # Submissions that exist for the study only: name to file.
 HERE = 'lab/studies/claims/submissions'
@@ -172,18 +176,10 @@ def in_epochs(workload: str, seed: int, passes: int = 1) -> Run:
   return _run(workload, seed, follows=follows, epochs=passes)
 
 
-# The optimizer's momentum is off: training at an average is one.
-PRIMAL: dict[str, dict[str, Any]] = {
-  'nadamw_primal': {
-    'one_minus_beta1': 1.0,
-    'averaging_interpolation': 0.9,
-    'averaging_power': 9.0,
-  },
-  'nadamw_schedule_free': {
-    'one_minus_beta1': 1.0,
-    'averaging_interpolation': 0.9,
-    'schedule': 'constant',
-  },
+# Submissions that train at their average: changes to NadamW's tuned point.
+PRIMAL: dict[str, Mapping[str, Any]] = {
+  'nadamw_primal': PRIMAL_DEFAULTS,
+  'nadamw_schedule_free': SCHEDULE_FREE_DEFAULTS,
 }
 
 

@@ -7,7 +7,7 @@ from lab_commands import outcome
 from study_runs import lines
 
 from lab.core.errors import InputError
-from lab.studies.claims import command, report, rows, statistics
+from lab.studies.claims import command, report, rows, runs, statistics
 from lab.studies.claims.shelf import Scale
 from lab.workloads import click_dlrm
 
@@ -80,6 +80,19 @@ def test_from_runs_to_rows_and_on_from_there(tiny, tmp_path, capsys):
   call(folder, '--only=b', '--report_only')
   assert (folder / command.ROWS).read_text() == text
   assert report.table(read(folder)[1:2]) in capsys.readouterr().out
+
+
+def test_a_run_that_fails_leaves_the_other_claims_measured(
+  tiny, tmp_path, monkeypatch
+):
+  wrong = {'nadamw_ema': {'weight_decay': -1.0}}
+  monkeypatch.setattr(runs, 'PRIMAL', wrong)
+  with pytest.raises(ValueError, match=r'Invalid weight_decay=-1.0'):
+    call(tmp_path, '--only=j,m', '--jobs=1')
+  measured, missing = read(tmp_path)
+  assert (measured['claim'], measured['reason']) == ('j', None)
+  assert (missing['claim'], missing['verdict']) == ('m', 'not measured')
+  assert missing['reason'] == 'Some of its runs are not finished.'
 
 
 def test_a_dry_run_counts_and_writes_nothing(tiny, tmp_path, capsys):
