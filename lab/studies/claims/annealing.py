@@ -46,6 +46,12 @@ def _spread(shelf: Shelf, workload: str) -> float | None:
   return measures.spread(finals)
 
 
+def ask_for_spreads(shelf: Shelf) -> None:
+  """Ask for the runs that `in_spreads` needs, before there are results."""
+  for workload in shelf.workloads():
+    _spread(shelf, workload)
+
+
 def in_spreads(
   shelf: Shelf, result: Result, new: float | None, old: float | None
 ) -> float | None:
@@ -359,6 +365,7 @@ def anytime(shelf: Shelf) -> list[Part]:
   NadamW's final metric. It matches if it is not worse by one. Schedule, rate
   (x1 or x1/2) and power are the best of all workloads in hindsight.
   """
+  ask_for_spreads(shelf)
   budgets = (*BUDGETS, 1.0)
   everything = (shelf.workloads(), shelf.seeds(SEEDS))
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lab.studies.claims import measures, runs
-from lab.studies.claims.annealing import in_spreads
+from lab.studies.claims.annealing import ask_for_spreads, in_spreads
 from lab.studies.claims.averages import (
   CADENCE,
   EVALUATED,
@@ -48,6 +48,7 @@ def trained(shelf: Shelf) -> list[Part]:
   """
   for submission in runs.PRIMAL:
     check_available(submission)
+  ask_for_spreads(shelf)
   best_average, _ = best_fixed(
     {name: _watched(shelf, name) for name in of_horizons(CADENCE)}, lowest=False
   )
