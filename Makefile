@@ -10,8 +10,8 @@ PAGES := README.md docs/*.md
 COG := $(BIN)/cog -I docs -I . --verbosity=1
 
 .PHONY: quickstart study study-quick figures bench bench-promote gpu tables \
-  check-tables docs wheel test test-slow test-faults test-algoperf \
-  lint check format clean
+  check-tables docs wheel test test-slow test-faults mutants \
+  test-algoperf lint check format clean
 
 # Three runs for each of two seeds, two at a time: a few minutes. The folder is
 # ignored; results/quickstart/ has the committed runs.
@@ -82,7 +82,14 @@ test-slow: $(INSTALLED)
 # Hours. Counts in results/faults/; started again at the same commit, it makes the
 # tests that are missing.
 test-faults: $(INSTALLED)
-	WEIGHTAVG_FAULTS=results/faults $(PYTEST) -m faults tests/faults $(ARGS)
+	WEIGHTAVG_FAULTS=results/faults $(PYTEST) tests/faults $(ARGS)
+
+# Hours. Interrupted, it goes on with the mutants that are left.
+mutants: $(INSTALLED)
+	$(BIN)/python -m pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e '.[mutation]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
+	$(BIN)/python tests/support/fault_mutants.py
 
 # Needs an environment into which AlgoPerf is installed: PYTHON names it.
 test-algoperf:

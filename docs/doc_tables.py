@@ -326,6 +326,38 @@ def a100_values() -> str:
   return '\n'.join(lines)
 
 
+# Totals of results/faults/faults.json and the words for them.
+FAULTS = {
+  'kills': 'processes killed by SIGKILL, then resumed',
+  'signals': 'runs stopped by SIGTERM or SIGUSR1, then resumed',
+  'corruptions': 'damaged checkpoints, measurements and full disks',
+  'inputs_fuzzed': 'files fed to readers',
+  'not finite': 'runs with a NaN or an infinity',
+  'sequences': 'sequences of calls against a float64 model',
+  'long steps': 'steps of long runs',
+}
+
+
+def faults() -> str:
+  """Faults that the long form of the tests has tried, and what was lost."""
+  found = results('faults/faults.json')
+  lines = ['| tried | number | of which |', '|---|---|---|']
+  for key, text in FAULTS.items():
+    if key in found['by_category']:
+      parts = ', '.join(
+        f'{name} {count:,}' for name, count in found['by_category'][key].items()
+      )
+      lines.append(f'| {text} | {found[key]:,} | {parts} |')
+  mutants, killed = found['mutants'], found['mutants_killed']
+  lines += [
+    f'| mutants of the core | {mutants:,} | {killed:,} killed by tests |',
+    f'| **losses** | **{found["lost"]}** | |',
+    '',
+    f'Commit {found["commit"]}.',
+  ]
+  return '\n'.join(lines)
+
+
 def gpu() -> str:
   """Every section of `make gpu`."""
   return gpu_table.page(results('gpu/gpu.json')).rstrip()

@@ -1,11 +1,10 @@
 """Fixtures of the fault-injection tests.
 
-Each question has a short form, in `make test`, and a long one, marked `faults`
-and run by `make test-faults`, which counts what it has tried.
+Each question has a short form, in `make test`, and a long one, marked `faults`.
+`make test-faults` runs both and counts what they have tried.
 """
 
 import os
-import pathlib
 
 import fault_tally
 import pytest
@@ -23,11 +22,11 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture
 def tally(request):
-  """Counts of the test; a long form that has finished is skipped."""
-  is_long = request.node.get_closest_marker('faults') is not None
-  folder = os.environ.get('WEIGHTAVG_FAULTS') if is_long else None
+  """Counts of the test; one that has finished at this commit is skipped."""
+  folder = os.environ.get('WEIGHTAVG_FAULTS')
   name = request.node.nodeid.partition('tests/faults/')[2]
-  result = fault_tally.Tally(name, folder and pathlib.Path(folder))
+  # Tests change the working directory.
+  result = fault_tally.Tally(name, folder and fault_tally.ROOT / folder)
   if result.is_done:
     pytest.skip('finished at this commit')
   yield result

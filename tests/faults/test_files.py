@@ -179,10 +179,10 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk():
   """A small file system of its own."""
   try:
-    with fault_runs.mounted(tmp_path / 'disk', '640k') as folder:
+    with fault_runs.mounted('640k') as folder:
       yield folder
   except OSError as error:
     pytest.skip(f'cannot mount a file system: {error}')

@@ -81,6 +81,8 @@ class Poison(Observer):
 def test_what_is_evaluated_stays_finite(
   name, where, value, tmp_path, monkeypatch, tally, caplog
 ):
+  if where == 'weights' and ('primal' in name or 'schedule_free' in name):
+    pytest.skip('the iterate is stored apart from the weights')
   monkeypatch.chdir(fault_runs.ROOT)
   key = {'inputs': 'inputs', 'losses': 'targets'}.get(where)
   queue = fakes.QueueWithSkip

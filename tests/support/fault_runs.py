@@ -13,7 +13,9 @@ import multiprocessing.forkserver
 import os
 import pathlib
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,10 +55,13 @@ def placements(submission: str) -> list[str | None]:
   words = submission.removesuffix('_jax').split('_')
   if len(words) == 1:
     return [None]
+  published = ROOT / 'tuning_search_spaces' / f'{submission}.json'
+  point = json.loads(published.read_text())[0]
+  if 'averaging_interpolation' in point or 'schedule_free' in submission:
+    # An average that takes part in training is beside the weights.
+    return ['device']
   if submission.endswith('_jax'):
     return ['device', 'sharded']
-  if {'primal', 'schedule'} & set(words):
-    return ['device']  # trained at the average
   return ['device', 'cpu', 'sharded']
 
 
@@ -346,27 +351,26 @@ def losses(case: Case, whole: pathlib.Path, cut: pathlib.Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def mounted(folder: pathlib.Path, size: str) -> Iterator[pathlib.Path]:
+def mounted(size: str) -> Iterator[pathlib.Path]:
   """A file system of its own, in memory; OSError where that is impossible."""
-  import subprocess
-
-  folder.mkdir()
+  # Not in pytest's folder: a mount that a killed pytest leaves stays there.
+  folder = pathlib.Path(tempfile.mkdtemp(prefix='weightavg_disk_'))
   command = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(folder)]
   try:
     done = subprocess.run(command, capture_output=True, text=True)
   except OSError as error:
     raise OSError('there is no mount command') from error
   if done.returncode:
+    folder.rmdir()
     raise OSError(done.stderr.strip() or 'mount failed')
   try:
     yield folder
   finally:
     subprocess.run(['umount', '-l', str(folder)], check=True)
+    folder.rmdir()
 
 
 def remount(folder: pathlib.Path, options: str) -> None:
   """Change the options of a file system made by `mounted`."""
-  import subprocess
-
   command = ['mount', '-o', f'remount,{options}', str(folder)]
   subprocess.run(command, check=True, capture_output=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lab.studies.claims import measures, runs
-from lab.studies.claims.annealing import in_spreads
+from lab.studies.claims.annealing import ask_for_spreads, in_spreads
 from lab.studies.claims.averages import (
   CADENCE,
   EVALUATED,
@@ -48,6 +48,7 @@ def trained(shelf: Shelf) -> list[Part]:
   """
   for submission in runs.PRIMAL:
     check_available(submission)
+  ask_for_spreads(shelf)
   best_average, _ = best_fixed(
     {name: _watched(shelf, name) for name in of_horizons(CADENCE)}, lowest=False
   )
@@ -66,7 +67,7 @@ def _watched(shelf: Shelf, name: str) -> Effects:
     if plain is None:
       return None
     pair = measures.final(plain, name), measures.final(plain)
-    return in_spreads(shelf, SEEDS, plain, *pair)
+    return in_spreads(shelf, plain, *pair)
 
   return shelf.effects(shelf.workloads(), shelf.seeds(SEEDS), effect)
 
@@ -93,7 +94,6 @@ def _parts(shelf: Shelf, submission: str, average: str) -> list[Part]:
   def better(name: str) -> Effect:
     return lambda plain, mine: in_spreads(
       shelf,
-      SEEDS,
       plain,
       measures.final(mine, EVALUATED),
       measures.final(plain, name),
@@ -107,7 +107,6 @@ def _parts(shelf: Shelf, submission: str, average: str) -> list[Part]:
   def on_top(name: str) -> Effect:
     return lambda _, mine: in_spreads(
       shelf,
-      SEEDS,
       mine,
       measures.final(mine, name),
       measures.final(mine, EVALUATED),

@@ -18,6 +18,9 @@ from tqdm import tqdm
 from lab.core import logs
 from lab.studies.parts.training import Result, Training
 
+# Of hours: how many a second are made says nothing.
+_BAR = '{l_bar}{bar}| {elapsed} so far, {remaining} left'
+
 
 def _path(training: Training, directory: str) -> pathlib.Path:
   return pathlib.Path(directory, f'{training.name}.json')
@@ -79,7 +82,8 @@ def run_all(
   bar = tqdm(
     total=round(total, 2),
     initial=round(total - left, 2),
-    unit='run' if hours_of is None else 'h',
+    unit='run',
+    bar_format=None if hours_of is None else _BAR,
     # One rate for all: two processes finish at the same time, and then none.
     smoothing=0.0,
     disable=None,

@@ -11,7 +11,7 @@ pl = pytest.importorskip(
 
 from torch.utils.data import DataLoader, TensorDataset
 
-from weightavg import Ema, Lawa
+from weightavg import Ema, Lawa, ScheduleFree
 from weightavg.pytorch.integrations.lightning import AveragingCallback
 
 STEPS = 12
@@ -213,3 +213,13 @@ def test_strategies_that_shard_parameters_are_refused():
 
   with pytest.raises(ValueError, match='Invalid strategy=FSDPStrategy'):
     AveragingCallback(Ema(0.5)).on_fit_start(Trainer(), Module())
+
+
+@pytest.mark.parametrize(
+  ('scheme', 'options'),
+  [(Ema(0.9), {'interpolation': 0.9}), (ScheduleFree(), {})],
+)
+def test_an_average_that_takes_part_in_training_is_refused(scheme, options):
+  with pytest.raises(ValueError, match=r'=0\.9\. Must be 0 in a c'):
+    AveragingCallback(scheme, **options)
+  AveragingCallback(Ema(0.9), interpolation=0.0)

@@ -12,7 +12,7 @@ accelerate = pytest.importorskip(
 
 from safetensors.torch import load_file
 
-from weightavg import Ema, Lawa
+from weightavg import Ema, Lawa, ScheduleFree
 from weightavg.pytorch import Averager
 from weightavg.pytorch.integrations.transformers import AveragingCallback
 
@@ -238,3 +238,13 @@ def test_accelerate_saves_and_restores_the_averager(tmp_path):
   with whole[3].evaluating(), second[3].evaluating():
     assert torch.equal(whole[1].weight, second[1].weight)
   assert torch.equal(whole[1].weight, second[1].weight)
+
+
+@pytest.mark.parametrize(
+  ('scheme', 'options'),
+  [(Ema(0.9), {'interpolation': 0.9}), (ScheduleFree(), {})],
+)
+def test_an_average_that_takes_part_in_training_is_refused(scheme, options):
+  with pytest.raises(ValueError, match=r'=0\.9\. Must be 0 in a c'):
+    AveragingCallback(scheme, **options)
+  AveragingCallback(Ema(0.9), interpolation=0.0)

@@ -9,6 +9,7 @@ except ImportError:
   import pytorch_lightning as pl  # type: ignore[no-redef]
 
 from weightavg.pytorch.averager import Averager
+from weightavg.pytorch.integrations import check_options
 from weightavg.schemes import Scheme
 
 # The averager's state in a Lightning checkpoint.
@@ -37,8 +38,8 @@ class AveragingCallback(pl.Callback):
       `trainer.estimated_stepping_batches` unless given.
 
   Raises:
-    ValueError: from `fit`, for a strategy that shards the parameters with FSDP1
-      or DeepSpeed.
+    ValueError: for an interpolation; from `fit`, for a strategy that shards the
+      parameters with FSDP1 or DeepSpeed.
 
   >>> from weightavg import Ema
   >>> callback = AveragingCallback(Ema(0.999))  # Trainer(callbacks=[callback])
@@ -47,6 +48,7 @@ class AveragingCallback(pl.Callback):
   def __init__(
     self, scheme: Scheme, *, average_at_end: bool = True, **options: Any
   ) -> None:
+    check_options(scheme, options)
     self._scheme = scheme
     self._average_at_end = average_at_end
     self._options = options

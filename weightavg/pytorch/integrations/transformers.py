@@ -14,6 +14,7 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from weightavg.pytorch.averager import Averager
+from weightavg.pytorch.integrations import check_options
 from weightavg.schemes import Scheme
 
 # In a checkpoint's folder, beside the model's file.
@@ -43,9 +44,10 @@ class AveragingCallback(TrainerCallback):
       the Trainer's number of steps unless given.
 
   Raises:
-    ValueError: from `train`, for save_strategy='best', which decides about a
-      checkpoint after the evaluation has ended; for FSDP or DeepSpeed; and
-      where a run resumes from a checkpoint without `averager.pt`.
+    ValueError: for an interpolation; from `train`, for save_strategy='best',
+      which decides about a checkpoint after the evaluation has ended; for FSDP
+      or DeepSpeed; and where a run resumes from a checkpoint without
+      `averager.pt`.
 
   >>> from weightavg import Ema
   >>> callback = AveragingCallback(Ema(0.999))  # Trainer(callbacks=[callback])
@@ -59,6 +61,7 @@ class AveragingCallback(TrainerCallback):
     resume_from: str | None = None,
     **options: Any,
   ) -> None:
+    check_options(scheme, options)
     self._scheme = scheme
     self._average_at_end = average_at_end
     self._resume_from = resume_from
