@@ -210,7 +210,8 @@ def equal_budget(rows: Sequence[Row]) -> str:
 
   A kind of average has two columns: the single length that is best over all
   workloads, at the raw weights' point; and, at the point that won the kind's
-  own search, the length that is best on the workload in hindsight.
+  own search (the raw weights' where there was none), the length that is best on
+  the workload in hindsight.
   """
   data = frame.read(rows)
   single = best_horizons(rows)
@@ -236,7 +237,7 @@ def equal_budget(rows: Sequence[Row]) -> str:
       for kind in kinds:
         line += [
           tables.number(_at(at_raw[kind], workload, single[optimizer, kind])),
-          _best(own[kind], workload),
+          _best(own[kind] if workload in own[kind] else at_raw[kind], workload),
         ]
       lines.append(line)
   header = ['workload', 'optimizer', 'raw']
