@@ -62,8 +62,6 @@ def placements(submission: str) -> list[str | None]:
     return ['device']
   if submission.endswith('_jax'):
     return ['device', 'sharded']
-  if {'primal', 'schedule'} & set(words):
-    return ['device']  # trained at the average
   return ['device', 'cpu', 'sharded']
 
 
