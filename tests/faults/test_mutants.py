@@ -20,7 +20,8 @@ def test_a_schedule_of_one_step_after_the_warm_up_ends_at_zero():
 
 
 def test_the_position_in_a_warm_up_is_linear():
-  assert factor_at(0.125, 0.25) == pytest.approx(0.5)
+  # Exactly: a mutant differs by the start of the warm-up, 1e-10.
+  assert factor_at(0.125, 0.25) == 1e-10 + (1.0 - 1e-10) * 0.5
   assert factor_at(0.0, 0.25) == 1e-10
   # Past the end the rate stays what it is there.
   assert factor_at(2.0, 0.25, 'cosine_to_half') == pytest.approx(0.5)

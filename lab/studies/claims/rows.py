@@ -25,14 +25,18 @@ def unmeasured() -> list[Row]:
 
 
 def _measured(claim: Claim, shelf: Shelf) -> Row:
+  misses = shelf.misses
   try:
     parts = [_part_row(part) for part in claim.measure(shelf)]
   except NotMeasured as error:
     return _row(claim, [], str(error))
-  unknown = not all(part['runs'] for part in parts if part['decides'])
-  return _row(
-    claim, parts, 'Some of its runs are not finished.' if unknown else None
-  )
+  unknown = [p['text'] for p in parts if p['decides'] and not p['runs']]
+  reason = None
+  if unknown:
+    reason = f'Its runs give no value for: {"; ".join(unknown)}.'
+  if unknown and shelf.misses > misses:
+    reason = 'Some of its runs are not finished.'
+  return _row(claim, parts, reason)
 
 
 def _row(claim: Claim, parts: list[Row], reason: str | None) -> Row:

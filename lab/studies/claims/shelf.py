@@ -52,12 +52,16 @@ class Shelf:
 
   Args:
     scale: of the study.
+
+  Attributes:
+    misses: how often a run was asked for that is not finished.
   """
 
   def __init__(self, scale: Scale = FULL) -> None:
     self.scale = scale
     self._runs: dict[str, Run] = {}
     self._results: dict[str, Result] = {}
+    self.misses = 0
 
   @property
   def runs(self) -> list[Run]:
@@ -86,6 +90,7 @@ class Shelf:
       if length is not None:
         run = run.scaled(length, self.scale.every)
       self._runs[key] = run
+    self.misses += key not in self._results
     return self._results.get(key)
 
   def put(self, results: Sequence[Result | None]) -> None:

@@ -428,6 +428,19 @@ def test_unfinished_runs_leave_a_claim_unmeasured():
   assert {part['verdict'] for part in known} == {statistics.HOLDS}
 
 
+def test_parts_without_a_value_are_named():
+  def result_of(run):
+    found = typed(run, {'raw': 80, '*': 40})
+    for points in found['curves'].values():
+      for point in points[-1:]:
+        point[2] = math.nan
+    return found
+
+  row = measured('g', result_of)
+  assert row['verdict'] == statistics.NOT_MEASURED
+  assert row['reason'].startswith('Its runs give no value for: EMA 1 %: gain')
+
+
 def test_a_result_gets_the_target_that_its_workload_has_now():
   shelf = asked(['j'])
   first = shelf.runs[0]
