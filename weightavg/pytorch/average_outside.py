@@ -35,6 +35,7 @@ class AverageOutside(abc.ABC):
       RuntimeError: the averager was built from tensors, not from a model.
 
     >>> from weightavg import Ema
+    >>> from weightavg.pytorch import Averager
     >>> averager = Averager(nn.Linear(2, 1), Ema(0.999))
     >>> averager.update()
     >>> sorted(averager.averaged_state_dict())

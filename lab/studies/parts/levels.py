@@ -1,4 +1,4 @@
-"""Where a curve reaches the levels of another one.
+"""Find where a curve reaches the levels of another one.
 
 Every value that a run reaches is a possible target. The level at a fraction f
 of T is the best value that the raw weights have had up to step f T; their
