@@ -144,16 +144,15 @@ def table(rows: Sequence[Row]) -> str:
 
 def long_table(rows: Sequence[Row]) -> str:
   """Make the table of ratios by length of the run and place of the level."""
-  usual = pd.DataFrame(steps.STUDY.committed('levels.json'))
+  usual = frame.read(steps.STUDY.committed('levels.json'))
   usual = usual[
     (usual['workload'] == LONG_WORKLOAD) & (usual['optimizer'] == METHOD)
   ]
   lines = []
-  for times, data in ((1, usual), (LONG_FACTOR, pd.DataFrame(rows))):
+  for times, data in ((1, usual), (LONG_FACTOR, frame.read(rows))):
     for name in SHOWN:
       own = data[data['candidate'] == name]
-      ratios = own['ratio'].astype(float).fillna(math.inf)
-      medians = ratios.groupby(own['fraction']).agg(frame.median)
+      medians = own.groupby('fraction')['ratio'].agg(frame.median)
       cells = [tables.number(medians.get(f)) for f in levels.FRACTIONS]
       seeds = str(own['seed'].nunique())
       lines.append([f'{times} T', seeds, name, *cells])
@@ -165,7 +164,7 @@ def long_table(rows: Sequence[Row]) -> str:
 def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
   """Ratios of trials against memory and rate, and against the level's place."""
   data = _frame(rows, FRACTION)
-  place = pd.DataFrame(steps.STUDY.committed('levels.json'))
+  place = frame.read(steps.STUDY.committed('levels.json'))
   place = place[place['optimizer'] == METHOD]
   shown = ('ema 5 %', 'lawa 10 %')
   with plots.panels(len(shown), 3, 11, 6.4, sharey=True) as (figure, panels):
@@ -185,8 +184,7 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
         own = place[
           (place['workload'] == workload) & (place['candidate'] == name)
         ]
-        ratios = own['ratio'].astype(float).fillna(math.inf)
-        medians = ratios.groupby(own['fraction']).agg(frame.median)
+        medians = own.groupby('fraction')['ratio'].agg(frame.median)
         panels[row][2].plot(medians.index, medians, **style)
       panels[row][0].set(
         xscale='log', xlabel="momentum's memory, fraction of T",

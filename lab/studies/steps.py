@@ -170,10 +170,15 @@ def _read(rows: Sequence[Row], tuned_for: str) -> pd.DataFrame:
   return data[data['tuned_for'] == tuned_for]
 
 
+def _baseline(data: pd.DataFrame) -> pd.DataFrame:
+  """NadamW's raw weights."""
+  return data[(data[[*BASELINE]] == [*BASELINE.values()]).all(axis=1)]
+
+
 def table(rows: Sequence[Row]) -> str:
   """Make the table of averages at the raw weights' point, in Markdown."""
   data = _read(rows, 'raw')
-  plain = data[(data[[*BASELINE]] == [*BASELINE.values()]).all(axis=1)]
+  plain = _baseline(data)
   lines = []
   for optimizer, workload, group in _groups(data):
     baseline = plain[plain['workload'] == workload]
@@ -275,7 +280,7 @@ def final_metric(rows: Sequence[Row]) -> str:
   NadamW's own values over the seeds.
   """
   data = _read(rows, 'raw')
-  plain = data[(data[[*BASELINE]] == [*BASELINE.values()]).all(axis=1)]
+  plain = _baseline(data)
   values = plain.set_index(['workload', 'seed'])['best_validation']
   spread = values.groupby('workload').agg(lambda v: v.max() - v.min())
   sign = data['higher_is_better'].map({True: 1.0, False: -1.0})
@@ -304,8 +309,7 @@ def final_metric(rows: Sequence[Row]) -> str:
 
 def levels_table(rows: Sequence[Row]) -> str:
   """Make the table of ratios at the levels of the raw weights, in Markdown."""
-  data = pd.DataFrame(rows)
-  data['ratio'] = data['ratio'].astype(float).fillna(math.inf)
+  data = frame.read(rows)
   lines = []
   for optimizer, workload, group in _groups(data):
     for name in SHOWN[1:]:

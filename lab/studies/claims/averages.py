@@ -9,22 +9,14 @@ from typing import Any, ClassVar
 
 from lab.offline import batch_norm
 from lab.run.trial import TrialRun
-from lab.studies.parts import tables
+from lab.studies.parts import tables, tuned
 from lab.studies.parts.averages import Averages
 from lab.workloads import build_workload
 from weightavg.pytorch import models
 
 RAW = 'raw'
-# Horizon to cadence, both fractions of T: at most twenty samples each.
-CADENCE = {
-  0.005: 0.001,
-  0.01: 0.002,
-  0.02: 0.002,
-  0.03: 0.003,
-  0.05: 0.005,
-  0.1: 0.005,
-  0.2: 0.01,
-}
+# Horizon to cadence: those of the searches.
+CADENCE = tuned.HORIZONS
 POWERS = (4.0, 9.0)
 # Kaddour's epoch as a fraction of T: 90 epochs on ImageNet.
 # It is not a pass: a short run would memorise a ninetieth of its data.

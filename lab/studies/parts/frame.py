@@ -24,6 +24,7 @@ _TIMES = (
   'seconds_to_target',
   'fraction_of_budget',
   'ratio_to_nadamw',
+  'ratio',
 )
 
 
