@@ -84,7 +84,9 @@ _WARMUP = {
   )
 }
 # The momentum is off: mu takes its place.
-_MU_FOR_MOMENTUM: dict[str, tuple[str, None]] = {'one_minus_beta1': ('one_minus_interpolation', None)}
+_MU_FOR_MOMENTUM: dict[str, tuple[str, None]] = {
+  'one_minus_beta1': ('one_minus_interpolation', None)
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
