@@ -26,6 +26,7 @@ from lab.studies import (
 )
 from lab.studies.claims import report as claim_report
 from lab.studies.parts import frame, search, tables
+from lab.studies.parts.methods import METHODS
 from lab.studies.parts.tables import number
 from weightavg.averaging_config import point_fields
 from weightavg.config_fields import REQUIRED, allowed_text, fields_by_key
@@ -132,18 +133,37 @@ def published_points() -> str:
   return published.table(results('published/published.json'))
 
 
+def _range(span: dict[str, Any]) -> str:
+  """Values of a range, in words."""
+  if 'feasible_points' in span:
+    return ', '.join(map(str, span['feasible_points']))
+  return f'{span["min"]:g} to {span["max"]:g}, {span["scaling"]} scale'
+
+
 def search_ranges() -> str:
-  """Ranges of every search."""
-  lines = [
-    [
-      f'`{name}`',
-      ', '.join(map(str, span['feasible_points']))
-      if 'feasible_points' in span
-      else f'{span["min"]:g} to {span["max"]:g}, {span["scaling"]} scale',
-    ]
-    for name, span in search.RANGES.items()
-  ]
+  """Ranges that all searches share."""
+  lines = [[f'`{name}`', _range(span)] for name, span in search.RANGES.items()]
   return tables.markdown(['hyperparameter', 'values'], lines)
+
+
+def own_ranges() -> str:
+  """Ranges in which a search differs from the shared ones, by method."""
+  lines = []
+  for name, method in METHODS.items():
+    spans = method.ranges(search.RANGES)
+    instead = {own: shared for shared, (own, _) in method.replaced.items()}
+    lines += [
+      [
+        f'`{name}`',
+        f'`{key}`',
+        _range(span),
+        f'`{instead[key]}`' if key in instead else '',
+      ]
+      for key, span in spans.items()
+      if key not in search.RANGES
+    ]
+  header = ['method', 'hyperparameter', 'values', 'in the place of']
+  return tables.markdown(header, lines)
 
 
 def in_both_frameworks() -> str:

@@ -2,20 +2,25 @@
 
 Quasi-random points over learning rate, 1 - beta1, 1 - beta2, weight decay,
 warm-up and, where the workload has them, dropout and label smoothing train for
-75 % of the step hint, T of the trial, with one seed. Hopeless trials end early
-(lab.studies.parts.search says when). LAWA and EMA over several horizons and
-polynomial averages follow every trial: they are tuned on the same trials. For
-each kind of average, and for the raw weights, the four trials with the best
-metric are trained again with three other seeds, to the end. So is the
-incumbent, the point that was the tuned one when the search began. The point and
-the average with the best mean win.
+75 % of the step hint, T of the trial, with one seed. A method that trains at
+its average has hyperparameters of its own in the place of some of these
+(lab.studies.parts.methods), over the same ranges otherwise. Hopeless trials end
+early (lab.studies.parts.search says when).
+
+LAWA and EMA over several horizons and polynomial averages follow every trial of
+NadamW and Shampoo: they are tuned on the same trials. For each kind of average,
+and for the raw weights, the four trials with the best metric are trained again
+with three other seeds, to the end. So is the incumbent, the point that was the
+tuned one when the search began. The point and the average with the best mean
+win. The one result of a trial of another method is the average that its
+submission shows.
 
 Writes search.json (ranges, rule, winners), trials.json (a row for each trial,
 with its curves) and finals.json to results/tuning/<workload>_<method>/.
 Finished trials are kept in its folder runs, from which a search is resumed,
 with more trials if wanted; other ranges are refused. --promote makes the
-winning point of the raw weights the method's tuned point on the workload.
-`table` makes a table of winners from search.json.
+winning point of the raw weights, or of the shown average, the method's tuned
+point on the workload. `table` makes a table of winners from search.json.
 """
 
 import argparse
@@ -29,8 +34,9 @@ from typing import Any
 from lab.core import command_line, logs
 from lab.core.errors import InputError
 from lab.studies.parts import execution, search, study, tables, tuned
+from lab.studies.parts.methods import METHODS, REGULARIZERS
 from lab.studies.parts.training import Result, Training, tuned_path
-from lab.studies.parts.tuned import CANDIDATES, KINDS, METHODS, kind_of
+from lab.studies.parts.tuned import kind_of
 from lab.workloads import WORKLOADS, build_workload
 
 BUDGET_FACTOR = 0.75
@@ -49,10 +55,10 @@ def training(
   return Training(
     workload=workload,
     submission=method,
-    point=METHODS[method](point),
+    point=METHODS[method].point(point),
     seed=seed,
     follower=search.Trial,
-    follows={'candidates': CANDIDATES, 'limits': list(limits)},
+    follows={'candidates': tuned.candidates(method), 'limits': list(limits)},
     budget_factor=BUDGET_FACTOR,
     needs_target=False,
   )
@@ -82,7 +88,7 @@ def finalists(trials: Sequence[Result]) -> list[int]:
   A trial that was stopped is left out.
   """
   chosen: set[int] = set()
-  for kind in KINDS:
+  for kind in dict.fromkeys(map(kind_of, trials[0]['curves'])):
     values = {
       number: (max if trial['higher_is_better'] else min)(found)
       for number, trial in enumerate(trials)
@@ -106,7 +112,7 @@ def winners(
   for number, point, results in finals:
     higher = results[0]['higher_is_better']
     values = [best_of(result) for result in results]
-    for name in CANDIDATES:
+    for name in values[0]:
       own = [best[name] for best in values]
       if None in own:
         continue
@@ -131,7 +137,7 @@ def row_of(number: int | str, point: Mapping[str, Any], result: Result) -> Any:
     name: [float(f'{value:.7g}') for *_, value in curve]
     for name, curve in result['curves'].items()
   }
-  steps = [int(step) for step, *_ in result['curves']['raw']]
+  first = next(iter(result['curves'].values()))
   return {
     'trial': number,
     'seed': result['seed'],
@@ -139,7 +145,7 @@ def row_of(number: int | str, point: Mapping[str, Any], result: Result) -> Any:
     'budget_steps': result['budget_steps'],
     'stopped': result['stopped'],
     'best': best_of(result),
-    'steps': steps,
+    'steps': [int(step) for step, *_ in first],
     'curves': {
       name: [v if math.isfinite(v) else None for v in values]
       for name, values in curves.items()
@@ -174,14 +180,23 @@ def tune(
 ) -> dict[str, Any]:
   """Search, write the files and return the content of search.json.
 
+  Args:
+    workload: name of a local workload.
+    method: key of METHODS.
+    ranges: shared by all methods, of all workloads.
+    number: of trials.
+    folder: for the files and the finished runs.
+    jobs: number of processes.
+
   Raises:
     InputError: the search in the folder was begun differently.
   """
   local = build_workload(workload)
+  own_ranges = METHODS[method].ranges(ranges)
   used = {
-    name: dict(span)
-    for name, span in ranges.items()
-    if name in local.regularizers or name not in tuned.REGULARIZERS
+    name: span
+    for name, span in own_ranges.items()
+    if name in local.regularizers or name not in REGULARIZERS
   }
   record: dict[str, Any] = {
     'workload': workload,
@@ -214,7 +229,7 @@ def tune(
   # points otherwise.
   points = [
     {name: point[name] for name in used}
-    for point in search.points(ranges, number, SEED)
+    for point in search.points(own_ranges, number, SEED)
   ]
   trials: list[Result] = []
   for start in range(0, number, search.COHORT):
@@ -269,7 +284,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument('--trials', type=int, default=64, help='(%(default)s)')
   parser.add_argument(
     '--ranges',
-    help='JSON file of ranges instead of those of lab.studies.parts.search',
+    help='JSON file of shared ranges instead of those of '
+    'lab.studies.parts.search',
   )
   parser.add_argument('--jobs', type=int, default=2, help='processes')
   parser.add_argument('--output_dir', type=pathlib.Path)
@@ -279,7 +295,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     '--promote',
     action='store_true',
-    help="make the raw weights' winner the workload's tuned point",
+    help="make the winner the method's tuned point on the workload",
   )
   options = parser.parse_args(arguments)
   for name, allowed in (('workload', sorted(WORKLOADS)), ('method', METHODS)):
@@ -292,8 +308,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     raise InputError(f'Invalid trials={options.trials}. Must be in [1, inf).')
   study.jobs_of(options.jobs)
   if options.output_dir is None:
-    name = f'{options.workload}_{options.method}'
-    options.output_dir = pathlib.Path('results', 'tuning', name)
+    options.output_dir = tuned.folder(options.workload, options.method)
   return options
 
 
@@ -334,9 +349,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def promote(record: Mapping[str, Any]) -> None:
-  """Write the raw weights' winner as the workload's tuned point."""
+  """Write the winner as the method's tuned point on the workload.
+
+  It is that of the raw weights, or of the average that the submission shows.
+  """
   method = record['method']
   path = tuned_path(record['workload'], method)
-  point = METHODS[method](record['winners']['raw']['point'])
+  winner = record['winners'][tuned.result_of(method)]
+  point = METHODS[method].point(winner['point'])
   logs.write_json(str(path), [point])
   print(f'Wrote {path}')

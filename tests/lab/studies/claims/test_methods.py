@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lab.studies.claims import runs
-from lab.studies.claims.submissions import inverse_sqrt, lookahead
-from lab.studies.claims.submissions.lookahead import Lookahead
+from lab.studies.submissions import inverse_sqrt, lookahead
+from lab.studies.submissions.lookahead import Lookahead
 from lab.workloads import click_dlrm
 
 STEPS = 40
@@ -82,7 +82,7 @@ def test_slow_weights_are_restored_in_the_middle_of_an_evaluation():
 
 def test_lookahead_trains_otherwise_than_nadamw_and_repeats_itself(tmp_path):
   run = short(runs.lookahead('click_dlrm', 0))
-  assert run.submission_path.endswith('claims/submissions/lookahead.py')
+  assert run.submission_path.endswith('studies/submissions/lookahead.py')
   found = values(run, tmp_path / 'once')
   assert found == values(run, tmp_path / 'again')
   assert found != values(
