@@ -80,8 +80,8 @@ class Averager(AverageOutside):
   While the average is shown, an optimizer's step on the model and a
   `load_state_dict` of it raise before they write, and so does another averager.
   Writes that bypass both are lost with swap='copy' and damage the average with
-  swap='exchange'. Running statistics may be written to, and are the average's
-  again at the next swap.
+  swap='exchange'. Running statistics may be written to, as torch's `update_bn`
+  does; they and their counts of batches are as before after the next swap.
 
   Parameters are bound by their place in the model: one that is replaced by
   another of the same name, shape and dtype is followed, any other change of the
@@ -620,6 +620,7 @@ class Averager(AverageOutside):
     weighting = (
       {} if self._primal is None else {'weighting': self._primal.weighting()}
     )
+    counters = self._swap.changed_counters()
     return {
       'format': averager_state.FORMAT,
       'recipe': dict(self._recipe),
@@ -632,6 +633,7 @@ class Averager(AverageOutside):
       'buffers': [self._by_name(tensors) for tensors in buffers or []],
       'raw': {} if self._swap.raw is None else self._by_name(self._swap.raw),
       **weighting,
+      **({'counters': counters} if counters else {}),
     }
 
   @_outside_autograd
@@ -665,6 +667,7 @@ class Averager(AverageOutside):
       self.placement.restore(samples, saved, self._weights.data())
     if state_dict['swapped']:
       multi_tensor.copy_(self._weights.data(), self._in_order(raw))
+      self._weights.set_counters(state_dict.get('counters', {}))
       self.swap_in()
 
   def _refuse_in_step(self, action: str) -> None:

@@ -2,7 +2,7 @@
 
 import collections
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -75,6 +75,16 @@ class Weights:
   def data(self) -> list[Tensor]:
     """The memory of `tensors`, of DTensors this rank's pieces."""
     return [dtensors.local(tensor) for tensor in self.tensors]
+
+  def counters(self) -> dict[str, Tensor]:
+    """How many batches the averaged running statistics have seen, by name."""
+    return dict(c for s in self.statistics if (c := s.counter) is not None)
+
+  def set_counters(self, counters: Mapping[str, Tensor]) -> None:
+    """Write the numbers of batches to the layers that have them."""
+    for name, counter in self.counters().items():
+      if name in counters:
+        counter.copy_(counters[name])
 
   def sample(self, collective: bool | dist.ProcessGroup) -> list[Tensor]:
     """The memory of the parameters, and copies of the running statistics."""
