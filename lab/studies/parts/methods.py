@@ -76,7 +76,7 @@ _WITHOUT_BUDGET = {
 _HORIZON = {
   'averaging_horizon': {'min': 0.005, 'max': 0.2, 'scaling': 'log'},
 }
-_LOOKAHEAD = {
+_LOOKAHEAD: Ranges = {
   'lookahead_every': {'feasible_points': [5, 10]},
   'lookahead_alpha': {'feasible_points': [0.5, 0.8]},
 }
