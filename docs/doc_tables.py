@@ -7,6 +7,7 @@ writes the pages, `make check` fails when a page is stale.
 import json
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import algoperf_table
@@ -19,13 +20,14 @@ from lab.studies import (
   frameworks,
   gains,
   horizon,
+  primal,
   published,
   repeated,
   steps,
-  tune,
 )
 from lab.studies.claims import report as claim_report
-from lab.studies.parts import frame, search, tables
+from lab.studies.parts import finals, frame, search, tables
+from lab.studies.parts.methods import METHODS
 from lab.studies.parts.tables import number
 from weightavg.averaging_config import point_fields
 from weightavg.config_fields import REQUIRED, allowed_text, fields_by_key
@@ -132,18 +134,37 @@ def published_points() -> str:
   return published.table(results('published/published.json'))
 
 
+def _range(span: dict[str, Any]) -> str:
+  """Values of a range, in words."""
+  if 'feasible_points' in span:
+    return ', '.join(map(str, span['feasible_points']))
+  return f'{span["min"]:g} to {span["max"]:g}, {span["scaling"]} scale'
+
+
 def search_ranges() -> str:
-  """Ranges of every search."""
-  lines = [
-    [
-      f'`{name}`',
-      ', '.join(map(str, span['feasible_points']))
-      if 'feasible_points' in span
-      else f'{span["min"]:g} to {span["max"]:g}, {span["scaling"]} scale',
-    ]
-    for name, span in search.RANGES.items()
-  ]
+  """Ranges that all searches share."""
+  lines = [[f'`{name}`', _range(span)] for name, span in search.RANGES.items()]
   return tables.markdown(['hyperparameter', 'values'], lines)
+
+
+def own_ranges() -> str:
+  """Ranges in which a search differs from the shared ones, by method."""
+  lines = []
+  for name, method in METHODS.items():
+    spans = method.ranges(search.RANGES)
+    instead = {own: shared for shared, (own, _) in method.replaced.items()}
+    lines += [
+      [
+        f'`{name}`',
+        f'`{key}`',
+        _range(span),
+        f'`{instead[key]}`' if key in instead else '',
+      ]
+      for key, span in spans.items()
+      if key not in search.RANGES
+    ]
+  header = ['method', 'hyperparameter', 'values', 'in the place of']
+  return tables.markdown(header, lines)
 
 
 def in_both_frameworks() -> str:
@@ -177,7 +198,7 @@ def tuned_points() -> str:
   """Winning point and average of each kind, by workload and method."""
   return '\n\n'.join(
     f'`{record["workload"]}`, `{record["method"]}` ({record["metric"]}):\n\n'
-    + tune.table(record)
+    + finals.table(record)
     for record in _searches()
     if 'winners' in record
   )
@@ -212,6 +233,43 @@ def choice(*names: str) -> str:
 def repeated_data() -> str:
   """The choice among averages when training data repeat."""
   return repeated.table(results('auto/repeated.json'))
+
+
+def _primal(
+  file: str, table: Callable[[list[Any]], str], study: str = 'primal'
+) -> str:
+  """A table of averages that train, once the study has been run."""
+  path = RESULTS / 'primal' / file
+  if not path.exists():
+    return f'Not measured yet: `python -m lab.studies {study}`.'
+  return table(json.loads(path.read_text()))
+
+
+def primal_steps() -> str:
+  """Steps to target of averages that train and of those that watch."""
+  return _primal('primal.json', primal.table)
+
+
+def primal_verdicts() -> str:
+  """Numbers that averages that train were to reach."""
+  return _primal('primal.json', primal.verdicts)
+
+
+def primal_final() -> str:
+  """Best metric within T of averages that train and of those that watch."""
+  return _primal('primal.json', primal.final_metric)
+
+
+def primal_levels() -> str:
+  """Steps to the levels of NadamW's raw weights."""
+  return _primal('levels.json', primal.levels_table)
+
+
+def primal_figure(name: str, text: str) -> str:
+  """A figure of averages that train, once a study has drawn it."""
+  if not (RESULTS / 'primal' / name).exists():
+    return ''
+  return f'![{text}](../results/primal/{name})'
 
 
 # Claims in the table on the front page.

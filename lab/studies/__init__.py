@@ -1,12 +1,14 @@
 """Studies of averaging on the local workloads: `python -m lab.studies NAME`.
 
 Every module here is a command. A study declares its grid of runs, the observer
-of each run, its tables and its figures; `parts` does the rest.
+of each run, its tables and its figures; `parts` does the rest. `submissions`
+has those that exist for comparison only.
 
 | module | question |
 |---|---|
 | `claims` | which claims of the papers hold here? |
 | `steps` | how many steps does each average need to the target? |
+| `primal` | are averages that train better than averages that watch? |
 | `horizon` | which horizon reaches the target first? |
 | `auto` | is the choice among averages a good one? |
 | `unseen` | does it hold on seeds that were not looked at? |
@@ -22,13 +24,15 @@ of each run, its tables and its figures; `parts` does the rest.
 
 import pkgutil
 
-# No command, but what the commands share.
-_PARTS = 'parts'
+# No commands, but what the commands share and compare with.
+_OTHERS = ('parts', 'submissions')
 
 
 def names() -> list[str]:
   """Names of all commands, found in this folder."""
   modules = pkgutil.iter_modules(__path__)
   return sorted(
-    m.name for m in modules if m.name != _PARTS and not m.name.startswith('_')
+    m.name
+    for m in modules
+    if m.name not in _OTHERS and not m.name.startswith('_')
   )

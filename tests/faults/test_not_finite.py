@@ -144,30 +144,8 @@ def _ranks_decide(rank, folder, placement, scheme, on_ranks):
   [
     pytest.param('sharded', (0, 1), marks=pytest.mark.faults),
     pytest.param('device', (0, 1), marks=pytest.mark.faults),
-    pytest.param(
-      'device',
-      (1,),
-      marks=[
-        pytest.mark.faults,
-        pytest.mark.xfail(
-          strict=True,
-          reason='each rank looks at its own weights: ranks whose weights '
-          'differ by a fault skip different samples',
-        ),
-      ],
-    ),
-    pytest.param(
-      'sharded',
-      (1,),
-      marks=[
-        pytest.mark.faults,
-        pytest.mark.xfail(
-          strict=True,
-          reason='each rank looks at its own weights: ranks whose weights '
-          'differ by a fault skip different samples',
-        ),
-      ],
-    ),
+    pytest.param('device', (1,), marks=pytest.mark.faults),
+    pytest.param('sharded', (1,), marks=pytest.mark.faults),
   ],
 )
 def test_ranks_take_the_same_decision(placement, on_ranks, tmp_path):

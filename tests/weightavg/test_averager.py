@@ -459,6 +459,43 @@ def test_recomputed_statistics_do_not_write_to_the_average(swap):
     assert torch.equal(model.norm.running_mean, shown)
 
 
+@pytest.mark.parametrize('swap', SWAPS)
+def test_recomputed_statistics_leave_the_counts_of_batches_alone(swap):
+  """A BatchNorm without momentum weighs its next batch by its count."""
+  model, averager = averaged('ema', averaging_swap=swap)
+  model.norm.momentum = None
+  before = copy.deepcopy(model.norm)
+  batches = [torch.full((8, 3, 5, 5), 9.0)]
+  with averager.evaluating():
+    torch.optim.swa_utils.update_bn(batches, model)
+    assert model.norm.num_batches_tracked == 1
+  assert model.norm.num_batches_tracked == before.num_batches_tracked > 1
+  inputs = torch.full((8, 4, 5, 5), 2.0)
+  assert torch.equal(model.norm(inputs), before(inputs))
+  assert torch.equal(model.norm.running_mean, before.running_mean)
+
+
+@pytest.mark.parametrize('model_first', [False, True])
+def test_counts_survive_a_save_behind_recomputed_statistics(model_first):
+  model, averager = averaged('ema')
+  before = model.norm.num_batches_tracked.item()
+  averager.swap_in()
+  assert 'counters' not in averager.state_dict()
+  torch.optim.swa_utils.update_bn([torch.full((8, 3, 5, 5), 9.0)], model)
+  saved = copy.deepcopy([model.state_dict(), averager.state_dict()])
+  resumed, other = averaged('ema')
+  loads = [
+    lambda: resumed.load_state_dict(saved[0]),
+    lambda: other.load_state_dict(saved[1]),
+  ]
+  for load in loads if model_first else reversed(loads):
+    load()
+  other.swap_out()
+  assert resumed.norm.num_batches_tracked == before
+  with pytest.raises(ValueError, match=r"state: counters=\['norm"):
+    other.load_state_dict(saved[1] | {'counters': ['norm']})
+
+
 def test_statistics_may_be_on_several_devices():
   model = nn.Sequential(Replacing(), Replacing().to('meta'))
   averager = averager_of(model, config('ema'), budget=3)

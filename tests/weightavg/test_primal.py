@@ -601,6 +601,21 @@ def test_a_skipped_step_of_the_optimizer_is_a_sample_of_the_same_z():
 # Misuse.
 
 
+@pytest.mark.parametrize('make', [nadamw, shampoo, torch.optim.SGD])
+def test_a_step_without_gradients_is_a_sample_of_the_same_z(make):
+  model = nn.Linear(2, 1)
+  before = [p.detach().clone() for p in model.parameters()]
+  optimizer = make(model.parameters())
+  averager = Averager(model, Ema(0.5), interpolation=0.75)
+  for count in (1, 2):
+    averager.before_step(optimizer)
+    optimizer.step()
+    averager.update()
+    assert averager.samples == count
+  # x, y and z are the same; they differ by a rounding of the lines in y.
+  torch.testing.assert_close([*model.parameters()], before)
+
+
 def test_a_step_from_y_is_refused_before_it_writes():
   for make in (nadamw, shampoo, sgd):
     model, optimizer, averager = build(make=make)

@@ -12,6 +12,7 @@ from collections.abc import (
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from absl import logging
 from torch import Tensor, nn
 
@@ -73,13 +74,14 @@ class Averager(AverageOutside):
   ever. c is the scheme's. Switch the optimizer's momentum off: y has one.
 
   A sample that holds a NaN or an infinity never enters: it is counted in
-  `skipped` and logged. With an interpolation y and z then continue from x.
+  `skipped` and logged. With an interpolation y and z then continue from x. With
+  `collective` a sample that one rank must skip is skipped by all.
 
   While the average is shown, an optimizer's step on the model and a
   `load_state_dict` of it raise before they write, and so does another averager.
   Writes that bypass both are lost with swap='copy' and damage the average with
-  swap='exchange'. Running statistics may be written to, and are the average's
-  again at the next swap.
+  swap='exchange'. Running statistics may be written to, as torch's `update_bn`
+  does; they and their counts of batches are as before after the next swap.
 
   Parameters are bound by their place in the model: one that is replaced by
   another of the same name, shape and dtype is followed, any other change of the
@@ -102,7 +104,7 @@ class Averager(AverageOutside):
       forward passes inside `refreshing()`, with an interpolation only.
     refresh_every: steps between two such passes, >= 1; None for 10.
     placement: 'device' keeps the average beside the weights, 'cpu' in host
-      memory, 'sharded' divides it over the ranks of the default process group.
+      memory, 'sharded' divides it over the ranks that `collective` names.
     swap: 'copy' copies the average into the parameters and the raw weights
       back. 'exchange' exchanges storages (`p.data = average`) and copies
       nothing: optimizers, DistributedDataParallel and torch.compile look
@@ -110,14 +112,19 @@ class Averager(AverageOutside):
       swap is the wrong one: in CUDA graphs (also torch.compile's
       mode='reduce-overhead'), in views such as `p.data[0]` or `p.numpy()`, and
       in inference copies that share memory.
-    checkpoints: False saves a sharded average the gathering on rank 0 that a
-      checkpoint needs.
+    checkpoints: False saves a sharded average the gathering on the first rank
+      that a checkpoint needs.
     interpolation: mu in [0, 1), for Ema, Polynomial and ScheduleFree, with
       placement='device'; None for 0, and for 0.9 with ScheduleFree.
-    collective: all ranks of the default process group call `update` alike.
-      Running statistics differ between ranks without SyncBatchNorm; they are
-      then sampled from rank 0, as DistributedDataParallel broadcasts them. With
-      placement='sharded' so it is in any case.
+    collective: the ranks that average the same weights and call `update` alike:
+      True for all, or a process group of which this rank is a member. False
+      makes no collective (an averager on rank 0 alone needs that), and each
+      rank decides for itself. Otherwise a sample is skipped on all of these
+      ranks if it is not finite on one of them, by one all-reduce of a number;
+      and running statistics, which differ between ranks without SyncBatchNorm,
+      are sampled from the first rank, as DistributedDataParallel broadcasts
+      them. placement='sharded' turns False into True. Ranks that share DTensors
+      decide together in any case.
 
   Raises:
     ValueError: for an argument out of range, a horizon without `total_steps`, a
@@ -165,7 +172,7 @@ class Averager(AverageOutside):
     swap: str = 'copy',
     checkpoints: bool = True,
     interpolation: float | None = None,
-    collective: bool = False,
+    collective: bool | dist.ProcessGroup = False,
   ) -> None:
     if not isinstance(scheme, Scheme):
       raise ValueError(
@@ -187,7 +194,7 @@ class Averager(AverageOutside):
       weights,
       with_statistics=batch_norm != 'current' and not isinstance(scheme, Raw),
     )
-    self._collective = collective or placement == 'sharded'
+    self._collective = _checked_collective(collective, placement)
     if placement == 'sharded' and self._weights.distributed:
       raise ValueError(
         "Invalid placement='sharded'. Must be 'device' or 'cpu' for parameters "
@@ -204,6 +211,7 @@ class Averager(AverageOutside):
         self._weights,
         interpolation,
         averages_statistics=batch_norm == 'averaged',
+        collective=self._collective,
       )
     self._refresh_every: int | None = None
     if batch_norm == 'refreshed' and self._weights.statistics:
@@ -211,14 +219,18 @@ class Averager(AverageOutside):
     self.placement: DevicePlacement | PrimalPlacement | None = self._primal
     if not interpolation and not isinstance(self.scheme, Raw):
       self.placement = build_placement(
-        placement, self.scheme, self._weights.data(), checkpoints
+        placement,
+        self.scheme,
+        self._weights.data(),
+        checkpoints,
+        None if isinstance(collective, bool) else collective,
       )
     self.choice = Choice(self.scheme)
     self.step = 0
     self._skipped = 0
     # The look at the last sample, until its result is read, and its step.
     self._look: tuple[finite.Look, int] | None = None
-    self._looker = finite.Looker()
+    self._looker = finite.Looker(self._collective)
     self._swap = Swap(self._weights, swap == 'exchange')
     self._warned = False
 
@@ -229,7 +241,7 @@ class Averager(AverageOutside):
     config: AveragingConfig,
     budget: int,
     steps_per_epoch: int | None = None,
-    collective: bool = False,
+    collective: bool | dist.ProcessGroup = False,
   ) -> 'Averager':
     """Build the averager that a point of a search space describes.
 
@@ -333,7 +345,8 @@ class Averager(AverageOutside):
     Args:
       finite: whether all weights are known to be finite; None looks at them,
         at the price of one read for each sample. On a GPU nothing waits for the
-        result, which `samples` and `skipped` ask for.
+        result, which `samples` and `skipped` ask for. The same on all ranks
+        that decide together.
     """
     if self.swapped:
       raise RuntimeError(
@@ -607,6 +620,7 @@ class Averager(AverageOutside):
     weighting = (
       {} if self._primal is None else {'weighting': self._primal.weighting()}
     )
+    counters = self._swap.changed_counters()
     return {
       'format': averager_state.FORMAT,
       'recipe': dict(self._recipe),
@@ -619,6 +633,7 @@ class Averager(AverageOutside):
       'buffers': [self._by_name(tensors) for tensors in buffers or []],
       'raw': {} if self._swap.raw is None else self._by_name(self._swap.raw),
       **weighting,
+      **({'counters': counters} if counters else {}),
     }
 
   @_outside_autograd
@@ -652,6 +667,7 @@ class Averager(AverageOutside):
       self.placement.restore(samples, saved, self._weights.data())
     if state_dict['swapped']:
       multi_tensor.copy_(self._weights.data(), self._in_order(raw))
+      self._weights.set_counters(state_dict.get('counters', {}))
       self.swap_in()
 
   def _refuse_in_step(self, action: str) -> None:
@@ -679,3 +695,16 @@ class Averager(AverageOutside):
   def _in_order(self, named: dict[str, Tensor]) -> list[Tensor]:
     weights = self.named_weights().items()
     return [dtensors.piece_of(named[name], tensor) for name, tensor in weights]
+
+
+def _checked_collective(
+  collective: bool | dist.ProcessGroup, placement: str
+) -> bool | dist.ProcessGroup:
+  if isinstance(collective, bool):
+    return collective or placement == 'sharded'
+  if dist.is_available() and isinstance(collective, dist.ProcessGroup):
+    return collective
+  raise ValueError(
+    f'Invalid collective={collective!r}. Must be True, False, or a process '
+    'group of which this rank is a member.'
+  )

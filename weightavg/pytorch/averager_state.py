@@ -117,6 +117,18 @@ def check(
     groups.append(state_dict['raw'])
   for named in groups:
     check_tensors(named, shapes)
+  _check_counters(state_dict.get('counters', {}))
+
+
+def _check_counters(value: Any) -> None:
+  """Counts of batches, of those layers whose count differs from the model's."""
+  if not isinstance(value, dict) or not all(
+    isinstance(t, Tensor) and t.ndim == 0 for t in value.values()
+  ):
+    raise ValueError(
+      f'Invalid averager state: counters={value!r}. Must hold tensors without '
+      'dimensions.'
+    )
 
 
 def _check_weighting(value: Any) -> None:

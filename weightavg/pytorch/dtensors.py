@@ -108,17 +108,14 @@ def check_wrapper(model: nn.Module) -> None:
       )
 
 
-def agree(skip: Tensor, tensors: Sequence[Tensor]) -> None:
-  """Let all ranks of the tensors' meshes skip a sample if one of them must.
+def process_groups(tensors: Sequence[Tensor]) -> list[dist.ProcessGroup]:
+  """The groups, one for each dimension, of the tensors' meshes.
 
   Args:
-    skip: 0 or 1, 0-dimensional; becomes the largest of all ranks.
     tensors: DTensors.
   """
   meshes = []
   for tensor in tensors:
     if tensor.device_mesh not in meshes:  # type: ignore[attr-defined]
       meshes.append(tensor.device_mesh)  # type: ignore[attr-defined]
-  for mesh in meshes:
-    for dim in range(mesh.ndim):
-      dist.all_reduce(skip, dist.ReduceOp.MAX, group=mesh.get_group(dim))
+  return [mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim)]

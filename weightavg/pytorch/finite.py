@@ -3,14 +3,18 @@
 On an accelerator the result of a look is a number on the device. It makes the
 update of an average a no-op there, and reaches the host a sample later, or
 when somebody asks: nothing synchronises in an update.
+
+Ranks that average the same weights, or pieces of them, skip a sample together:
+the largest of their numbers decides, on the device, by one all-reduce.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from weightavg.pytorch import dtensors, multi_tensor
+from weightavg.pytorch import distributed, dtensors, multi_tensor
 
 
 class Look:
@@ -47,13 +51,18 @@ class Looker:
 
   The result of a look must be read before the next one: both arrive in the same
   pinned memory, which takes long to allocate.
+
+  Args:
+    collective: the ranks that look at the same time and decide alike: False for
+      none, True for all, or a group.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, collective: bool | dist.ProcessGroup = False) -> None:
+    self._collective = collective
     self._host: Tensor | None = None
 
   def look(
-    self, tensors: Sequence[Tensor], distributed: Sequence[Tensor] = ()
+    self, tensors: Sequence[Tensor], dtensor_parameters: Sequence[Tensor] = ()
   ) -> bool | Look:
     """Look at all elements: True or False at once for tensors in host memory.
 
@@ -61,19 +70,16 @@ class Looker:
 
     Args:
       tensors: the sample.
-      distributed: DTensors of which `tensors` holds this rank's pieces. If
-        there are any, the ranks agree by one all-reduce of a number.
+      dtensor_parameters: those of which `tensors` holds this rank's pieces;
+        the ranks of their meshes decide alike, whatever `collective` is.
     """
+    groups = self._groups(dtensor_parameters)
     devices = {t.device for t in tensors}
     if len(devices) > 1 or next(iter(devices)).type == 'cpu':
       is_finite = multi_tensor.all_finite(tensors)
-      if distributed:
-        skip = torch.tensor(float(not is_finite))
-        dtensors.agree(skip, distributed)
-        is_finite = not skip.item()
-      return is_finite
+      return not distributed.any_rank(not is_finite, groups)
     skip = multi_tensor.not_finite(tensors)
-    dtensors.agree(skip, distributed)
+    distributed.max_over_ranks_(skip, groups)
     if not skip.is_cuda:
       return Look(skip)
     if self._host is None:
@@ -82,3 +88,15 @@ class Looker:
     arrived = torch.cuda.Event()
     arrived.record()
     return Look(skip, self._host, arrived)
+
+  def _groups(self, tensors: Sequence[Tensor]) -> list[dist.ProcessGroup]:
+    """The groups whose maximum decides, none within another one."""
+    whole = distributed.group_of(self._collective)
+    if whole is None:
+      return dtensors.process_groups(tensors)
+    ranks = set(dist.get_process_group_ranks(whole))
+    return [whole] + [
+      group
+      for group in dtensors.process_groups(tensors)
+      if not ranks.issuperset(dist.get_process_group_ranks(group))
+    ]

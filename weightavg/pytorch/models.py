@@ -11,6 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 _COMPILED = '_orig_mod'
 # Names of a normalisation layer's running statistics.
 RUNNING_STATISTICS = ('running_mean', 'running_var')
+_COUNTER = 'num_batches_tracked'
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -50,6 +51,14 @@ class Statistic:
   def tensor(self) -> Tensor:
     """The buffer the layer currently holds; layers may replace it."""
     return getattr(self.layer, self.attribute)
+
+  @property
+  def counter(self) -> tuple[str, Tensor] | None:
+    """Name and buffer of the layer's number of batches, if it counts them."""
+    counter = getattr(self.layer, _COUNTER, None)
+    if not isinstance(counter, Tensor):
+      return None
+    return self.name.removesuffix(self.attribute) + _COUNTER, counter
 
 
 def running_statistics(model: nn.Module) -> Iterator[Statistic]:

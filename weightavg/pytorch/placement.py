@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch.distributed as dist
 from torch import Tensor
 
 from weightavg.pytorch.device_placement import DevicePlacement
@@ -15,8 +16,16 @@ def build_placement(
   scheme: Scheme,
   tensors: Sequence[Tensor],
   checkpoints: bool = True,
+  group: dist.ProcessGroup | None = None,
 ) -> DevicePlacement:
   """Build the placement called `name`: 'device', 'cpu' or 'sharded'.
+
+  Args:
+    name: of the placement.
+    scheme: with its length in samples.
+    tensors: the weights.
+    checkpoints: of `ShardedPlacement`.
+    group: of `ShardedPlacement`.
 
   Raises:
     ValueError: for weights on several devices, unless they stay there.
@@ -30,5 +39,5 @@ def build_placement(
   if name == 'cpu':
     return HostPlacement(scheme, tensors)
   if name == 'sharded':
-    return ShardedPlacement(scheme, tensors, checkpoints)
+    return ShardedPlacement(scheme, tensors, checkpoints, group)
   return DevicePlacement(scheme, tensors)

@@ -23,6 +23,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from weightavg.pytorch import (
@@ -67,6 +68,7 @@ class PrimalPlacement:
     interpolation: mu in (0, 1).
     averages_statistics: False leaves them, from the first sample on, to
       `keep_statistics`.
+    collective: the ranks that skip a sample together; see `finite.Looker`.
 
   Raises:
     ValueError: for parameters of 16 bits.
@@ -78,6 +80,7 @@ class PrimalPlacement:
     weights: Weights,
     interpolation: float,
     averages_statistics: bool = True,
+    collective: bool | dist.ProcessGroup = False,
   ) -> None:
     for name, p in zip(weights.names, weights.parameters, strict=False):
       if accumulators.average_dtype(p.dtype) != p.dtype:
@@ -107,7 +110,7 @@ class PrimalPlacement:
       for s in weights.statistics
     ]
     self._step: _Step | None = None
-    self._looker = finite.Looker()
+    self._looker = finite.Looker(collective)
     # The parameters as `end` left them.
     self._left: list[tuple[Tensor, int, int]] | None = None
     training_point.guard(self, weights.parameters)
@@ -291,7 +294,7 @@ class PrimalPlacement:
       p for o in optimizers for g in o.param_groups for p in g['params']
     }
     own = [p for p in self._weights.parameters if p.grad is not None]
-    if not stepped.issuperset(own):
+    if not own or not stepped.issuperset(own):
       return
     gradients = [dtensors.local(p.grad) for p in own]  # type: ignore[arg-type]
     look = self._looker.look(

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from weightavg.pytorch.swap import Swap
@@ -20,7 +21,7 @@ def forward_passes(
   weights: Weights,
   swap: Swap,
   average: list[Tensor],
-  collective: bool,
+  collective: bool | dist.ProcessGroup,
   keep: Callable[[list[Tensor]], None],
 ) -> Iterator[None]:
   """Show an average to forward passes that move its running statistics.
@@ -32,7 +33,7 @@ def forward_passes(
     weights: of the model.
     swap: shows the average in it.
     average: parallel to `weights.tensors`, statistics included.
-    collective: keep rank 0's statistics.
+    collective: keep the first rank's statistics.
     keep: gets the statistics that the passes have left behind.
   """
   assert weights.model is not None

@@ -124,6 +124,7 @@ class ShardedPlacement(DevicePlacement):
     checkpoints: whether `collect` brings all shares to rank 0, over a gloo
       group of its own, so that it cannot be mixed up with the collectives of a
       simultaneous evaluation.
+    group: the ranks; None for all. Rank 0 is the first of them.
   """
 
   def __init__(
@@ -131,8 +132,10 @@ class ShardedPlacement(DevicePlacement):
     scheme: Scheme,
     tensors: Sequence[Tensor],
     checkpoints: bool = True,
+    group: dist.ProcessGroup | None = None,
   ) -> None:
-    self._rank, self._world_size = rank_and_world()
+    self._ranks = group
+    self._rank, self._world_size = rank_and_world(group)
     if not dist.is_initialized():
       logging.log_first_n(
         logging.INFO, 'No process group: the average is sharded over 1 rank.', 1
@@ -147,7 +150,12 @@ class ShardedPlacement(DevicePlacement):
     self._checkpoints = checkpoints
     self._group = None
     if self._world_size > 1 and checkpoints:
-      self._group = dist.new_group(backend='gloo')
+      self._group = dist.new_group(
+        dist.get_process_group_ranks(group),
+        backend='gloo',
+        # The ranks outside of `group` do not take part.
+        use_local_synchronization=group is not None,
+      )
     self._gathering: _Gathering | None = None
     # Whole buffers that a checkpoint gave, until the next sample.
     self._restored: list[list[Tensor]] | None = None
@@ -179,7 +187,7 @@ class ShardedPlacement(DevicePlacement):
       whole = torch.empty(
         size * self._world_size, dtype=torch.uint8, device=device
       )
-      all_gather(whole, share)
+      all_gather(whole, share, self._ranks)
     result = []
     for tensor, offset in zip(tensors, self._layout.offsets, strict=True):
       nbytes = tensor.numel() * tensor.element_size()

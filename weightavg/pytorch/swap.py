@@ -27,6 +27,8 @@ class Swap:
     # exchanged, copies of them otherwise.
     self.raw: list[Tensor] | None = None
     self.backup: list[Tensor] | None = None
+    # Recomputed statistics (torch's update_bn) begin their counts anew.
+    self._counters: dict[str, Tensor] = {}
     self._showing: shown.Showing | None = None
 
   def show(self, raw: list[Tensor], average: list[Tensor]) -> None:
@@ -42,6 +44,7 @@ class Swap:
     weights = self._weights
     self._showing = shown.Showing(self, weights.parameters, weights.modules())
     shown.clear_autocast_cache()
+    self._counters = {k: c.clone() for k, c in weights.counters().items()}
     if self._exchange:
       self._exchange_in(raw, average)
     else:
@@ -59,11 +62,21 @@ class Swap:
       multi_tensor.copy_(
         [dtensors.local(t) for t in self._weights.tensors], self.raw
       )
+    self._weights.set_counters(self._counters)
     self.raw = None
     shown.clear_autocast_cache()
     if self._showing is not None:
       self._showing.end()
       self._showing = None
+
+  def changed_counters(self) -> dict[str, Tensor]:
+    """Numbers of batches that `undo` will put back, where they differ now."""
+    now = self._weights.counters() if self.raw is not None else {}
+    return {
+      name: self._counters[name]
+      for name, counter in now.items()
+      if name in self._counters and not counter.equal(self._counters[name])
+    }
 
   def _exchange_in(self, raw: list[Tensor], average: list[Tensor]) -> None:
     # Before anything is exchanged: undo can then put back half a swap.

@@ -2,7 +2,7 @@
 
 import collections
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from weightavg.pytorch import dtensors, models
-from weightavg.pytorch.distributed import world_size
+from weightavg.pytorch.distributed import group_of
 
 
 class Weights:
@@ -76,24 +76,38 @@ class Weights:
     """The memory of `tensors`, of DTensors this rank's pieces."""
     return [dtensors.local(tensor) for tensor in self.tensors]
 
-  def sample(self, collective: bool) -> list[Tensor]:
+  def counters(self) -> dict[str, Tensor]:
+    """How many batches the averaged running statistics have seen, by name."""
+    return dict(c for s in self.statistics if (c := s.counter) is not None)
+
+  def set_counters(self, counters: Mapping[str, Tensor]) -> None:
+    """Write the numbers of batches to the layers that have them."""
+    for name, counter in self.counters().items():
+      if name in counters:
+        counter.copy_(counters[name])
+
+  def sample(self, collective: bool | dist.ProcessGroup) -> list[Tensor]:
     """The memory of the parameters, and copies of the running statistics."""
     parameters = [dtensors.local(p) for p in self.parameters]
     return parameters + self.statistics_now(collective)
 
-  def statistics_now(self, collective: bool) -> list[Tensor]:
+  def statistics_now(
+    self, collective: bool | dist.ProcessGroup
+  ) -> list[Tensor]:
     """Running statistics as copies, which outlive the next forward pass.
 
     Args:
-      collective: take rank 0's; one broadcast for each device and dtype.
+      collective: take those of the first rank, of all or of a group; one
+        broadcast for each device and dtype.
     """
+    group = group_of(collective)
     result = [s.tensor for s in self.statistics]
     for kind in dict.fromkeys((t.device, t.dtype) for t in result):
       places = [i for i, t in enumerate(result) if (t.device, t.dtype) == kind]
       parts = [result[i] for i in places]
       flat = torch.cat([t.reshape(-1) for t in parts])
-      if collective and world_size() > 1:
-        dist.broadcast(flat, src=0)
+      if group is not None:
+        dist.broadcast(flat, src=dist.get_global_rank(group, 0), group=group)
       copies = flat.split([t.numel() for t in parts])
       for i, own in zip(places, copies, strict=True):
         result[i] = own.view(result[i].shape)

@@ -7,7 +7,6 @@ without touching it, so each kind of run has one fixed set of them.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +18,7 @@ from weightavg.optimizers.primal import (
   SCHEDULE_FREE_DEFAULTS,
 )
 
-# Submissions that exist for the study only: name to file.
-HERE = 'lab/studies/claims/submissions'
+# Submissions that exist for studies only.
 LOOKAHEAD, INVERSE_SQRT = 'lookahead', 'inverse_sqrt'
 # No average is as good as the raw weights are at half of T any sooner.
 EVALUATED_FROM = 0.2
@@ -42,12 +40,6 @@ class Run(Training):
   follower: type[Follower] = Followed
   # Runs outlive a change of targets: `Shelf` adds those of the day.
   needs_target: bool = False
-
-  @property
-  def submission_path(self) -> str:
-    """The submission's file, relative to the clone."""
-    own = f'{HERE}/{self.submission}.py'
-    return own if pathlib.Path(own).exists() else super().submission_path
 
   def build(self) -> Any:
     """Build the workload with this length and batch size."""

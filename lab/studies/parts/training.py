@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +16,13 @@ from lab.core import search_space
 from lab.core.frameworks import framework_of
 from lab.run import from_python
 from lab.run.observers import Observer
+from lab.studies.parts.methods import METHODS
 from lab.workloads import build_workload
 
 Result = dict[str, Any]
 ROOT = pathlib.Path(__file__).resolve().parents[3]
+# Submissions that exist for studies only.
+COMPARED = 'lab/studies/submissions'
 
 
 class Follower(Observer):
@@ -47,7 +50,8 @@ class Training:
 
   Args:
     workload: name of a local workload.
-    submission: name of a folder in submissions/.
+    submission: name of a folder in submissions/, or of a file in
+      lab/studies/submissions/.
     point: hyperparameters of the submission.
     seed: of the run.
     follower: observes the run; called with `follows` as keyword arguments.
@@ -72,6 +76,9 @@ class Training:
   @property
   def submission_path(self) -> str:
     """The submission's file, relative to the clone."""
+    compared = f'{COMPARED}/{self.submission}.py'
+    if pathlib.Path(compared).exists():
+      return compared
     return f'submissions/{self.submission}/submission.py'
 
   @functools.cached_property
@@ -123,13 +130,16 @@ class Training:
     workload.epochs = self.epochs
     return workload
 
+  def steps_of(self, workload: Any) -> int:
+    """Steps of the run on the workload that `build` has made."""
+    return round(self.budget_factor * workload.step_hint)
+
   def execute(self, directory: str) -> Result:
     """Train in this process; the follower's findings beside the columns."""
     workload = self.build()
-    point, steps = dict(self.point), None
+    point, steps = dict(self.point), self.steps_of(workload)
     if self.budget_factor != 1.0:
       point['step_hint_factor'] = self.budget_factor
-      steps = round(self.budget_factor * workload.step_hint)
     follower = self.follower(**self.follows)
     from_python.train(
       workload,
@@ -144,7 +154,7 @@ class Training:
       **self.columns,
       'workload': self.workload,
       'seed': self.seed,
-      'budget_steps': steps or workload.step_hint,
+      'budget_steps': steps,
       'evaluated_every': workload.eval_every_steps,
       'target': self.content['target'],
       'higher_is_better': workload.higher_is_better,
@@ -198,42 +208,20 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def tuned_path(workload: str, optimizer: str = 'nadamw') -> pathlib.Path:
-  """Path of the search space that holds an optimizer's tuned point."""
+  """Path of the search space that holds a method's tuned point."""
   path = ROOT / build_workload(workload).tuned_search_space
   suffix = '' if optimizer == 'nadamw' else f'_{optimizer}'
   return path.with_stem(path.stem + suffix)
 
 
 def tuned_point(workload: str, optimizer: str = 'nadamw') -> dict[str, Any]:
-  """The point that the workload's runs of an optimizer have.
+  """The point that the workload's runs of a method have.
 
-  An optimizer that was not searched on the workload is run with NadamW's, in
-  its own terms.
+  A method that was not searched on the workload starts from the tuned point of
+  its base (`lab.studies.parts.methods`).
   """
-  path = tuned_path(workload, optimizer)
-  convert = _IN_TERMS_OF[optimizer]
-  if path.exists():
-    convert = dict
-  else:
-    path = tuned_path(workload)
+  path, method = tuned_path(workload, optimizer), METHODS[optimizer]
+  if method.base is not None and not path.exists():
+    return method.start(tuned_point(workload, method.base))
   (point,) = search_space.load(str(path), 1, seed=0)
-  return convert(point)
-
-
-def shampoo_point(point: Mapping[str, float]) -> dict[str, float]:
-  """NadamW's point in Shampoo's terms; a beta2 that is not given stays so.
-
-  >>> shampoo_point({'learning_rate': 0.1, 'beta2': 0.75})
-  {'learning_rate': 0.1, 'one_minus_beta2': 0.25}
-  """
-  if 'beta2' not in point:
-    return dict(point)
-  rest = {key: value for key, value in point.items() if key != 'beta2'}
-  return rest | {'one_minus_beta2': 1.0 - point['beta2']}
-
-
-# An optimizer to the function that puts NadamW's tuned point in its terms.
-_IN_TERMS_OF: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-  'nadamw': dict,
-  'shampoo': shampoo_point,
-}
+  return point

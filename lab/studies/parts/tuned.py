@@ -2,17 +2,14 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from lab.core import logs
 from lab.studies.parts import tables
-from lab.studies.parts.training import (
-  ROOT,
-  shampoo_point,
-  tuned_path,
-  tuned_point,
-)
+from lab.studies.parts.methods import METHODS, REGULARIZERS
+from lab.studies.parts.shown import SHOWN
+from lab.studies.parts.training import ROOT, tuned_path, tuned_point
 from lab.workloads import build_workload
 from weightavg.pytorch import models
 
@@ -79,24 +76,6 @@ def candidates_of(workload: str) -> dict[str, dict[str, Any]]:
   return found
 
 
-def nadamw_point(point: Mapping[str, Any]) -> dict[str, Any]:
-  """Put a searched point in NadamW's terms.
-
-  >>> nadamw_point({'learning_rate': 0.1, 'one_minus_beta2': 0.25})
-  {'learning_rate': 0.1, 'beta2': 0.75}
-  """
-  rest = {k: v for k, v in point.items() if k != 'one_minus_beta2'}
-  return rest | {'beta2': 1.0 - point['one_minus_beta2']}
-
-
-REGULARIZERS = ('dropout_rate', 'label_smoothing')
-# A submission without averages to the function that puts a point in its terms.
-METHODS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-  'nadamw': nadamw_point,
-  'shampoo': dict,
-}
-
-
 def incumbent(
   workload: str, method: str, names: Iterable[str]
 ) -> dict[str, Any] | None:
@@ -105,7 +84,7 @@ def incumbent(
   Args:
     workload: name of a local workload.
     method: key of METHODS.
-    names: searched hyperparameters.
+    names: its searched hyperparameters.
 
   Returns:
     The point; None where there is none yet, or where it has no value for a
@@ -113,17 +92,31 @@ def incumbent(
   """
   if not tuned_path(workload).exists():
     return None
-  point = tuned_point(workload, method)
-  if method == 'nadamw':
-    point = shampoo_point(point)
+  point = METHODS[method].searched(tuned_point(workload, method))
   point = dict.fromkeys(REGULARIZERS, 0.0) | point
   if not set(names) <= set(point):
     return None
   return {name: point[name] for name in names}
 
 
+def candidates(method: str) -> dict[str, dict[str, Any]]:
+  """Return the averages that follow a method's trials.
+
+  A submission that shows an average of its own has that one candidate: without
+  averaging, a candidate measures the weights that evaluation sees.
+  """
+  if METHODS[method].shows_average:
+    return {SHOWN: CANDIDATES['raw']}
+  return CANDIDATES
+
+
+def result_of(method: str) -> str:
+  """Return the candidate whose winning point is the method's tuned point."""
+  return next(iter(candidates(method)))
+
+
 def folder(workload: str, method: str) -> pathlib.Path:
-  """Return the folder of a committed search."""
+  """Return the folder of a search, with its runs and its committed files."""
   return ROOT / 'results' / 'tuning' / f'{workload}_{method}'
 
 
@@ -139,12 +132,13 @@ def kinds_by_point(
 ) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
   """Return the points to run, each with the kinds that it was best for.
 
-  The first one is the tuned point of the raw weights.
+  The first one is the method's tuned point.
   """
-  points = {'raw': tuned_point(workload, method)} | {
-    kind: METHODS[method](winner['point'])
+  result = result_of(method)
+  points = {result: tuned_point(workload, method)} | {
+    kind: METHODS[method].point(winner['point'])
     for kind, winner in winners(workload, method).items()
-    if kind != 'raw'
+    if kind != result
   }
   found: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {}
   for kind, point in points.items():

@@ -1,5 +1,6 @@
 """The search: its points, its rule, its winners, and a whole small one."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -10,8 +11,21 @@ from study_runs import lines
 
 from lab.core.errors import InputError
 from lab.studies import tune
-from lab.studies.parts import execution, search, training, tuned
-from lab.workloads import click_dlrm, denoise_unet
+from lab.studies.parts import (
+  execution,
+  finals,
+  methods,
+  search,
+  training,
+  tuned,
+)
+from lab.studies.parts.methods import METHODS
+from lab.workloads import (
+  WORKLOADS,
+  build_workload,
+  click_dlrm,
+  denoise_unet,
+)
 
 NAN = math.nan
 
@@ -117,7 +131,7 @@ def test_a_trial_ends_at_a_rung_where_it_is_worse_than_the_limit(
   assert found['budget_steps'] == 12
   assert found['stopped'] == stopped
   assert found['curves']['raw'][-1][0] == last
-  assert set(found['curves']) == set(tune.CANDIDATES)
+  assert set(found['curves']) == set(tuned.CANDIDATES)
   looks = [step for step, *_ in found['curves']['raw']]
   assert looks == list(range(4, last + 1, 2))
   values = [c[2] for curve in found['curves'].values() for c in curve]
@@ -130,7 +144,7 @@ def test_a_trial_that_diverges_ends_at_the_first_rung(short, tmp_path):
   found = tune.training('click_dlrm', 'nadamw', point, 0).execute(str(tmp_path))
   assert found['stopped'] == 4
   assert math.isnan(found['rungs'][0])
-  assert set(tune.best_of(found).values()) == {None}
+  assert set(finals.best_of(found).values()) == {None}
 
 
 def test_points_have_the_terms_of_their_method():
@@ -142,28 +156,118 @@ def test_points_have_the_terms_of_their_method():
   assert nadamw.submission == 'nadamw'
 
 
+@pytest.mark.parametrize('method', METHODS)
+def test_trials_of_all_methods_have_the_same_values_of_what_they_share(method):
+  ranges = METHODS[method].ranges(search.RANGES)
+  shared = search.points(search.RANGES, 64, 0)
+  own = search.points(ranges, 64, 0)
+  names = set(ranges) & set(search.RANGES)
+  assert {'learning_rate', 'one_minus_beta2', 'weight_decay'} <= names
+  # With more dimensions, the places of the last values may move by rounding.
+  for name in names:
+    expected = [point[name] for point in shared]
+    assert [point[name] for point in own] == pytest.approx(expected, rel=1e-12)
+  if 'one_minus_interpolation' in ranges:
+    assert 'one_minus_beta1' not in ranges
+    expected = [point['one_minus_beta1'] for point in shared]
+    found = [point['one_minus_interpolation'] for point in own]
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_other_shared_ranges_hold_for_all_methods():
+  span = {'min': 0.3, 'max': 0.4, 'scaling': 'linear'}
+  changed = METHODS['nadamw_primal'].ranges(ranges(one_minus_beta1=span))
+  assert changed['one_minus_interpolation'] == span
+  assert changed['averaging_horizon']['max'] == 0.2
+
+
+def test_a_method_without_a_budget_warms_up_by_steps():
+  (point,) = search.points(
+    METHODS['nadamw_schedule_free'].ranges(search.RANGES), 1, 0
+  )
+  assert 'warmup_factor' not in point
+  found = METHODS['nadamw_schedule_free'].point(point)
+  assert found['warmup_steps'] == round(point['warmup_steps'])
+  assert isinstance(found['warmup_steps'], int)
+  assert found['schedule_free_power'] == point['one_plus_power'] - 1.0
+  assert found['averaging_interpolation'] == (
+    1.0 - point['one_minus_interpolation']
+  )
+  assert found['schedule'] == 'constant'
+  # Warm-ups of the other methods on all workloads are in the range.
+  span = METHODS['nadamw_schedule_free'].ranges(search.RANGES)['warmup_steps']
+  shared = search.RANGES['warmup_factor']
+  budgets = [
+    tune.BUDGET_FACTOR * build_workload(name).step_hint for name in WORKLOADS
+  ]
+  assert span['min'] <= shared['min'] * min(budgets)
+  assert shared['max'] * max(budgets) <= span['max']
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_point_and_the_terms_of_its_search_belong_together(method):
+  own = METHODS[method]
+  for point in search.points(own.ranges(search.RANGES), 8, 0):
+    back = own.searched(own.point(point))
+    if 'warmup_steps' in point:
+      point['warmup_steps'] = round(point['warmup_steps'])
+    found = {name: back[name] for name in point}
+    assert found == pytest.approx(point, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+  'method', [name for name in METHODS if METHODS[name].shows_average]
+)
+def test_the_result_of_a_trial_is_what_its_submission_shows(
+  method, short, tmp_path
+):
+  (point,) = search.points(METHODS[method].ranges(search.RANGES), 1, 0)
+  run = tune.training('click_dlrm', method, point, 0)
+  found = run.execute(str(tmp_path))
+  assert list(found['curves']) == ['shown']
+  alone = dataclasses.replace(run, follower=Alone, follows={})
+  expected = dict(alone.execute(str(tmp_path / 'alone'))['curves']['alone'])
+  for step, _, value in found['curves']['shown']:
+    assert expected[step] == value
+  early = [v for step, _, v in found['curves']['shown'] if step <= 8]
+  assert found['rungs'][-1] == min(early)
+
+
+class Alone(training.Follower):
+  """The run's own evaluations."""
+
+  def __init__(self):
+    self.curve = []
+
+  def at_evaluation(self, run, metrics):
+    self.curve.append((run.state.global_step, metrics['validation/loss']))
+
+  def findings(self):
+    return {'curves': {'alone': self.curve}}
+
+
 def trial(stopped=None, higher=False, **best):
   """A trial whose candidates have these values, and others none."""
   curves = {
     name: [[12, 1.0, best.get(name.split()[0], NAN)]]
-    for name in tune.CANDIDATES
+    for name in tuned.CANDIDATES
   }
   return {'higher_is_better': higher, 'stopped': stopped, 'curves': curves}
 
 
 def test_finalists_are_the_best_four_of_each_kind():
   trials = [trial(raw=float(i), ema=10.0 - i) for i in range(10)]
-  assert tune.finalists(trials) == [0, 1, 2, 3, 6, 7, 8, 9]
+  assert finals.finalists(trials) == [0, 1, 2, 3, 6, 7, 8, 9]
   trials[0] |= {'stopped': 4}
-  assert tune.finalists(trials) == [1, 2, 3, 4, 6, 7, 8, 9]
+  assert finals.finalists(trials) == [1, 2, 3, 4, 6, 7, 8, 9]
   up = [trial(higher=True, raw=float(i)) for i in range(10)]
-  assert tune.finalists(up) == [6, 7, 8, 9]
+  assert finals.finalists(up) == [6, 7, 8, 9]
 
 
 def test_the_best_mean_over_seeds_wins_and_a_diverged_seed_loses():
   one = [trial(raw=1.0, ema=5.0), trial(raw=3.0, ema=5.0)]
   other = [trial(raw=0.0), trial(raw=5.0, ema=1.0)]
-  found = tune.winners([(4, {'a': 1}, one), (7, {'a': 2}, other)])
+  found = finals.winners([(4, {'a': 1}, one), (7, {'a': 2}, other)])
   assert found['raw']['trial'] == 4
   assert found['raw']['mean'] == 2.0
   assert found['raw']['point'] == {'a': 1}
@@ -206,22 +310,20 @@ def test_a_search_is_resumed_extended_and_refuses_other_ranges(
   tune.main([*command, '--trials=4'])
   first = json.loads((folder / 'search.json').read_text())
   trials = json.loads((folder / 'trials.json').read_text())
-  finals = json.loads((folder / 'finals.json').read_text())
+  again = json.loads((folder / 'finals.json').read_text())
   assert first['trials'] == len(trials) == 4
   assert first['stopped_trials'] == sum(
     t['stopped'] is not None for t in trials
   )
-  assert {row['seed'] for row in finals} == {1, 2}
+  assert {row['seed'] for row in again} == {1, 2}
   winner = first['winners']['raw']
-  (row,) = [
-    r for r in finals if (r['trial'], r['seed']) == (winner['trial'], 1)
-  ]
+  (row,) = [r for r in again if (r['trial'], r['seed']) == (winner['trial'], 1)]
   assert row['best']['raw'] == winner['values'][0]
   assert winner['point'] == trials[winner['trial']]['point']
   assert winner['average'] == 'raw'
   shown = capsys.readouterr().out
   assert shown.startswith('4 trials, ')
-  assert [line[0] for line in lines(tune.table(first))[1:]] == [
+  assert [line[0] for line in lines(finals.table(first))[1:]] == [
     winner['average'] for winner in first['winners'].values()
   ]
 
@@ -250,8 +352,8 @@ def test_a_search_is_resumed_extended_and_refuses_other_ranges(
   tune.main([*command, '--report_only', '--promote'])
   record = json.loads((folder / 'search.json').read_text())
   raw = record['winners']['raw']['point']
-  assert json.loads(path.read_text()) == [tuned.nadamw_point(raw)]
-  assert training.tuned_point('click_dlrm') == tuned.nadamw_point(raw)
+  assert json.loads(path.read_text()) == [METHODS['nadamw'].point(raw)]
+  assert training.tuned_point('click_dlrm') == METHODS['nadamw'].point(raw)
 
   # Shampoo has NadamW's point in its terms, until it has one of its own.
   in_terms = training.tuned_point('click_dlrm', 'shampoo')
@@ -259,7 +361,79 @@ def test_a_search_is_resumed_extended_and_refuses_other_ranges(
   changed = {'raw': {'point': raw | {'learning_rate': 0.5}}}
   tune.promote(record | {'method': 'shampoo', 'winners': changed})
   assert training.tuned_point('click_dlrm', 'shampoo')['learning_rate'] == 0.5
-  assert training.tuned_point('click_dlrm') == tuned.nadamw_point(raw)
+  assert training.tuned_point('click_dlrm') == METHODS['nadamw'].point(raw)
+
+
+@pytest.mark.parametrize('method', ['nadamw_primal', 'nadamw_schedule_free'])
+def test_a_method_that_shows_its_average_is_searched_and_promoted(
+  method, short, in_process, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(search, 'COHORT', 2)
+  monkeypatch.setattr(tune, 'FINAL_SEEDS', (1,))
+  monkeypatch.setattr(training, 'ROOT', tmp_path)
+  path = training.tuned_path('click_dlrm')
+  path.parent.mkdir(parents=True)
+  path.write_text(json.dumps([METHODS['nadamw'].point(POINT)]))
+  folder = tmp_path / 'x'
+  command = ['--workload=click_dlrm', f'--method={method}', '--trials=3']
+  tune.main([*command, f'--output_dir={folder}', '--promote'])
+  record = json.loads((folder / 'search.json').read_text())
+  trials = json.loads((folder / 'trials.json').read_text())
+  assert [list(row['curves']) for row in trials] == 3 * [['shown']]
+  assert list(record['winners']) == ['shown']
+  assert set(record['winners']['shown']['point']) == set(record['ranges'])
+  # The incumbent is NadamW's point with the submission's defaults.
+  incumbent = record['incumbent']
+  assert incumbent['learning_rate'] == POINT['learning_rate']
+  assert incumbent['one_minus_interpolation'] == pytest.approx(0.1)
+  again = json.loads((folder / 'finals.json').read_text())
+  assert 'incumbent' in [row['trial'] for row in again]
+  # Promoted is a point of its own; NadamW's is what it was.
+  own = training.tuned_path('click_dlrm', method)
+  assert own.name == f'click_dlrm_{method}.json'
+  (point,) = json.loads(own.read_text())
+  assert point == METHODS[method].point(record['winners']['shown']['point'])
+  assert training.tuned_point('click_dlrm', method) == point
+  assert training.tuned_point('click_dlrm') == METHODS['nadamw'].point(POINT)
+  assert tuned.kinds_by_point('click_dlrm', method) == [(point, ('shown',))]
+
+
+def test_a_dry_run_counts_runs_and_writes_nothing(short, tmp_path, capsys):
+  folder = tmp_path / 'x'
+  command = ['--workload=click_dlrm', f'--output_dir={folder}', '--dry_run']
+  tune.main([*command, '--method=nadamw_primal', '--trials=8'])
+  shown = capsys.readouterr().out
+  # Four of one kind and the incumbent, with three seeds each.
+  assert shown.startswith('8 trials, of which 0 are finished, and at most 15 ')
+  assert 'click_dlrm: 23 runs, ' in shown
+  assert not folder.exists()
+  # NadamW has four kinds of averages, and all eight trials may be the best.
+  tune.main([*command, '--method=nadamw', '--trials=8'])
+  assert 'click_dlrm: 35 runs, ' in capsys.readouterr().out
+  folder.mkdir()
+  (folder / 'trials.json').write_text('[{}, {}, {}]')
+  tune.main([*command, '--method=nadamw_primal', '--trials=8'])
+  assert 'click_dlrm: 20 runs, ' in capsys.readouterr().out
+
+
+def test_methods_without_a_search_start_from_their_base(monkeypatch, tmp_path):
+  monkeypatch.setattr(training, 'ROOT', tmp_path)
+  path = training.tuned_path('click_dlrm')
+  path.parent.mkdir(parents=True)
+  path.write_text(json.dumps([METHODS['nadamw'].point(POINT)]))
+  found = training.tuned_point('click_dlrm', 'nadamw_schedule_free')
+  # 2 / (1 - 0.99) steps.
+  assert found['warmup_steps'] == 200
+  assert 'warmup_factor' not in found
+  assert found['one_minus_beta1'] == 1.0
+  # Shampoo's own point is the base of its form, once there is one.
+  primal = training.tuned_point('click_dlrm', 'shampoo_primal')
+  assert primal['one_minus_beta2'] == pytest.approx(0.01)
+  assert primal['averaging_horizon'] == 0.03
+  other = training.tuned_path('click_dlrm', 'shampoo')
+  other.write_text(json.dumps([POINT | {'learning_rate': 0.5}]))
+  primal = training.tuned_point('click_dlrm', 'shampoo_primal')
+  assert (primal['learning_rate'], primal['one_minus_beta1']) == (0.5, 1.0)
 
 
 def test_kinds_that_share_a_point_share_a_run(monkeypatch, tmp_path):
@@ -268,9 +442,9 @@ def test_kinds_that_share_a_point_share_a_run(monkeypatch, tmp_path):
   path = training.tuned_path('click_dlrm')
   path.parent.mkdir(parents=True)
   one, other = POINT, POINT | {'learning_rate': 0.02}
-  path.write_text(json.dumps([tuned.nadamw_point(one)]))
+  path.write_text(json.dumps([METHODS['nadamw'].point(one)]))
   assert tuned.kinds_by_point('click_dlrm', 'nadamw') == [
-    (tuned.nadamw_point(one), ('raw',))
+    (METHODS['nadamw'].point(one), ('raw',))
   ]
   points = {'raw': one, 'lawa': other, 'ema': one, 'polynomial': other}
   record = {'winners': {kind: {'point': p} for kind, p in points.items()}}
@@ -278,8 +452,8 @@ def test_kinds_that_share_a_point_share_a_run(monkeypatch, tmp_path):
   folder.mkdir(parents=True)
   (folder / 'search.json').write_text(json.dumps(record))
   assert tuned.kinds_by_point('click_dlrm', 'nadamw') == [
-    (tuned.nadamw_point(one), ('raw', 'ema')),
-    (tuned.nadamw_point(other), ('lawa', 'polynomial')),
+    (METHODS['nadamw'].point(one), ('raw', 'ema')),
+    (METHODS['nadamw'].point(other), ('lawa', 'polynomial')),
   ]
 
 
@@ -300,9 +474,9 @@ def test_the_incumbent_takes_part_in_the_finals(monkeypatch, tmp_path):
   path = training.tuned_path('click_dlrm')
   path.parent.mkdir(parents=True)
   # Without regularizers: their values are 0.
-  point = {k: v for k, v in POINT.items() if k not in tuned.REGULARIZERS}
+  point = {k: v for k, v in POINT.items() if k not in methods.REGULARIZERS}
   point |= {'learning_rate': 1e-4}
-  path.write_text(json.dumps([tuned.nadamw_point(point)]))
+  path.write_text(json.dumps([METHODS['nadamw'].point(point)]))
   folder = tmp_path / 'out'
 
   def tune_again(number):
@@ -312,10 +486,10 @@ def test_the_incumbent_takes_part_in_the_finals(monkeypatch, tmp_path):
   assert len(seen) == 2 + 3 * 3
   winner = record['winners']['raw']
   assert winner['trial'] == 'incumbent'
-  expected = point | dict.fromkeys(tuned.REGULARIZERS, 0.0)
+  expected = point | dict.fromkeys(methods.REGULARIZERS, 0.0)
   assert winner['point'] == pytest.approx(expected)
   # A search that goes on has the incumbent of its start.
-  path.write_text(json.dumps([tuned.nadamw_point(POINT)]))
+  path.write_text(json.dumps([METHODS['nadamw'].point(POINT)]))
   assert tune_again(3)['incumbent'] == record['incumbent']
 
   # A point that lacks a hyperparameter cannot take part.

@@ -12,6 +12,7 @@ import workload_ranks
 
 from lab import workloads
 from lab.studies.parts import tuned
+from lab.studies.parts.methods import METHODS
 from lab.workloads import (
   base,
   click_dlrm,
@@ -469,7 +470,7 @@ def test_tuned_point_belongs_to_the_baseline(name):
   SubmissionConfig.from_point(point, NADAMW, Raw)
   won = tuned.winners(name, 'nadamw').get('raw')
   if won is not None:
-    assert point == tuned.nadamw_point(won['point'])
+    assert point == METHODS['nadamw'].point(won['point'])
     return
   # Not searched yet: a published point with another learning rate.
   published = json.loads(

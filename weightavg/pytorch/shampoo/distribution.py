@@ -37,6 +37,7 @@ class RankGroup:
     process_group: process group of the exchange; None if size is 1.
     saving_group: gloo group for checkpoints; None if size is 1 and in all
       groups but the first.
+    everyone: process group of all ranks of all groups; None if it is one.
   """
 
   size: int = 1
@@ -44,6 +45,7 @@ class RankGroup:
   first: bool = True
   process_group: dist.ProcessGroup | None = None
   saving_group: dist.ProcessGroup | None = None
+  everyone: dist.ProcessGroup | None = None
 
 
 def form_groups(
@@ -75,10 +77,11 @@ def form_groups(
   if world == 1:
     return RankGroup()
   me = dist.get_rank(process_group)
-  ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD)
+  everyone = process_group or dist.group.WORLD
+  ranks = dist.get_process_group_ranks(everyone)
   first = me < size
   if size == 1:
-    return RankGroup(first=first)
+    return RankGroup(first=first, everyone=everyone)
   begin = me - me % size
   members = ranks[begin : begin + size]
   # Synchronised by the members alone, so `process_group` may be a subset.
@@ -88,7 +91,7 @@ def form_groups(
     saving = dist.new_group(
       members, backend='gloo', use_local_synchronization=True
     )
-  return RankGroup(size, me % size, first, mine, saving)
+  return RankGroup(size, me % size, first, mine, saving, everyone)
 
 
 def assign(

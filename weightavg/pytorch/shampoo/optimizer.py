@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from absl import logging
 
+from weightavg.pytorch.distributed import any_rank
 from weightavg.pytorch.schedules import (
   peak_learning_rates,
   warn_of_other_peaks,
@@ -82,8 +83,9 @@ class DistributedShampoo(torch.optim.Optimizer):
       phase p of its own, so that no step takes them all.
     diagonal_dim_threshold: see above.
     skip_nonfinite_gradients: skip a step with a non-finite gradient, counted in
-      `skipped_steps`, instead of raising.
-    process_group: the ranks to use; None for all.
+      `skipped_steps`, instead of raising. All ranks skip or raise if one of
+      them has such a gradient.
+    process_group: the ranks to use, which step alike; None for all.
 
   Search spaces (`ShampooConfig`) set all of these but grafting_beta2,
   use_nesterov (on), use_decoupled_weight_decay (on), preconditioner_dtype,
@@ -221,7 +223,10 @@ class DistributedShampoo(torch.optim.Optimizer):
         loss = closure()
     parameters.check_gradients(self._infos)
     bad = parameters.nonfinite_gradients(self._infos)
-    if bad:
+    # The ranks exchange their results: a rank that stopped here alone would let
+    # the others wait.
+    everyone = self._ranks.everyone
+    if any_rank(bool(bad), [] if everyone is None else [everyone]):
       self._refuse(bad)
       return loss
     self._version += 1
@@ -367,16 +372,21 @@ class DistributedShampoo(torch.optim.Optimizer):
       )
 
   def _refuse(self, names: list[str]) -> None:
+    """Skip the step, or raise.
+
+    Args:
+      names: of parameters; empty where another rank has the gradients.
+    """
     if not self.skip_nonfinite_gradients:
+      of = ', '.join(map(repr, names)) or 'a parameter on another rank'
       raise FloatingPointError(
-        f'Invalid gradient of {", ".join(map(repr, names))}. Must be finite, '
-        'and so must its norm.'
+        f'Invalid gradient of {of}. Must be finite, and so must its norm.'
       )
     self.skipped_steps += 1
     logging.warning(
       'Shampoo skipped a step (%d so far): the gradient of %s is not finite.',
       self.skipped_steps,
-      ', '.join(names),
+      ', '.join(names) or 'a parameter on another rank',
     )
 
   def _make_stacks(

@@ -1,1 +1,0 @@
-"""Submissions that the claims compare with; no part of the package."""
