@@ -35,6 +35,7 @@ study-quick: $(INSTALLED)
 # Draws the figures in results/ from the committed rows.
 figures: $(INSTALLED)
 	for study in steps horizon gains auto quickstart \
+	  $(if $(wildcard results/primal/primal.json),primal) \
 	  $(if $(wildcard results/study/claims.json),claims); do \
 	  $(BIN)/python -m lab.studies $$study --report_only > /dev/null || exit; \
 	done

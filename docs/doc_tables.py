@@ -7,6 +7,7 @@ writes the pages, `make check` fails when a page is stale.
 import json
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import algoperf_table
@@ -19,13 +20,13 @@ from lab.studies import (
   frameworks,
   gains,
   horizon,
+  primal,
   published,
   repeated,
   steps,
-  tune,
 )
 from lab.studies.claims import report as claim_report
-from lab.studies.parts import frame, search, tables
+from lab.studies.parts import finals, frame, search, tables
 from lab.studies.parts.methods import METHODS
 from lab.studies.parts.tables import number
 from weightavg.averaging_config import point_fields
@@ -197,7 +198,7 @@ def tuned_points() -> str:
   """Winning point and average of each kind, by workload and method."""
   return '\n\n'.join(
     f'`{record["workload"]}`, `{record["method"]}` ({record["metric"]}):\n\n'
-    + tune.table(record)
+    + finals.table(record)
     for record in _searches()
     if 'winners' in record
   )
@@ -232,6 +233,43 @@ def choice(*names: str) -> str:
 def repeated_data() -> str:
   """The choice among averages when training data repeat."""
   return repeated.table(results('auto/repeated.json'))
+
+
+def _primal(
+  file: str, table: Callable[[list[Any]], str], study: str = 'primal'
+) -> str:
+  """A table of averages that train, once the study has been run."""
+  path = RESULTS / 'primal' / file
+  if not path.exists():
+    return f'Not measured yet: `python -m lab.studies {study}`.'
+  return table(json.loads(path.read_text()))
+
+
+def primal_steps() -> str:
+  """Steps to target of averages that train and of those that watch."""
+  return _primal('primal.json', primal.table)
+
+
+def primal_verdicts() -> str:
+  """Numbers that averages that train were to reach."""
+  return _primal('primal.json', primal.verdicts)
+
+
+def primal_final() -> str:
+  """Best metric within T of averages that train and of those that watch."""
+  return _primal('primal.json', primal.final_metric)
+
+
+def primal_levels() -> str:
+  """Steps to the levels of NadamW's raw weights."""
+  return _primal('levels.json', primal.levels_table)
+
+
+def primal_figure(name: str, text: str) -> str:
+  """A figure of averages that train, once a study has drawn it."""
+  if not (RESULTS / 'primal' / name).exists():
+    return ''
+  return f'![{text}](../results/primal/{name})'
 
 
 # Claims in the table on the front page.

@@ -97,12 +97,12 @@ def trainings(options: argparse.Namespace) -> list[Training]:
   ]
 
 
-def rows_of(results: Sequence[Result]) -> list[Row]:
-  """Rows of study.json; ratios are to NadamW's raw weights of the same seed.
+def by_kind(results: Sequence[Result]) -> list[Result]:
+  """Split runs by the kinds that their points are best for.
 
-  A run at a point that is best for several kinds has rows for each of them.
+  A run at a point that is best for several kinds is one result for each.
   """
-  split = [
+  return [
     result
     | {
       'tuned_for': kind,
@@ -115,7 +115,11 @@ def rows_of(results: Sequence[Result]) -> list[Row]:
     for result in results
     for kind in result['tuned_for'].split(', ')
   ]
-  return frame.select(frame.rows_of(split, BASELINE), COLUMNS)
+
+
+def rows_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of study.json; ratios are to NadamW's raw weights of the same seed."""
+  return frame.select(frame.rows_of(by_kind(results), BASELINE), COLUMNS)
 
 
 def levels_of(results: Sequence[Result]) -> list[Row]:
@@ -281,15 +285,8 @@ def final_metric(rows: Sequence[Row]) -> str:
   """
   data = _read(rows, 'raw')
   plain = _baseline(data)
-  values = plain.set_index(['workload', 'seed'])['best_validation']
-  spread = values.groupby('workload').agg(lambda v: v.max() - v.min())
-  sign = data['higher_is_better'].map({True: 1.0, False: -1.0})
-  other = pd.MultiIndex.from_frame(data[['workload', 'seed']])
-  gain = data['best_validation'] - values.reindex(other).to_numpy()
-  data = data.assign(
-    # Adding 0 turns -0 into 0.
-    gain=sign * gain / data['workload'].map(spread).replace(0.0, math.nan) + 0.0
-  )
+  gains, values, spread = frame.gains(data, plain)
+  data = data.assign(gain=gains)
   lines = []
   for optimizer, workload, group in _groups(data):
     if workload not in spread:

@@ -25,15 +25,26 @@ point on the workload. `table` makes a table of winners from search.json.
 
 import argparse
 import json
-import math
 import pathlib
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lab.core import command_line, logs
 from lab.core.errors import InputError
-from lab.studies.parts import execution, search, study, tables, tuned
+from lab.studies.parts import (
+  costs,
+  execution,
+  search,
+  study,
+  tuned,
+)
+from lab.studies.parts.finals import (
+  FINALISTS,
+  finalists,
+  row_of,
+  table,
+  winners,
+)
 from lab.studies.parts.methods import METHODS, REGULARIZERS
 from lab.studies.parts.training import Result, Training, tuned_path
 from lab.studies.parts.tuned import kind_of
@@ -41,7 +52,6 @@ from lab.workloads import WORKLOADS, build_workload
 
 BUDGET_FACTOR = 0.75
 SEED, FINAL_SEEDS = 0, (1, 2, 3)
-FINALISTS = 4
 
 
 def training(
@@ -64,110 +74,67 @@ def training(
   )
 
 
-def best_of(result: Result) -> dict[str, float | None]:
-  """Return the best finite value of each candidate of a trial."""
-  pick = max if result['higher_is_better'] else min
-  return {
-    name: pick((v for *_, v in curve if math.isfinite(v)), default=None)
-    for name, curve in result['curves'].items()
-  }
-
-
-def _kind(best: Mapping[str, float | None], kind: str) -> list[float]:
-  """Return the values of the candidates of one kind that have not diverged."""
-  return [
-    value
-    for name, value in best.items()
-    if kind_of(name) == kind and value is not None
-  ]
-
-
-def finalists(trials: Sequence[Result]) -> list[int]:
-  """Return the numbers of the trials among the best four of some kind.
-
-  A trial that was stopped is left out.
-  """
-  chosen: set[int] = set()
-  for kind in dict.fromkeys(map(kind_of, trials[0]['curves'])):
-    values = {
-      number: (max if trial['higher_is_better'] else min)(found)
-      for number, trial in enumerate(trials)
-      if trial['stopped'] is None and (found := _kind(best_of(trial), kind))
-    }
-    sign = -1 if trials[0]['higher_is_better'] else 1
-    order = sorted(values, key=lambda number: (sign * values[number], number))
-    chosen |= set(order[:FINALISTS])
-  return sorted(chosen)
-
-
-def winners(
-  finals: Iterable[tuple[int | str, Mapping[str, Any], Sequence[Result]]],
+def used_ranges(
+  workload: str, method: str, ranges: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-  """Find, for each kind, the point and average with the best mean over seeds.
-
-  Args:
-    finals: number of a trial or 'incumbent', its point, and its results.
-  """
-  found: dict[str, dict[str, Any]] = {}
-  for number, point, results in finals:
-    higher = results[0]['higher_is_better']
-    values = [best_of(result) for result in results]
-    for name in values[0]:
-      own = [best[name] for best in values]
-      if None in own:
-        continue
-      mean = statistics.fmean(own)  # type: ignore[arg-type]
-      kind = kind_of(name)
-      if kind not in found or search.is_better(
-        mean, found[kind]['mean'], higher
-      ):
-        found[kind] = {
-          'average': name,
-          'mean': mean,
-          'values': own,
-          'trial': number,
-          'point': dict(point),
-        }
-  return found
-
-
-def row_of(number: int | str, point: Mapping[str, Any], result: Result) -> Any:
-  """Make the row of a trial, with curves of seven digits."""
-  curves = {
-    name: [float(f'{value:.7g}') for *_, value in curve]
-    for name, curve in result['curves'].items()
-  }
-  first = next(iter(result['curves'].values()))
+  """Return a method's ranges without regularizers that the workload lacks."""
+  has = build_workload(workload).regularizers
   return {
-    'trial': number,
-    'seed': result['seed'],
-    'point': dict(point),
-    'budget_steps': result['budget_steps'],
-    'stopped': result['stopped'],
-    'best': best_of(result),
-    'steps': [int(step) for step, *_ in first],
-    'curves': {
-      name: [v if math.isfinite(v) else None for v in values]
-      for name, values in curves.items()
-    },
+    name: span
+    for name, span in METHODS[method].ranges(ranges).items()
+    if name in has or name not in REGULARIZERS
   }
 
 
-def table(record: Mapping[str, Any]) -> str:
-  """Make the table of the winners in search.json, in Markdown."""
-  keys = list(record['ranges'])
-  lines = [
-    [
-      winner['average'],
-      f'{winner["mean"]:.6g}',
-      ', '.join(f'{value:.6g}' for value in winner['values']),
-      str(winner['trial']),
-      *(f'{winner["point"][key]:.4g}' for key in keys),
-    ]
-    for winner in record['winners'].values()
+def _points(
+  method: str,
+  ranges: Mapping[str, Mapping[str, Any]],
+  number: int,
+  used: Iterable[str],
+) -> list[dict[str, Any]]:
+  """Return the points of a search.
+
+  They are drawn from the ranges of all workloads: a workload without dropout
+  searches the same points otherwise.
+  """
+  names = list(used)
+  own = METHODS[method].ranges(ranges)
+  return [
+    {name: point[name] for name in names}
+    for point in search.points(own, number, SEED)
   ]
-  header = ['average', 'mean', 'by seed', 'trial', *keys]
-  return tables.markdown(header, lines)
+
+
+def estimate(
+  workload: str,
+  method: str,
+  ranges: Mapping[str, Mapping[str, Any]],
+  number: int,
+  folder: pathlib.Path,
+  jobs: int,
+) -> str:
+  """Say how many runs a search still needs at most, and how long they take."""
+  used = used_ranges(workload, method, ranges)
+  points = _points(method, ranges, number, used)
+  done = len(logs.read_json(str(folder / 'trials.json')) or [])
+  kinds = {kind_of(name) for name in tuned.candidates(method)}
+  last = min(number, FINALISTS * len(kinds))
+  finals = points[:last]
+  known = tuned.incumbent(workload, method, used)
+  if known is not None:
+    finals = [*finals, known]
+  trials = [training(workload, method, point, SEED) for point in points[done:]]
+  again = [
+    training(workload, method, point, seed)
+    for point in finals
+    for seed in FINAL_SEEDS
+  ]
+  return (
+    f'{number} trials, of which {done} are finished, and at most {len(again)} '
+    'runs of the best ones. The estimate counts whole trials; the median rule '
+    'leaves about 0.7 of their steps.\n'
+    f'{costs.describe([*trials, *again], jobs)}'
+  )
 
 
 def tune(
@@ -192,12 +159,7 @@ def tune(
     InputError: the search in the folder was begun differently.
   """
   local = build_workload(workload)
-  own_ranges = METHODS[method].ranges(ranges)
-  used = {
-    name: span
-    for name, span in own_ranges.items()
-    if name in local.regularizers or name not in REGULARIZERS
-  }
+  used = used_ranges(workload, method, ranges)
   record: dict[str, Any] = {
     'workload': workload,
     'method': method,
@@ -225,12 +187,7 @@ def tune(
   if not path.exists():
     logs.write_json(str(path), record)
   runs = str(folder / 'runs')
-  # The ranges of all workloads: a workload without dropout searches the same
-  # points otherwise.
-  points = [
-    {name: point[name] for name in used}
-    for point in search.points(own_ranges, number, SEED)
-  ]
+  points = _points(method, ranges, number, used)
   trials: list[Result] = []
   for start in range(0, number, search.COHORT):
     limits = search.limits(trials, local.higher_is_better)
@@ -297,6 +254,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     action='store_true',
     help="make the winner the method's tuned point on the workload",
   )
+  costs.add_flag(parser)
   options = parser.parse_args(arguments)
   for name, allowed in (('workload', sorted(WORKLOADS)), ('method', METHODS)):
     given = getattr(options, name)
@@ -325,6 +283,18 @@ def main(arguments: Sequence[str]) -> None:
     ranges = logs.read_json(options.ranges)
   search.check_ranges(ranges, options.ranges or search.__name__)
   folder = options.output_dir
+  if options.dry_run:
+    print(
+      estimate(
+        options.workload,
+        options.method,
+        ranges,
+        options.trials,
+        folder,
+        options.jobs,
+      )
+    )
+    return
   if options.report_only:
     record = logs.read_json(str(folder / 'search.json')) or {}
   else:

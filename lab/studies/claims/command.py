@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from lab.core import command_line, logs
 from lab.core.errors import InputError
-from lab.studies.claims import plan, report, rows
+from lab.studies.claims import report, rows
 from lab.studies.claims.claim import CLAIMS, named
 from lab.studies.claims.shelf import FULL, QUICK, Shelf
-from lab.studies.parts import execution, study
+from lab.studies.parts import costs, execution, study
 from lab.studies.parts.frame import Row
 
 FOLDER = pathlib.Path('results', 'study')
@@ -46,11 +46,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     help='run nothing: report on the finished runs, or, where there are none, '
     'on the rows in --output_dir',
   )
-  parser.add_argument(
-    '--dry_run',
-    action='store_true',
-    help='print the number of runs and hours, and end',
-  )
+  costs.add_flag(parser)
   options = parser.parse_args(arguments)
   known = [claim.name for claim in named(CLAIMS)]
   options.claims = named(command_line.names_of(options.only, known, 'only'))
@@ -76,9 +72,9 @@ def _known(path: pathlib.Path) -> list[Row]:
 
 def _make(shelf: Shelf, runs: str, jobs: int) -> Exception | None:
   """Make the runs that are missing; the error of one that failed."""
-  print(plan.describe(shelf.runs, jobs), file=sys.stderr)
+  print(costs.describe(shelf.runs, jobs), file=sys.stderr)
   try:
-    execution.run_all(shelf.runs, runs, jobs, plan.hours_of)
+    execution.run_all(shelf.runs, runs, jobs, costs.hours_of)
   except Exception as error:
     return error
   return None
@@ -106,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
   # Measured on an empty shelf, claims ask for their runs.
   rows.rows_of(claims, shelf)
   if options.dry_run:
-    print(plan.describe(shelf.runs, options.jobs))
+    print(costs.describe(shelf.runs, options.jobs))
     return
   runs = folder / 'runs'
   all_rows = _known(folder / ROWS)

@@ -105,3 +105,27 @@ def median(values: Iterable[float]) -> float:
   """
   values = list(values)
   return statistics.median(values) if values else math.inf
+
+
+def gains(
+  data: pd.DataFrame, plain: pd.DataFrame
+) -> tuple[pd.Series, pd.Series, pd.Series]:
+  """Compare the best metric of rows with that of a baseline of the same seed.
+
+  Args:
+    data: rows.
+    plain: the baseline's, one for each workload and seed.
+
+  Returns:
+    The gain of each row, positive where it is better, in units of the range of
+    the baseline's values over seeds (NaN where that is 0); the values by
+    workload and seed; the range by workload.
+  """
+  values = plain.set_index(['workload', 'seed'])['best_validation']
+  spread = values.groupby('workload').agg(lambda v: v.max() - v.min())
+  sign = data['higher_is_better'].map({True: 1.0, False: -1.0})
+  other = pd.MultiIndex.from_frame(data[['workload', 'seed']])
+  gain = data['best_validation'] - values.reindex(other).to_numpy()
+  unit = data['workload'].map(spread).replace(0.0, math.nan)
+  # Adding 0 turns -0 into 0.
+  return sign * gain / unit + 0.0, values, spread

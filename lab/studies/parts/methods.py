@@ -76,6 +76,10 @@ _WITHOUT_BUDGET = {
 _HORIZON = {
   'averaging_horizon': {'min': 0.005, 'max': 0.2, 'scaling': 'log'},
 }
+_LOOKAHEAD: Ranges = {
+  'lookahead_every': {'feasible_points': [5, 10]},
+  'lookahead_alpha': {'feasible_points': [0.5, 0.8]},
+}
 _POWER = {'one_plus_power': {'min': 1.0, 'max': 20.0, 'scaling': 'log'}}
 _WARMUP = {
   'warmup_factor': (
@@ -153,21 +157,27 @@ def _in_shampoo_terms(point: Point) -> dict[str, Any]:
   return METHODS['nadamw'].searched(point)
 
 
-def _without_momentum(defaults: Point) -> Callable[[Point], dict[str, Any]]:
-  """Replace the momentum by an average with a submission's defaults."""
-  return lambda point: {**point, **defaults}
-
-
 def _without_budget(point: Point) -> dict[str, Any]:
   """Replace a warm-up that is a fraction of T by 2 / (1 - beta2) steps.
 
   Ma and Yarats 2021 (1910.04209).
   """
   rest = {k: v for k, v in point.items() if k != 'warmup_factor'}
+  memory = point.get('one_minus_beta2', 1.0 - point.get('beta2', 0.999))
   return rest | {
-    'warmup_steps': round(2.0 / (1.0 - point.get('beta2', 0.999))),
+    'warmup_steps': round(2.0 / memory),
     'schedule_free_power': 0.0,
   }
+
+
+def _without_momentum(defaults: Point) -> Callable[[Point], dict[str, Any]]:
+  """Replace the momentum by an average with a submission's defaults."""
+  return lambda point: {**point, **defaults}
+
+
+def _schedule_free(point: Point) -> dict[str, Any]:
+  """Replace warm-up, momentum and schedule, with the submission's defaults."""
+  return _without_budget(point) | SCHEDULE_FREE_DEFAULTS
 
 
 METHODS: dict[str, Method] = {
@@ -193,11 +203,40 @@ METHODS: dict[str, Method] = {
   ),
   'nadamw_schedule_free': Method(
     base='nadamw',
-    start=lambda point: {**_without_budget(point), **SCHEDULE_FREE_DEFAULTS},
+    start=_schedule_free,
     replaced={**_MU_FOR_MOMENTUM, **_WARMUP},
     added=_POWER,
     terms=_BETA2 | _INTERPOLATION | _WITHOUT_BUDGET,
     fixed=SCHEDULE_FREE_DEFAULTS,
+    shows_average=True,
+  ),
+  'shampoo_schedule_free': Method(
+    base='shampoo',
+    start=_schedule_free,
+    replaced={**_MU_FOR_MOMENTUM, **_WARMUP},
+    added=_POWER,
+    terms=_INTERPOLATION | _WITHOUT_BUDGET,
+    fixed=SCHEDULE_FREE_DEFAULTS,
+    shows_average=True,
+  ),
+  # Its beta1 is mu, so that NadamW's momentum is its interpolation.
+  'adamw_schedulefree': Method(
+    base='nadamw',
+    start=_without_budget,
+    replaced=_WARMUP,
+    added=_POWER,
+    terms=_BETA2 | _WITHOUT_BUDGET,
+    shows_average=True,
+  ),
+  'lookahead': Method(
+    base='nadamw',
+    start=lambda point: {
+      **point,
+      'lookahead_every': 5,
+      'lookahead_alpha': 0.5,
+    },
+    added=_LOOKAHEAD,
+    terms=_BETA2,
     shows_average=True,
   ),
 }

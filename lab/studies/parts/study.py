@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lab.core import command_line, logs
 from lab.core.errors import InputError
-from lab.studies.parts import execution
+from lab.studies.parts import costs, execution
 from lab.studies.parts.frame import Row
 from lab.studies.parts.training import ROOT, Result, Training
 from lab.workloads import WORKLOADS
@@ -45,6 +46,7 @@ class Study:
     workloads: by default.
     order: keys of a result by which the results are sorted.
     shares: folder of the study whose finished runs this one uses and adds to.
+    notes: lines about the runs, printed before them.
   """
 
   folder: str
@@ -59,6 +61,7 @@ class Study:
   workloads: tuple[str, ...] = tuple(sorted(WORKLOADS))
   order: tuple[str, ...] = ('workload', 'seed')
   shares: str | None = None
+  notes: Callable[[argparse.Namespace], list[str]] = lambda options: []
 
   def committed(self, file: str) -> list[Row]:
     """The committed rows of one of the study's files."""
@@ -154,6 +157,7 @@ def _options(
     help='run nothing: report on the finished runs, or, where there are none, '
     'on the rows in --output_dir',
   )
+  costs.add_flag(parser)
   options = parser.parse_args(arguments)
   for option in lists:
     given = getattr(options, option.name)
@@ -180,6 +184,13 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
   if study.shares and folder == _default_folder(study):
     runs = folder.with_name(study.shares) / 'runs'
   trainings = study.trainings(options)
+  for note in study.notes(options):
+    print(note, file=sys.stderr)
+  if options.dry_run:
+    missing = [t for t in trainings if execution.kept(t, str(runs)) is None]
+    print(f'{len(trainings)} runs, of which are missing:')
+    print(costs.describe(missing, options.jobs))
+    return
   if options.report_only:
     results = execution.finished(trainings, str(runs))
   else:

@@ -130,13 +130,16 @@ class Training:
     workload.epochs = self.epochs
     return workload
 
+  def steps_of(self, workload: Any) -> int:
+    """Steps of the run on the workload that `build` has made."""
+    return round(self.budget_factor * workload.step_hint)
+
   def execute(self, directory: str) -> Result:
     """Train in this process; the follower's findings beside the columns."""
     workload = self.build()
-    point, steps = dict(self.point), None
+    point, steps = dict(self.point), self.steps_of(workload)
     if self.budget_factor != 1.0:
       point['step_hint_factor'] = self.budget_factor
-      steps = round(self.budget_factor * workload.step_hint)
     follower = self.follower(**self.follows)
     from_python.train(
       workload,
@@ -151,7 +154,7 @@ class Training:
       **self.columns,
       'workload': self.workload,
       'seed': self.seed,
-      'budget_steps': steps or workload.step_hint,
+      'budget_steps': steps,
       'evaluated_every': workload.eval_every_steps,
       'target': self.content['target'],
       'higher_is_better': workload.higher_is_better,

@@ -1,10 +1,12 @@
 """NadamW inside Lookahead (Zhang et al. 2019, arXiv 1907.08610).
 
-After every k = 5 steps of NadamW on the fast weights x, the slow weights s
-follow, and the fast ones start again from them:
+After every k steps of NadamW on the fast weights x, the slow weights s follow,
+and the fast ones start again from them:
 
-  s <- s + alpha (x - s),   x <- s,   alpha = 0.5
+  s <- s + alpha (x - s),   x <- s
 
+A point of NadamW may have two keys more: `lookahead_every`, k (5 by default),
+and `lookahead_alpha` (0.5).
 NadamW's moments stay what they are. Trained are the fast weights; stored is one
 copy, the slow weights; evaluated are the slow ones, once there are some.
 """
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lab.studies.submissions.points import as_dict
 from weightavg.pytorch import train_step
 from weightavg.pytorch.build_nadamw import NADAMW
 from weightavg.pytorch.models import unwrap
@@ -37,6 +40,11 @@ get_batch_size = NADAMW.get_batch_size
 class Lookahead:
   """The slow weights of a model.
 
+  Args:
+    model: holds the fast weights.
+    every: k, steps between two updates of the slow weights, >= 1.
+    alpha: in (0, 1].
+
   >>> model = nn.Linear(1, 1, bias=False)
   >>> _ = model.weight.data.fill_(1.0)
   >>> slow = Lookahead(model, every=2, alpha=0.5)
@@ -50,8 +58,12 @@ class Lookahead:
   def __init__(
     self, model: nn.Module, every: int = EVERY, alpha: float = ALPHA
   ) -> None:
+    if every < 1:
+      raise ValueError(f'Invalid lookahead_every={every}. Must be in [1, inf).')
+    if not 0.0 < alpha <= 1.0:
+      raise ValueError(f'Invalid lookahead_alpha={alpha}. Must be in (0, 1].')
     self._model = unwrap(model)
-    self._every, self._alpha = every, alpha
+    self.every, self.alpha = every, alpha
     self._step = 0
     self._slow = [p.detach().clone() for p in self._parameters()]
     self._fast: list[Tensor] | None = None
@@ -63,9 +75,9 @@ class Lookahead:
   def update(self) -> None:
     """Call after every step of the optimizer."""
     self._step += 1
-    if self._step % self._every == 0:
+    if self._step % self.every == 0:
       for slow, fast in zip(self._slow, self._parameters(), strict=True):
-        slow.lerp_(fast, self._alpha)
+        slow.lerp_(fast, self.alpha)
         fast.copy_(slow)
 
   @torch.no_grad()
@@ -101,10 +113,16 @@ def init_optimizer_state(
 ):
   """NadamW, its schedule and the slow weights."""
   del model_state, rng
-  state = train_step.init_optimizer_state(
-    workload, model_params, hyperparameters, NADAMW, Raw
+  point = as_dict(hyperparameters)
+  slow = Lookahead(
+    model_params,
+    every=point.pop('lookahead_every', EVERY),
+    alpha=point.pop('lookahead_alpha', ALPHA),
   )
-  return state | {'lookahead': Lookahead(model_params)}
+  state = train_step.init_optimizer_state(
+    workload, model_params, point, NADAMW, Raw
+  )
+  return state | {'lookahead': slow}
 
 
 def update_params(*args, **kwargs):

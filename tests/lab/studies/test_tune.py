@@ -11,7 +11,14 @@ from study_runs import lines
 
 from lab.core.errors import InputError
 from lab.studies import tune
-from lab.studies.parts import execution, methods, search, training, tuned
+from lab.studies.parts import (
+  execution,
+  finals,
+  methods,
+  search,
+  training,
+  tuned,
+)
 from lab.studies.parts.methods import METHODS
 from lab.workloads import (
   WORKLOADS,
@@ -137,7 +144,7 @@ def test_a_trial_that_diverges_ends_at_the_first_rung(short, tmp_path):
   found = tune.training('click_dlrm', 'nadamw', point, 0).execute(str(tmp_path))
   assert found['stopped'] == 4
   assert math.isnan(found['rungs'][0])
-  assert set(tune.best_of(found).values()) == {None}
+  assert set(finals.best_of(found).values()) == {None}
 
 
 def test_points_have_the_terms_of_their_method():
@@ -250,17 +257,17 @@ def trial(stopped=None, higher=False, **best):
 
 def test_finalists_are_the_best_four_of_each_kind():
   trials = [trial(raw=float(i), ema=10.0 - i) for i in range(10)]
-  assert tune.finalists(trials) == [0, 1, 2, 3, 6, 7, 8, 9]
+  assert finals.finalists(trials) == [0, 1, 2, 3, 6, 7, 8, 9]
   trials[0] |= {'stopped': 4}
-  assert tune.finalists(trials) == [1, 2, 3, 4, 6, 7, 8, 9]
+  assert finals.finalists(trials) == [1, 2, 3, 4, 6, 7, 8, 9]
   up = [trial(higher=True, raw=float(i)) for i in range(10)]
-  assert tune.finalists(up) == [6, 7, 8, 9]
+  assert finals.finalists(up) == [6, 7, 8, 9]
 
 
 def test_the_best_mean_over_seeds_wins_and_a_diverged_seed_loses():
   one = [trial(raw=1.0, ema=5.0), trial(raw=3.0, ema=5.0)]
   other = [trial(raw=0.0), trial(raw=5.0, ema=1.0)]
-  found = tune.winners([(4, {'a': 1}, one), (7, {'a': 2}, other)])
+  found = finals.winners([(4, {'a': 1}, one), (7, {'a': 2}, other)])
   assert found['raw']['trial'] == 4
   assert found['raw']['mean'] == 2.0
   assert found['raw']['point'] == {'a': 1}
@@ -303,22 +310,20 @@ def test_a_search_is_resumed_extended_and_refuses_other_ranges(
   tune.main([*command, '--trials=4'])
   first = json.loads((folder / 'search.json').read_text())
   trials = json.loads((folder / 'trials.json').read_text())
-  finals = json.loads((folder / 'finals.json').read_text())
+  again = json.loads((folder / 'finals.json').read_text())
   assert first['trials'] == len(trials) == 4
   assert first['stopped_trials'] == sum(
     t['stopped'] is not None for t in trials
   )
-  assert {row['seed'] for row in finals} == {1, 2}
+  assert {row['seed'] for row in again} == {1, 2}
   winner = first['winners']['raw']
-  (row,) = [
-    r for r in finals if (r['trial'], r['seed']) == (winner['trial'], 1)
-  ]
+  (row,) = [r for r in again if (r['trial'], r['seed']) == (winner['trial'], 1)]
   assert row['best']['raw'] == winner['values'][0]
   assert winner['point'] == trials[winner['trial']]['point']
   assert winner['average'] == 'raw'
   shown = capsys.readouterr().out
   assert shown.startswith('4 trials, ')
-  assert [line[0] for line in lines(tune.table(first))[1:]] == [
+  assert [line[0] for line in lines(finals.table(first))[1:]] == [
     winner['average'] for winner in first['winners'].values()
   ]
 
@@ -381,8 +386,8 @@ def test_a_method_that_shows_its_average_is_searched_and_promoted(
   incumbent = record['incumbent']
   assert incumbent['learning_rate'] == POINT['learning_rate']
   assert incumbent['one_minus_interpolation'] == pytest.approx(0.1)
-  finals = json.loads((folder / 'finals.json').read_text())
-  assert 'incumbent' in [row['trial'] for row in finals]
+  again = json.loads((folder / 'finals.json').read_text())
+  assert 'incumbent' in [row['trial'] for row in again]
   # Promoted is a point of its own; NadamW's is what it was.
   own = training.tuned_path('click_dlrm', method)
   assert own.name == f'click_dlrm_{method}.json'
@@ -391,6 +396,24 @@ def test_a_method_that_shows_its_average_is_searched_and_promoted(
   assert training.tuned_point('click_dlrm', method) == point
   assert training.tuned_point('click_dlrm') == METHODS['nadamw'].point(POINT)
   assert tuned.kinds_by_point('click_dlrm', method) == [(point, ('shown',))]
+
+
+def test_a_dry_run_counts_runs_and_writes_nothing(short, tmp_path, capsys):
+  folder = tmp_path / 'x'
+  command = ['--workload=click_dlrm', f'--output_dir={folder}', '--dry_run']
+  tune.main([*command, '--method=nadamw_primal', '--trials=8'])
+  shown = capsys.readouterr().out
+  # Four of one kind and the incumbent, with three seeds each.
+  assert shown.startswith('8 trials, of which 0 are finished, and at most 15 ')
+  assert 'click_dlrm: 23 runs, ' in shown
+  assert not folder.exists()
+  # NadamW has four kinds of averages, and all eight trials may be the best.
+  tune.main([*command, '--method=nadamw', '--trials=8'])
+  assert 'click_dlrm: 35 runs, ' in capsys.readouterr().out
+  folder.mkdir()
+  (folder / 'trials.json').write_text('[{}, {}, {}]')
+  tune.main([*command, '--method=nadamw_primal', '--trials=8'])
+  assert 'click_dlrm: 20 runs, ' in capsys.readouterr().out
 
 
 def test_methods_without_a_search_start_from_their_base(monkeypatch, tmp_path):

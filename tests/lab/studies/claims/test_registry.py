@@ -13,7 +13,6 @@ from lab.studies.claims import (
   CLAIMS,
   averages,
   claim,
-  plan,
   rows,
   runs,
   statistics,
@@ -21,6 +20,7 @@ from lab.studies.claims import (
 from lab.studies.claims.claim import BELOW_ONE, Part
 from lab.studies.claims.shelf import FULL, QUICK, Shelf
 from lab.studies.claims.speed import best_horizon
+from lab.studies.parts import costs
 from lab.workloads import WORKLOADS, build_workload
 
 LETTERS = 'abcdefghijklmno'
@@ -115,7 +115,7 @@ def test_a_quick_study_asks_for_all_kinds_of_runs_in_a_quarter_of_an_hour():
     }
 
   assert kinds(quick) == kinds(full)
-  assert sum(map(plan.hours_of, quick)) < 0.5
+  assert sum(map(costs.hours_of, quick)) < 0.5
 
 
 @pytest.mark.parametrize(

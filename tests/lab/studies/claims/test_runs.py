@@ -6,9 +6,10 @@ import json
 import pytest
 from pages import ROOT
 
-from lab.studies.claims import averages, plan, runs
+from lab.studies.claims import averages, runs
 from lab.studies.claims.averages import EVALUATED, RECOMPUTED
 from lab.studies.claims.shelf import Scale, Shelf
+from lab.studies.parts import costs
 from lab.workloads import build_workload, click_dlrm, glyph_resnet
 
 STEPS = 60
@@ -158,15 +159,15 @@ def test_only_models_with_running_statistics_have_them_recomputed():
 
 
 def test_hours_follow_steps_averages_and_evaluations():
-  one = plan.hours_of(runs.tuned('stdlib_lm', 0))
-  assert plan.hours_of(runs.of_length('stdlib_lm', 0, 4.0)) > 2 * one
+  one = costs.hours_of(runs.tuned('stdlib_lm', 0))
+  assert costs.hours_of(runs.of_length('stdlib_lm', 0, 4.0)) > 2 * one
   wide, few = runs.tuned('stdlib_lm', 0), runs.at_rate('stdlib_lm', 0, 2.0)
-  assert plan.hours_of(few) < one
-  steps = 3600 * plan.hours_of(
+  assert costs.hours_of(few) < one
+  steps = 3600 * costs.hours_of(
     dataclasses.replace(wide, follows={**wide.follows, 'evaluated_from': 1.0})
   )
   hint = build_workload('stdlib_lm').step_hint
-  assert steps == pytest.approx(plan.STEP['stdlib_lm'] * hint)
-  text = plan.describe([wide, few], jobs=2)
+  assert steps == pytest.approx(costs.STEP['stdlib_lm'] * hint)
+  text = costs.describe([wide, few], jobs=2)
   assert text.splitlines()[0].startswith('stdlib_lm: 2 runs, ')
   assert 'All: 2 runs, ' in text

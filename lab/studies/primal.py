@@ -1,0 +1,216 @@
+"""Averages that train beside averages that watch, on an equal budget.
+
+Each method is trained at the point that its own search has found, on the same
+number of trials (`tune`). Averages that watch follow the runs of NadamW and
+Shampoo, which this study shares with `steps`: for each kind the point and the
+average that won the search, and, as `<method>_best`, the one average that is
+best over all workloads in hindsight at the raw weights' point. Methods that
+train at their average are measured as their submission shows it.
+
+A method that was not searched on a workload has the point of its base with the
+submission's defaults; its rows say so.
+
+Writes primal.json (a row for each workload, method and seed), levels.json
+(steps to the levels that NadamW's raw weights reach at 0.5 to 0.9 of T) and
+primal.png. The documentation's tables are made from primal.json by `table`,
+`final_metric` and `verdicts`, and from levels.json by `levels_table`.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from lab.studies import steps
+from lab.studies.parts import frame, levels, primal_tables, tuned
+from lab.studies.parts.frame import Row
+from lab.studies.parts.methods import METHODS
+from lab.studies.parts.primal_tables import (
+  final_metric,
+  levels_table,
+  table,
+  verdicts,
+)
+from lab.studies.parts.shown import SHOWN, Shown
+from lab.studies.parts.study import Option, Study
+from lab.studies.parts.training import Result, Training, tuned_point
+from lab.studies.parts.tuned import kind_of
+
+__all__ = ['STUDY', 'final_metric', 'levels_table', 'table', 'verdicts']
+
+BASELINE = 'nadamw'
+# Of a kind that was not searched: the submissions' own.
+DEFAULTS = {'lawa': 'lawa 1 %', 'ema': 'ema 1 %', 'polynomial': 'polynomial 4'}
+COLUMNS = (
+  'workload',
+  'method',
+  'seed',
+  'steps_to_target',
+  'ratio_to_nadamw',
+  'best_validation',
+  'budget_steps',
+  'average',
+  'searched',
+  'higher_is_better',
+)
+
+
+def runs(workload: str, method: str, seed: int) -> list[Training]:
+  """Describe a seed's runs of a method, at its tuned points."""
+  if not METHODS[method].shows_average:
+    return steps.runs(workload, method, seed)
+  return [
+    Training(
+      workload=workload,
+      submission=method,
+      point=tuned_point(workload, method),
+      seed=seed,
+      follower=Shown,
+      follows={'evaluated_from': steps.EVALUATED_FROM},
+      columns={'optimizer': method, 'tuned_for': SHOWN},
+    )
+  ]
+
+
+def chosen(options: argparse.Namespace) -> list[str]:
+  """Methods to run; NadamW, to which all are compared, is among them."""
+  return list(dict.fromkeys((BASELINE, *options.methods)))
+
+
+def trainings(options: argparse.Namespace) -> list[Training]:
+  """All runs, seed by seed."""
+  return [
+    run
+    for seed in options.seeds
+    for workload in options.workloads
+    for method in chosen(options)
+    for run in runs(workload, method, seed)
+  ]
+
+
+def is_searched(workload: str, method: str) -> bool:
+  """Tell if a finished search of a method is committed."""
+  return bool(tuned.winners(workload, method))
+
+
+def notes(options: argparse.Namespace) -> list[str]:
+  """Make a line for each method that was not searched on some workload."""
+  lines = []
+  for method in chosen(options):
+    missing = [w for w in options.workloads if not is_searched(w, method)]
+    if not missing:
+      continue
+    base = METHODS[method].base
+    point = f"{base}'s with its own defaults" if base else 'a published one'
+    lines.append(
+      f'{method} is not searched yet on {", ".join(missing)}: its point is '
+      f'{point}.'
+    )
+  return lines
+
+
+def _methods_of(row: Row, single: Mapping[tuple[str, str], str]) -> list[str]:
+  """Names under which a run and its average are compared; none for most."""
+  optimizer, name = row['optimizer'], row['candidate']
+  if optimizer not in steps.OPTIMIZERS:
+    return [optimizer]
+  kind, tuned_for = kind_of(name), row['tuned_for']
+  if kind == 'raw':
+    return [optimizer] if tuned_for == 'raw' else []
+  winner = tuned.winners(row['workload'], optimizer).get(kind)
+  won = (kind, winner['average']) if winner else ('raw', DEFAULTS[kind])
+  found = [f'{optimizer}_{kind}'] if (tuned_for, name) == won else []
+  if tuned_for == 'raw' and name == single.get((optimizer, kind)):
+    found.append(f'{optimizer}_{kind}_best')
+  return found
+
+
+def method_rows(results: Sequence[Result]) -> list[Row]:
+  """Rows of the compared methods with every column."""
+  watched = [r for r in results if r['optimizer'] in steps.OPTIMIZERS]
+  others = [r for r in results if r['optimizer'] not in steps.OPTIMIZERS]
+  rows = frame.rows_of([*steps.by_kind(watched), *others], steps.BASELINE)
+  single = steps.best_horizons(rows) if watched else {}
+  found = [
+    row
+    | {
+      'method': method,
+      'average': row['candidate'],
+      'searched': is_searched(row['workload'], row['optimizer']),
+    }
+    for row in rows
+    for method in _methods_of(row, single)
+  ]
+  order = primal_tables.ORDER
+  return sorted(
+    found, key=lambda r: (r['workload'], order.index(r['method']), r['seed'])
+  )
+
+
+def rows_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of primal.json; ratios are to NadamW of the same seed."""
+  return frame.select(method_rows(results), COLUMNS)
+
+
+def levels_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of levels.json: ratios to NadamW's raw weights of the same seed."""
+  rows = method_rows(results)
+  by_run: dict[tuple[str, int], dict[str, Result]] = {}
+  for result in results:
+    # A run at the point of another kind has no level of its own.
+    for kind in result['tuned_for'].split(', '):
+      key = result['workload'], result['seed']
+      by_run.setdefault(key, {})[f'{result["optimizer"]} {kind}'] = result
+  found = []
+  for (workload, seed), own in by_run.items():
+    base = own.get(f'{BASELINE} raw')
+    if base is None:
+      continue
+    curves = {
+      row['method']: _values(
+        own[f'{row["optimizer"]} {row["tuned_for"]}'], row['average']
+      )
+      for row in rows
+      if (row['workload'], row['seed']) == (workload, seed)
+    }
+    ratios = levels.ratios(
+      [step for step, *_ in base['curves']['raw']],
+      {'raw': _values(base, 'raw'), **curves},
+      base['budget_steps'],
+      base['higher_is_better'],
+    )
+    found += [
+      {
+        'workload': workload,
+        'seed': seed,
+        'method': method,
+        'fraction': fraction,
+        'ratio': ratio,
+      }
+      for fraction, by_method in ratios.items()
+      for method, ratio in by_method.items()
+    ]
+  return found
+
+
+def _values(result: Result, name: str) -> list[float]:
+  return [value for *_, value in result['curves'][name]]
+
+
+STUDY = Study(
+  folder='primal',
+  seeds=(0, 1, 2, 3, 4),
+  trainings=trainings,
+  files={'primal.json': rows_of, 'levels.json': levels_of},
+  tables={
+    'Steps to target over those of NadamW': ('primal.json', table),
+    'Best metric within T': ('primal.json', final_metric),
+    'Numbers to reach': ('primal.json', verdicts),
+    "At the levels of NadamW's raw weights": ('levels.json', levels_table),
+  },
+  figures={'primal.png': ('primal.json', primal_tables.draw)},
+  options=(
+    Option('methods', tuple(METHODS), 'methods; nadamw is always among them'),
+  ),
+  order=('workload', 'optimizer', 'seed', 'tuned_for'),
+  shares='study',
+  notes=notes,
+)
