@@ -21,7 +21,7 @@ _Method = TypeVar('_Method', bound=Callable[..., Any])
 
 
 def outside_autograd(method: _Method) -> _Method:
-  """Run without gradients and without inference tensors, as buffers outlive it."""
+  """Run without gradients; tensors made inside outlive inference mode."""
   return torch.inference_mode(False)(torch.no_grad()(method))
 
 
