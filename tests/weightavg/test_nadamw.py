@@ -328,19 +328,6 @@ def test_parameters_of_all_dtypes_are_stepped_by_the_compiled_kernel():
 
 
 @imports_compiler
-def test_the_warning_of_a_missing_compiler_names_the_line_of_the_step():
-  (p,) = params = parameters(torch.float32, ((3,),))
-  optimizer = NadamW(params, **SETTINGS, fused='compile')
-  p.grad = torch.ones(3)
-  with (
-    torch.compiler.set_stance('fail_on_recompile'),
-    pytest.warns(UserWarning, match='runs uncompiled') as caught,
-  ):
-    optimizer.step()
-  assert caught[0].filename == __file__
-
-
-@imports_compiler
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda o: pickled(o)])
 def test_copies_and_pickles_stay_compiled(copied):
   optimizer = copied(NadamW(parameters(torch.float32), fused='compile'))
