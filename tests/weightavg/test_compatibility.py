@@ -159,4 +159,6 @@ def test_the_warning_of_a_missing_compiler_names_the_line_of_the_step():
     pytest.warns(UserWarning, match='runs uncompiled') as caught,
   ):
     optimizer.step()
-  assert caught[0].filename == __file__
+  # torch's compiler may warn of torch's own deprecated functions.
+  names = [w.filename for w in caught if 'uncompiled' in str(w.message)]
+  assert names == [__file__]
