@@ -232,6 +232,13 @@ def test_closure_is_evaluated_with_gradients():
   assert p.item() < 2.0
 
 
+def test_hyperparameters_that_are_not_given_are_those_of_adam():
+  params = parameters(torch.float32)
+  optimizer, adam = NadamW(params), torch.optim.Adam(params)
+  for name, value in optimizer.defaults.items():
+    assert value == adam.defaults[name], name
+
+
 @pytest.mark.parametrize(
   ('kwargs', 'message'),
   [
@@ -242,6 +249,7 @@ def test_closure_is_evaluated_with_gradients():
     ({'betas': (0.9,)}, r'Invalid betas=\(0.9,\). Must be two numbers'),
     ({'eps': -1e-8}, 'Invalid eps=-1e-08'),
     ({'weight_decay': float('inf')}, 'Invalid weight_decay=inf'),
+    ({'fused': 'x'}, r"^Invalid fused='x'\. Must be None or compile\.$"),
   ],
 )
 def test_arguments_out_of_range_are_refused(kwargs, message):
@@ -250,7 +258,8 @@ def test_arguments_out_of_range_are_refused(kwargs, message):
 
 
 def test_complex_and_sparse_are_refused():
-  with pytest.raises(ValueError, match='complex'):
+  message = r'^Invalid params\. NadamW takes no complex tensors\.$'
+  with pytest.raises(ValueError, match=message):
     NadamW([torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
   p = torch.nn.Parameter(torch.zeros(3))
   p.grad = torch.eye(3)[0].to_sparse()
