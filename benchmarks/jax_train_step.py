@@ -22,7 +22,13 @@ from lab.workloads.jax import WORKLOADS, build_workload
 
 ROOT = pathlib.Path(__file__).parent.parent
 BASELINE = 'nadamw_jax'
-SUBMISSIONS = ('nadamw_ema_jax', 'nadamw_lawa_jax', 'nadamw_auto_jax')
+SUBMISSIONS = (
+  'nadamw_ema_jax',
+  'nadamw_lawa_jax',
+  'nadamw_auto_jax',
+  'nadamw_primal_jax',
+  'nadamw_schedule_free_jax',
+)
 CYCLES = 3
 _RNG = np.array([0, 1])
 
@@ -37,6 +43,8 @@ class _Run:
     )
     path = ROOT / self._workload.tuned_search_space
     (point,) = json.loads(path.read_text())
+    if 'primal' in submission or 'schedule_free' in submission:
+      point |= {'one_minus_beta1': 1.0}
     self._point = search_space.as_hyperparameters(point)
     params, model_state = self._workload.init_model_fn(_RNG)
     self._state = self._submission.init_optimizer_state(

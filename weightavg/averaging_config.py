@@ -26,6 +26,8 @@ from weightavg.schemes.base import DEFAULT_EVERY
 SCHEME_KEY = 'averaging_scheme'
 # A forward pass is a third of a training step.
 DEFAULT_REFRESH_EVERY = 10
+# Above it the momentum of the optimizer is to be off.
+_MOST_WITH_MOMENTUM = 0.5
 
 # The one key that is read before a scheme is known.
 _SCHEME_FIELD = config_field(
@@ -335,6 +337,19 @@ def check_interpolation(
       f'{interpolation}: each step reads and writes the whole of x and z on '
       'each rank. Parameters that are DTensors (FSDP2) divide them.'
     )
+
+
+def momentum_warning(
+  interpolation: float, optimizer: str, momentum: float
+) -> str | None:
+  """Return a warning where the gradient's memory is there twice, or None."""
+  if interpolation <= _MOST_WITH_MOMENTUM or not momentum > 0.0:
+    return None
+  return (
+    f'Training at y with averaging_interpolation={interpolation:g} is a '
+    f'momentum already, and {optimizer} has another one of {momentum:g}. '
+    'Switch it off, for example by one_minus_beta1=1.0.'
+  )
 
 
 def check_refresh(

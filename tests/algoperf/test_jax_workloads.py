@@ -18,6 +18,7 @@ STEPS = 3
 # all. Every submission runs on workloads of seconds. At 1.0 cifar, which is not
 # scored, returns its parameters as the running statistics.
 SMALL = ('mnist', 'ogbg')
+AT_AN_AVERAGE = ('nadamw_primal_jax', 'nadamw_schedule_free_jax')
 CASES = [
   (submission, workload)
   for workload in support.WORKLOADS
@@ -60,13 +61,36 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def sample(run, submission):
+  """Return the sample of a step: weights and running statistics.
+
+  Where training takes place at the average, that is z, and the statistics of y
+  are shown with it.
+  """
+  if submission in AT_AN_AVERAGE:
+    return run.state[0].train.optimizer.z
+  return run.params, run.model_state
+
+
+def shown_of(run, submission):
+  if submission in AT_AN_AVERAGE:
+    return run.params
+  return run.params, run.model_state
+
+
 def coefficients(submission, count):
   """Return the weights of `count` samples, one a step, horizon five samples."""
+  if submission == 'nadamw_schedule_free_jax':
+    # A linear warm-up: rates 1e-10, 1, 2, ...
+    squares = [(j or 1e-10) ** 2 for j in range(count)]
+    return [s / sum(squares) for s in squares]
   if 'lawa' in submission:
     return [1 / count] * count
   if submission == 'nadamw_jax':
     return [0.0] * (count - 1) + [1.0]
-  weights = [0.8 ** (count - 1 - j) for j in range(count)]
+  # 3 % of 500 steps, each of which is a sample.
+  decay = 1 - 1 / 15 if submission in AT_AN_AVERAGE else 0.8
+  weights = [decay ** (count - 1 - j) for j in range(count)]
   return [w / sum(weights) for w in weights]
 
 
@@ -80,11 +104,11 @@ def test_submission_trains_evaluates_and_resumes(
   samples = []
   for _ in range(STEPS):
     run.step()
-    samples.append(copied((run.params, run.model_state)))
+    samples.append(copied(sample(run, submission)))
   raw = samples[-1]
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(raw))
   run.prepare_for_eval()
-  shown = copied((run.params, run.model_state))
+  shown = copied(shown_of(run, submission))
   weights = coefficients(submission, STEPS)
   jax.tree.map(
     # Float32 sums of three numbers, and rounding of weights of any size.

@@ -1,10 +1,13 @@
 """The contract of the submissions in JAX."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
 from jax_support import import_jax
+
+from weightavg.schemes import Ema
 
 jax, jnp = import_jax('jax', 'jax.numpy')
 jax_host = import_jax('jax_host')
@@ -16,8 +19,16 @@ FOLDERS = sorted(
 )
 BARE = 'nadamw_jax'
 AUTO = 'nadamw_auto_jax'
-# auto may find the raw weights best; with one candidate it cannot.
-ONLY = {AUTO: {'averaging_candidates': 'ema 0.1'}}
+# Statistics of y are shown with x.
+PRIMAL = 'nadamw_primal_jax'
+# Statistics of x come from forward passes.
+REFRESHED = 'nadamw_schedule_free_jax'
+# auto may find the raw weights best; with one candidate it cannot. At the start
+# of a long warm-up the average is the last sample but for rounding.
+ONLY = {
+  AUTO: {'averaging_candidates': 'ema 0.1'},
+  REFRESHED: {'warmup_steps': 5},
+}
 
 
 def assert_equal(a, b):
@@ -35,6 +46,8 @@ def test_every_submission_in_jax_is_found():
     'nadamw_ema_jax',
     'nadamw_jax',
     'nadamw_lawa_jax',
+    'nadamw_primal_jax',
+    'nadamw_schedule_free_jax',
   ]
 
 
@@ -47,22 +60,24 @@ def test_evaluations_show_averages_and_do_not_disturb_training(folder):
     with_evaluations.update()
     without.update()
     assert_equal(with_evaluations.shown(), with_evaluations.raw())
-    if step % 2:
+    if step in (3, 5):
       before = with_evaluations.raw()
       with_evaluations.prepare_for_eval()
       once = with_evaluations.shown()
       with_evaluations.prepare_for_eval()
       assert_equal(with_evaluations.shown(), once)
       assert_equal(with_evaluations.raw(), before)
-      for shown, raw in zip(once, before, strict=True):
-        assert is_equal(shown, raw) == (folder == BARE)
+      assert is_equal(once[0], before[0]) == (folder == BARE)
+      assert is_equal(once[1], before[1]) == (folder in (BARE, PRIMAL))
   without.prepare_for_eval()
   assert_equal(with_evaluations.shown(), without.shown())
   assert_equal(with_evaluations.raw(), without.raw())
   # One trace of the step, whatever happened between; auto also compiles the
-  # loss on its probe once, after a look at its shape.
+  # loss on its probe once, after a look at its shape. The pass that refreshes
+  # running statistics is a part of the step.
   modes = [trace[0] for trace in with_evaluations.workload.traces]
-  assert modes.count(spec.ForwardPassMode.TRAIN) == 1
+  passes = 2 if folder == REFRESHED else 1
+  assert modes.count(spec.ForwardPassMode.TRAIN) == passes
   assert modes.count(spec.ForwardPassMode.EVAL) == (2 if folder == AUTO else 0)
 
 
@@ -72,7 +87,10 @@ def test_a_resumed_run_equals_the_undisturbed_one(
   folder, device_axis, tmp_path
 ):
   """Right after prepare_for_eval, as the benchmark saves, by its own calls."""
-  changes = {'averaging_probe_every': 0.006} if folder == AUTO else {}
+  changes = {
+    AUTO: {'averaging_probe_every': 0.006},
+    REFRESHED: {'warmup_steps': 2, 'averaging_refresh_every': 3},
+  }.get(folder, {})
   host, fresh = Host(folder, **changes), Host(folder, **changes)
   for _ in range(5):
     host.update()
@@ -236,6 +254,156 @@ def test_auto_chooses_the_lowest_loss_and_logs_it():
   assert_equal(host.shown(), trainer.shown(state, which))
 
 
+def run(host, steps):
+  for _ in range(steps):
+    host.update()
+  return host
+
+
+def test_the_iterate_is_averaged_and_gradients_are_taken_in_between():
+  """x is the explicit sum of z, and y is mu x + (1 - mu) z."""
+  host, samples = Host(PRIMAL, averaging_horizon=0.02), []
+  for _ in range(12):
+    host.update()
+    samples.append(jax.tree.map(np.float64, host.state[0].train.optimizer.z))
+  host.prepare_for_eval()
+  # 2 % of 500 steps.
+  weights = Ema(decay=0.9).weights(12)
+  x = jax.tree.map(
+    lambda *zs: sum(w * z for w, z in zip(weights, zs, strict=True)), *samples
+  )
+  # Tens of roundings of float32.
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-6)
+  jax.tree.map(close, host.params, x)
+  y = jax.tree.map(lambda x, z: 0.9 * x + 0.1 * z, x, samples[-1])
+  jax.tree.map(close, host.raw()[0], y)
+
+
+def test_schedule_free_trains_alike_in_any_budget():
+  """Another step hint changes nothing, bit for bit."""
+
+  class Longer(jax_host.Workload):
+    step_hint = 5000
+
+  one = run(Host(REFRESHED, warmup_steps=5), 8)
+  other = run(Host(REFRESHED, workload=Longer(), warmup_steps=5), 8)
+  one.prepare_for_eval()
+  other.prepare_for_eval()
+  assert_equal(one.shown(), other.shown())
+  assert_equal(one.raw(), other.raw())
+
+
+@pytest.mark.parametrize('every', [1, 3])
+def test_refreshed_statistics_are_those_of_forward_passes_at_the_average(every):
+  host = Host(REFRESHED, averaging_refresh_every=every, warmup_steps=5)
+  expected = None
+  for step in range(1, 8):
+    batch = next(host.batches())
+    host.update(batch)
+    if step == 1:  # the average begins with the statistics of y
+      expected = host.raw()[1]['mean']
+    host.prepare_for_eval()
+    shown = host.shown()
+    if step % every == 0:
+      passed = batch['inputs'] @ shown[0]['hidden']
+      expected = 0.9 * expected + 0.1 * passed.mean(0)
+    # One program and another one, in float32.
+    np.testing.assert_allclose(shown[1]['mean'], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_averaged_statistics_are_those_that_y_saw():
+  host = Host(PRIMAL, averaging_batch_norm='averaged', averaging_horizon=0.02)
+  seen = []
+  for _ in range(5):
+    host.update()
+    seen.append(host.raw()[1]['mean'])
+  host.prepare_for_eval()
+  expected = np.array(Ema(decay=0.9).weights(5)) @ np.array(seen)
+  np.testing.assert_allclose(host.shown()[1]['mean'], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('batch_norm', ['current', 'averaged', 'refreshed'])
+def test_running_statistics_do_not_touch_training(batch_norm):
+  """y and z are the same bit for bit, whichever statistics are shown."""
+  plain = run(Host(PRIMAL), 5)
+  host = Host(PRIMAL, averaging_batch_norm=batch_norm)
+  run(host, 5)
+  # Another program may round otherwise; here it does not.
+  assert_equal(host.state[0].train.optimizer, plain.state[0].train.optimizer)
+  assert_equal(host.raw(), plain.raw())
+
+
+@pytest.mark.usefixtures('devices')
+@pytest.mark.parametrize('folder', [PRIMAL, REFRESHED])
+def test_training_at_an_average_on_several_devices(folder, tmp_path):
+  """Replicated; a resumed run equals the undisturbed one bit for bit."""
+  changes = {'warmup_steps': 5} if folder == REFRESHED else {}
+  host, fresh = Host(folder, **changes), Host(folder, **changes)
+  run(host, 11)
+  host.prepare_for_eval()
+  host.save(tmp_path)
+  fresh.restore(tmp_path, device_axis=True)
+  for h in (host, fresh):
+    run(h, 2)
+    h.prepare_for_eval()
+  assert_equal(fresh.everything(), host.everything())
+  for leaf in jax.tree.leaves(host.state[0].train.optimizer):
+    assert leaf.sharding.is_fully_replicated
+    assert len(leaf.sharding.device_set) == 4
+
+
+@pytest.mark.parametrize('folder', [PRIMAL, REFRESHED])
+def test_a_bad_batch_does_not_reach_what_is_evaluated(folder, caplog):
+  """Once the optimizer has lost all sense, x stays as it is to the end."""
+  changes = {'warmup_steps': 5} if folder == REFRESHED else {}
+  host = run(Host(folder, averaging_refresh_every=None, **changes), 9)
+  host.prepare_for_eval()
+  x = host.shown()[0]
+  bad = next(host.batches())
+  bad['targets'] = np.full_like(bad['targets'], np.nan)
+  host.update(bad)
+  host.prepare_for_eval()
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+  jax.tree.map(close, host.shown()[0], x)
+  assert '1 samples skipped so far' in caplog.text
+  run(host, 3)
+  host.prepare_for_eval()
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(host.shown()))
+  jax.tree.map(close, host.shown()[0], x)
+  assert int(host.state[0].train.optimizer.num_skipped) == 4
+
+
+def test_a_horizon_follows_the_budget_that_the_clock_plans():
+  """The share of a horizon is handed to the compiled step."""
+
+  class Billed(jax_host.Workload):
+    max_allowed_runtime_sec = 1000.0
+
+  host = Host(PRIMAL, workload=Billed(), budget='clock', averaging_horizon=0.1)
+  clock = host.state[1].pacer.clock
+
+  def update(total):
+    host.update()
+    b, k = 1 - 1 / round(0.1 * total), host.step
+    c = float(host.state[0].train.optimizer.coefficient)
+    assert c == pytest.approx((1 - b) / (1 - b**k), rel=1e-5)
+
+  update(500)
+  update(500)
+  # Durations of the test's own: 4 s per step, of 950 that may be spent.
+  now = itertools.count(0, 4.0)
+  clock.now = lambda: next(now)
+  while clock.plan.total == 500:
+    clock.begin_step()
+  assert 200 < clock.plan.total < 260
+  update(clock.plan.total)
+
+
+def test_a_momentum_beside_the_average_warns():
+  with pytest.warns(UserWarning, match='nadamw has another one of 0.9. Switch'):
+    Host(PRIMAL, one_minus_beta1=0.1)
+
+
 @pytest.mark.parametrize(
   ('folder', 'changes', 'message'),
   [
@@ -246,9 +414,24 @@ def test_auto_chooses_the_lowest_loss_and_logs_it():
       "Invalid averaging_placement='cpu'. Must be one of device, sharded in J",
     ),
     (
-      'nadamw_ema_jax',
+      'nadamw_lawa_jax',
       {'averaging_interpolation': 0.9},
-      r'Invalid averaging_interpolation=0.9. Must be 0 in JAX.',
+      'Invalid averaging_interpolation=0.9. Training at an average needs one',
+    ),
+    (
+      'nadamw_schedule_free_jax',
+      {'averaging_interpolation': 0.0},
+      r'averaging_interpolation=0.0. Must be in \(0, 1\) for schedule_free',
+    ),
+    (
+      'nadamw_primal_jax',
+      {'averaging_placement': 'sharded'},
+      "Invalid averaging_placement='sharded'. Must be device with averaging_in",
+    ),
+    (
+      'nadamw_ema_jax',
+      {'averaging_batch_norm': 'refreshed'},
+      "Invalid averaging_batch_norm='refreshed'. Must be averaged or current w",
     ),
     (
       'nadamw_ema_jax',
@@ -278,6 +461,7 @@ def test_a_state_of_another_run_is_refused(tmp_path):
   for changed, message in (
     (other.state[0], 'saved with budget=250, this submission has budget=500'),
     (Host('nadamw_lawa_jax').state[0], 'its optimizer state has another struc'),
+    (Host(PRIMAL).state[0], 'its optimizer state has another struc'),
     (
       jax.tree.map(lambda x: np.zeros((*np.shape(x), 3)), host.state[0]),
       r"Invalid checkpoint: .train.params\['bias'\] has shape \(3,\), this",
@@ -285,6 +469,14 @@ def test_a_state_of_another_run_is_refused(tmp_path):
   ):
     with pytest.raises(ValueError, match=message):
       host.state[1].own(changed)
+
+
+def test_a_state_of_another_interpolation_is_refused():
+  host, other = Host(PRIMAL), Host(PRIMAL, averaging_interpolation=0.8)
+  with pytest.raises(
+    ValueError, match=r'interpolation=0.8, this submission has averaging_inter'
+  ):
+    host.state[1].own(other.state[0])
 
 
 def test_a_probe_that_cannot_be():

@@ -17,7 +17,7 @@ from weightavg.pytorch.build_nadamw import (
 )
 from weightavg.pytorch.build_shampoo import SHAMPOO, SHAMPOO_PRIMAL
 from weightavg.sampling import Sampling
-from weightavg.schemes import SCHEMES, Ema, Lawa, Polynomial, Raw
+from weightavg.schemes import SCHEMES, Ema, Lawa, Polynomial, Raw, ScheduleFree
 from weightavg.submission_config import SubmissionConfig, keys_by_part
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -38,6 +38,8 @@ SCHEME_OF = {
   'nadamw_lawa_jax': 'lawa',
   'nadamw_ema_jax': 'ema',
   'nadamw_auto_jax': 'auto',
+  'nadamw_primal_jax': 'ema',
+  'nadamw_schedule_free_jax': 'schedule_free',
 }
 
 
@@ -264,6 +266,8 @@ TRAINED_AT_AN_AVERAGE = {
   'nadamw_primal': NADAMW_PRIMAL,
   'shampoo_primal': SHAMPOO_PRIMAL,
   'nadamw_schedule_free': NADAMW_SCHEDULE_FREE,
+  'nadamw_primal_jax': NADAMW_PRIMAL,
+  'nadamw_schedule_free_jax': NADAMW_SCHEDULE_FREE,
 }
 
 
@@ -302,10 +306,10 @@ def test_spaces_that_train_at_an_average_have_no_momentum(name):
     assert config.optimizer.one_minus_beta1 == 1.0
     # The defaults are those of the points.
     assert all(point[key] == value for key, value in optimizer.defaults.items())
-    if name == 'nadamw_schedule_free':
+    if scheme is ScheduleFree:
       warmup = round(2 / (1 - point['beta2']))
       assert config.schedule.warmup_steps == warmup
-  if name != 'nadamw_schedule_free':
+  if scheme is not ScheduleFree:
     assert [p['learning_rate'] for p in points] == RATES[optimizer.name]
     published = search_space(optimizer.name)
     for point, given in zip(points, published, strict=True):

@@ -20,6 +20,7 @@ from weightavg.jax.polynomial import (
   PolynomialWeightsState,
   polynomial_weights,
 )
+from weightavg.jax.primal import PrimalAverageState, primal_average
 from weightavg.jax.schedules import warmup_schedule
 from weightavg.jax.selection import SelectionState, init_selection, select
 
@@ -27,6 +28,7 @@ __all__ = [
   'EmaWeightsState',
   'LawaWeightsState',
   'PolynomialWeightsState',
+  'PrimalAverageState',
   'SelectionState',
   'averaging_states',
   'ema_weights',
@@ -36,6 +38,7 @@ __all__ = [
   'nadamw',
   'observe',
   'polynomial_weights',
+  'primal_average',
   'scale_by_nadam',
   'select',
   'warmup_schedule',

@@ -1,10 +1,12 @@
 """NadamW from its configuration."""
 
+import dataclasses
+
 import jax
 import optax
 
 from weightavg.jax.nadamw import nadamw
-from weightavg.optimizers import Optimizer
+from weightavg.optimizers import Optimizer, primal
 from weightavg.optimizers.nadamw import SELF_TUNING_POINT, NadamWConfig
 
 
@@ -34,4 +36,16 @@ NADAMW = Optimizer(
   config=NadamWConfig,
   build=build_nadamw,
   self_tuning_point=SELF_TUNING_POINT,
+)
+
+# In submissions that train at an average.
+NADAMW_PRIMAL = dataclasses.replace(
+  NADAMW,
+  self_tuning_point=primal.NADAMW_POINT,
+  defaults=primal.PRIMAL_DEFAULTS,
+)
+NADAMW_SCHEDULE_FREE = dataclasses.replace(
+  NADAMW,
+  self_tuning_point=primal.SCHEDULE_FREE_POINT,
+  defaults=primal.SCHEDULE_FREE_DEFAULTS,
 )

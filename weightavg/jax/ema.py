@@ -1,13 +1,11 @@
 """Exponential moving average of the parameters."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from weightavg.jax import recursive, trees
+from weightavg.jax import coefficients, recursive, trees
 
 
 class EmaWeightsState(NamedTuple):
@@ -89,20 +87,10 @@ def ema_weights(
   """
   trees.check_number('decay', decay, 0.0, 1.0)
 
-  def coefficient(number: jax.Array) -> jax.Array:
-    if isinstance(decay, int | float):
-      log_decay = math.log(decay) if decay else -math.inf
-    else:
-      log_decay = jnp.log(jnp.asarray(decay, number.dtype))
-    # expm1 keeps decays near 1 exact; a decay of 0 gives expm1(-inf) = -1.
-    weight = (1.0 - decay) / -jnp.expm1(number * log_decay)
-    # The first sample replaces the zeros, whatever expm1 rounds to.
-    return jnp.where(number == 1.0, 1.0, weight)
-
   return recursive.recursive_average(
     'ema_weights',
     EmaWeightsState,
-    coefficient,
+    lambda number: coefficients.of_ema(decay, number),
     every,
     start,
     accumulator_dtype,

@@ -10,12 +10,19 @@ from weightavg.jax import trees
 from weightavg.jax.ema import EmaWeightsState
 from weightavg.jax.lawa import LawaWeightsState, window_mean
 from weightavg.jax.polynomial import PolynomialWeightsState
+from weightavg.jax.primal import PrimalAverageState, average_before_update
 
-AveragingState = EmaWeightsState | LawaWeightsState | PolynomialWeightsState
+AveragingState = (
+  EmaWeightsState
+  | LawaWeightsState
+  | PolynomialWeightsState
+  | PrimalAverageState
+)
 _NAMES = {
   EmaWeightsState: 'ema_weights',
   LawaWeightsState: 'lawa_weights',
   PolynomialWeightsState: 'polynomial_weights',
+  PrimalAverageState: 'primal_average',
 }
 _STATES = tuple(_NAMES)
 
@@ -28,7 +35,9 @@ def averaging_states(opt_state: Any) -> tuple[AveragingState, ...]:
       injected hyperparameters, `MultiSteps`, or a tree around them.
 
   Returns:
-    The states, in the order of the chain. Each may be given to `eval_params`.
+    The states, in the order of the chain; that of `primal_average` before
+    those inside its base optimizer, which average z. Each may be given to
+    `eval_params`.
 
   Examples:
     >>> import jax.numpy as jnp, optax
@@ -41,17 +50,23 @@ def averaging_states(opt_state: Any) -> tuple[AveragingState, ...]:
   leaves = jax.tree.leaves(
     opt_state, is_leaf=lambda node: isinstance(node, _STATES)
   )
-  return tuple(leaf for leaf in leaves if isinstance(leaf, AveragingState))
+  found: list[AveragingState] = []
+  for leaf in leaves:
+    if isinstance(leaf, AveragingState):
+      found.append(leaf)
+    if isinstance(leaf, PrimalAverageState):
+      found.extend(averaging_states(leaf.base_state))
+  return tuple(found)
 
 
 def eval_params(opt_state: Any, params: optax.Params) -> Any:
   """Return the average that an optimizer's state holds.
 
   Args:
-    opt_state: a state with exactly one averaging state in it.
-    params: the parameters that are trained. The result has their tree, shapes
-      and dtypes; a masked leaf, and every leaf before the first sample, is the
-      parameter itself.
+    opt_state: an averaging state, or a state with exactly one in it.
+    params: the parameters that the training loop holds. The result has their
+      tree, shapes and dtypes; a masked leaf, and every leaf before the first
+      sample, is the parameter itself.
 
   Returns:
     A new tree, which shares no buffer with the state or the parameters.
@@ -68,11 +83,13 @@ def eval_params(opt_state: Any, params: optax.Params) -> Any:
     >>> eval_params(optimizer.init(params), params)
     Array([1., 2.], dtype=float32)
   """
-  found = averaging_states(opt_state)
+  is_one = isinstance(opt_state, AveragingState)
+  found = (opt_state,) if is_one else averaging_states(opt_state)
   if not found:
     raise ValueError(
       'Invalid opt_state. It holds no averaging state: add ema_weights, '
-      'lawa_weights or polynomial_weights to the end of the chain.'
+      'lawa_weights or polynomial_weights to the end of the chain, or wrap the '
+      'optimizer in primal_average.'
     )
   if len(found) > 1:
     names = ', '.join(_NAMES[type(state)] for state in found)
@@ -84,9 +101,11 @@ def eval_params(opt_state: Any, params: optax.Params) -> Any:
   is_window = isinstance(state, LawaWeightsState)
   trees.check_same_tree(params, state[3], _NAMES[type(state)], int(is_window))
   has_samples = state.num_samples > 0
-  averages = (
-    window_mean(state) if isinstance(state, LawaWeightsState) else state[3]
-  )
+  averages = state[3]
+  if isinstance(state, LawaWeightsState):
+    averages = window_mean(state)
+  elif isinstance(state, PrimalAverageState):
+    averages = average_before_update(state, params)
 
   def show(average: Any, value: Any) -> Any:
     if isinstance(average, optax.MaskedNode):

@@ -74,7 +74,8 @@ def scale_by_nadam(
     u = n / (1 - b1^t) / (sqrt(v) / sqrt(1 - b2^t) + eps)
 
   Moments and the result are float32 for parameters of lower precision, of the
-  parameter's dtype otherwise: `optax.apply_updates` rounds once.
+  parameter's dtype otherwise: `optax.apply_updates` rounds once. With the
+  number 0 as b1 there is no m, and the state holds an empty tuple in its place.
 
   Args:
     b1: decay of the first moment, in [0, 1).
@@ -96,6 +97,7 @@ def scale_by_nadam(
   trees.check_number('b1', b1, 0.0, 1.0)
   trees.check_number('b2', b2, 0.0, 1.0)
   trees.check_number('eps', eps, 0.0, float('inf'))
+  keeps_first = not (isinstance(b1, int | float) and b1 == 0.0)
 
   def init_fn(params: optax.Params) -> optax.ScaleByAdamState:
     trees.check_arrays(params, 'scale_by_nadam')
@@ -106,7 +108,7 @@ def scale_by_nadam(
 
     return optax.ScaleByAdamState(
       jnp.zeros([], jnp.int32),
-      jax.tree.map(zeros, params),
+      jax.tree.map(zeros, params) if keeps_first else (),
       jax.tree.map(zeros, params),
     )
 
@@ -117,10 +119,10 @@ def scale_by_nadam(
   ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
     del params
     count = state.count + 1
-    gradients = jax.tree.map(lambda g, m: g.astype(m.dtype), updates, state.mu)
-    mu = _moment(gradients, state.mu, b1)
+    gradients = jax.tree.map(lambda g, v: g.astype(v.dtype), updates, state.nu)
+    mu = _moment(gradients, state.mu, b1) if keeps_first else ()
     nu = _moment(jax.tree.map(lambda g: g * g, gradients), state.nu, b2)
-    ahead = _moment(gradients, mu, b1)
+    ahead = _moment(gradients, mu, b1) if keeps_first else gradients
 
     def scale(n: jax.Array, v: jax.Array) -> jax.Array:
       t = count.astype(n.dtype)

@@ -13,6 +13,7 @@ from weightavg.averaging_config import AveragingConfig
 from weightavg.clock import Clock, time_limit
 from weightavg.clock_plan import ClockPlan
 from weightavg.learning_rate import factor, factor_at
+from weightavg.schemes import Ema
 from weightavg.submission_config import SubmissionConfig
 
 # Fields of a plan before its list of means, which is short of `_MEANS` at
@@ -41,11 +42,14 @@ class Pace(NamedTuple):
     learning_rate: of this step; float32.
     every: steps between two samples; int32.
     start: step before which nothing is sampled; int32.
+    share: 1 - decay of an exponential average at which training takes place,
+      whose horizon follows T; float32, 1 for any other.
   """
 
   learning_rate: Any
   every: Any
   start: Any
+  share: Any
 
 
 class Pacer:
@@ -82,6 +86,11 @@ class Pacer:
 
   def _follow(self, total: int) -> None:
     self._sampling = self._averaging.sampling(total, self._epoch)
+    scheme = self._averaging.scheme_in(total, self._epoch)
+    self._share = 1.0
+    if isinstance(scheme, Ema):
+      assert scheme.decay is not None, 'scheme_in() gives that of a horizon'
+      self._share = 1.0 - scheme.decay
 
   def at(self, step: int) -> Pace:
     """Return the numbers of the step after `step` steps."""
@@ -97,6 +106,7 @@ class Pacer:
       np.array(self._peak * share, np.float32),
       np.array(self._sampling.every, np.int32),
       np.array(self._sampling.start, np.int32),
+      np.array(self._share, np.float32),
     )
 
   def saved(self) -> np.ndarray:

@@ -3,10 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from weightavg.jax import recursive, trees
+from weightavg.jax import coefficients, recursive, trees
 
 
 class PolynomialWeightsState(NamedTuple):
@@ -82,14 +81,10 @@ def polynomial_weights(
   """
   trees.check_number('power', power, 0.0, float('inf'))
 
-  def coefficient(number: jax.Array) -> jax.Array:
-    gamma = jnp.asarray(power, number.dtype)
-    return jnp.minimum(1.0, (gamma + 1.0) / (gamma + number))
-
   return recursive.recursive_average(
     'polynomial_weights',
     PolynomialWeightsState,
-    coefficient,
+    lambda number: coefficients.of_polynomial(power, number),
     every,
     start,
     accumulator_dtype,

@@ -54,7 +54,7 @@ def recursive_average(
     def add_leaf(old: jax.Array, sample: jax.Array) -> jax.Array:
       if not trees.is_averaged(old):
         return jnp.where(enters, sample, old)
-      return jnp.where(enters, _lerp(old, sample, weight), old)
+      return jnp.where(enters, lerp(old, sample, weight), old)
 
     return jax.tree.map(add_leaf, average, params)
 
@@ -63,7 +63,7 @@ def recursive_average(
   )
 
 
-def _lerp(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
+def lerp(old: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
   """Move `old` towards `new`, exactly onto it at weight 1.
 
   The arithmetic is in float32 at least, also where `old` is stored in less.

@@ -18,12 +18,13 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: steps so far; shape=(), dtype=int32.
-    params: the raw weights, which are trained. The benchmark holds the same
-      arrays, or their average between `prepare_for_eval` and the next
-      `update_params`.
+    params: the raw weights, which are trained; y where training takes place at
+      an average. The benchmark holds the same arrays, or their average between
+      `prepare_for_eval` and the next `update_params`.
     model_state: raw running statistics, or None.
     optimizer: state of the optimizer.
-    averages: state of the averages.
+    averages: state of the averages; running statistics of the average where
+      training takes place at it.
   """
 
   step: Any

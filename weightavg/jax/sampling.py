@@ -88,7 +88,7 @@ def sampled_average(
     values = params
     if updates is not None:
       values = optax.apply_updates(params, updates)
-    count = _increment(state.count)
+    count = trees.increment(state.count)
     state = state._replace(count=count)
     if samples_all:
       return updates, take_sample(state, values)
@@ -99,8 +99,3 @@ def sampled_average(
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _increment(count: jax.Array) -> jax.Array:
-  """Add one; the largest integer stays."""
-  return count + (count < jnp.iinfo(count.dtype).max).astype(count.dtype)

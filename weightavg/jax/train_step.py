@@ -1,6 +1,7 @@
 """The functions that AlgoPerf calls, shared by all submissions in JAX.
 
-Trained are the raw weights, which are part of the optimizer's state; between
+Trained are the raw weights (y where training takes place at an average), which
+are part of the optimizer's state; between
 `prepare_for_eval` and the next `update_params` the benchmark holds their
 average, also in the checkpoint that it writes then. The raw weights come back
 from the state.
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from weightavg import spec
+from weightavg.jax.primal_trainer import PrimalTrainer
 from weightavg.jax.trainer import Trainer
 from weightavg.optimizers import Optimizer
 from weightavg.schemes import Scheme
@@ -42,7 +44,8 @@ def init_optimizer_state(
     ValueError: for a point that is not allowed.
   """
   config = SubmissionConfig.from_point(hyperparameters, optimizer, scheme)
-  trainer = Trainer(workload, config, optimizer, hyperparameters is None)
+  kind = PrimalTrainer if config.averaging.interpolation else Trainer
+  trainer = kind(workload, config, optimizer, hyperparameters is None)
   return trainer.init(model_params, model_state), trainer
 
 

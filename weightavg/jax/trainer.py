@@ -16,6 +16,7 @@ from weightavg.jax.averages import Averages
 from weightavg.jax.pace import Pace, Pacer
 from weightavg.jax.run_state import RunState, TrainState
 from weightavg.optimizers import Optimizer
+from weightavg.schemes import Raw
 from weightavg.submission_config import SubmissionConfig
 from weightavg.workloads import batch_size_of
 
@@ -60,8 +61,10 @@ class Trainer:
     self.pacer = Pacer(workload, config, is_self_tuning, epoch)
     self.budget = self.pacer.budget
     self._optimizer = optimizer
-    _, scheme = config.averaging.resolve(self.budget, epoch)
-    self.averages = Averages(scheme)
+    _, self.scheme = config.averaging.resolve(self.budget, epoch)
+    # An average that takes part in training is kept by the optimizer.
+    self._watches = not config.averaging.interpolation
+    self.averages = Averages(self.scheme if self._watches else Raw())
     self.mesh = run_state.batch_mesh()
     self._everywhere = NamedSharding(self.mesh, PartitionSpec())
     # Set by `init`: shapes, for checks and placement of restored states.
@@ -78,14 +81,13 @@ class Trainer:
   def init(self, params: Any, model_state: Any, choice: Any = ()) -> RunState:
     """Make the state before the first step, from copies."""
     trees.check_arrays(params, 'A submission')
-    learning_rate = jnp.zeros([], jnp.float32)
-    tx = self._optimizer.build(learning_rate, self.config.optimizer)
+    tx = self._transformation(self.pacer.at(0))
     train = TrainState(
       np.zeros([], np.int32),
       params,
       model_state,
       tx.init(params),
-      self.averages.init(self._values(params, model_state)),
+      self._init_averages(params, model_state),
     )
     state = RunState(
       np.array(self.budget, np.int32), train, self.pacer.saved(), choice
@@ -114,6 +116,7 @@ class Trainer:
     if state is self._latest:
       return state
     state = run_state.restored(state, self._like)
+    self._check_restored(state.train)
     self.pacer.restore(state.clock)
     self._steps = int(state.train.step)
     return self.returned(self._placed(state))
@@ -195,6 +198,44 @@ class Trainer:
       metrics['grad_norm'],
     )
 
+  def _transformation(self, pace: Pace) -> optax.GradientTransformation:
+    """Build the optimizer of a step."""
+    return self._optimizer.build(pace.learning_rate, self.config.optimizer)
+
+  def _check_restored(self, train: TrainState) -> None:
+    """Raise ValueError for numbers of another run in a restored state."""
+
+  def _init_averages(self, params: Any, model_state: Any) -> Any:
+    """Make what `TrainState.averages` holds before the first step."""
+    return self.averages.init(self._values(params, model_state))
+
+  def _next_averages(
+    self,
+    before: TrainState,
+    after: TrainState,
+    batch: dict[str, Any],
+    rng: Any,
+    pace: Pace,
+  ) -> Any:
+    """Compute what `TrainState.averages` holds after a step.
+
+    Args:
+      before: the state before the step.
+      after: the state after it, but for its averages.
+      batch: of the step.
+      rng: key of the step.
+      pace: numbers of the step.
+    """
+    del before, batch, rng
+    values = self._values(after.params, after.model_state)
+    return self.averages.update(
+      after.averages, values, after.step, pace.every, pace.start
+    )
+
+  def _counted_skips(self, train: TrainState) -> jax.Array:
+    """Number of samples left out as not finite."""
+    return train.averages.num_skipped
+
   def _values(self, params: Any, model_state: Any) -> tuple[Any, Any]:
     """The tree that is averaged: running statistics beside the weights."""
     averaged = self.config.averaging.averaging_batch_norm == 'averaged'
@@ -237,20 +278,16 @@ class Trainer:
       scale = regularization.grad_clip / (norm + _CLIP_EPSILON)
       scale = jnp.minimum(scale, 1.0)
       gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
-    tx = self._optimizer.build(pace.learning_rate, self.config.optimizer)
+    tx = self._transformation(pace)
     updates, optimizer = tx.update(gradients, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    model_state = _in_nest(model_state, state.model_state)
-    step = state.step + 1
-    averages = self.averages.update(
-      state.averages,
-      self._values(params, model_state),
-      step,
-      pace.every,
-      pace.start,
+    new = state._replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      model_state=in_nest(model_state, state.model_state),
+      optimizer=optimizer,
     )
-    new = TrainState(step, params, model_state, optimizer, averages)
-    return new, loss, norm
+    averages = self._next_averages(state, new, batch, rng, pace)
+    return new._replace(averages=averages), loss, norm
 
   def _shown(self, state: TrainState, which: int) -> tuple[Any, Any]:
     values = self._values(state.params, state.model_state)
@@ -266,9 +303,10 @@ class Trainer:
       which: index of the candidate; -1 for the raw weights.
     """
     self.flush()
-    if not self.averages.keeps_any or which < 0:
+    shows_raw = self._watches and not self.averages.keeps_any
+    if shows_raw or which < 0:
       return state.train.params, state.train.model_state
-    skipped = int(state.train.averages.num_skipped)
+    skipped = int(self._counted_skips(state.train))
     if skipped > self._num_skipped:
       logging.warning(
         'The weights were not finite at a sample and did not enter the '
@@ -283,7 +321,7 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
 
 
-def _in_nest(model_state: Any, like: Any) -> Any:
+def in_nest(model_state: Any, like: Any) -> Any:
   """Put the leaves that a model returned into the containers of its first ones.
 
   A workload may return a dict where it began with flax's FrozenDict.
@@ -314,11 +352,6 @@ def _check(config: AveragingConfig) -> None:
     raise ValueError(
       f'Invalid averaging_placement={config.averaging_placement!r}. Must be '
       'one of device, sharded in JAX.'
-    )
-  if config.interpolation:
-    raise ValueError(
-      f'Invalid averaging_interpolation={config.interpolation}. Must be 0 in '
-      'JAX.'
     )
   if config.averaging_swap != 'exchange':
     raise ValueError(

@@ -117,6 +117,11 @@ def all_finite(tree: optax.Params) -> jax.Array:
   return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
 
 
+def increment(count: jax.Array) -> jax.Array:
+  """Add one; the largest integer stays."""
+  return count + (count < jnp.iinfo(count.dtype).max).astype(count.dtype)
+
+
 def check_number(name: str, value: Any, low: float, high: float) -> None:
   """Raise ValueError for a Python number outside [low, high).
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-# Above it the momentum of the optimizer is to be off.
-_MOST_WITH_MOMENTUM = 0.5
+from weightavg.averaging_config import momentum_warning
 
 
 class Placement(Protocol):
@@ -74,18 +73,13 @@ def warn_of_momentum(
   interpolation: float, optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
   """Warn where the gradient's memory is there twice."""
-  if interpolation <= _MOST_WITH_MOMENTUM:
-    return
   for optimizer in optimizers:
     for group in optimizer.param_groups:
       beta1 = group['betas'][0] if 'betas' in group else 0.0
       momentum = max(float(beta1), float(group.get('momentum', 0.0)))
-      if momentum > 0.0:
-        warnings.warn(
-          f'Training at y with averaging_interpolation={interpolation:g} is a '
-          f'momentum already, and {type(optimizer).__name__} has another one '
-          f'of {momentum:g}. Switch it off, for example by '
-          'one_minus_beta1=1.0.',
-          stacklevel=3,
-        )
+      warning = momentum_warning(
+        interpolation, type(optimizer).__name__, momentum
+      )
+      if warning is not None:
+        warnings.warn(warning, stacklevel=3)
         return

@@ -224,6 +224,9 @@ def exported(tmp_path_factory):
     ('self', 'nadamw_ema', None),
     ('external', 'nadamw_lawa_jax', POINT),
     pytest.param(
+      'external', 'nadamw_primal_jax', POINT, marks=pytest.mark.slow
+    ),
+    pytest.param(
       'external',
       'nadamw_auto_jax',
       POINT | {'averaging_candidates': 'ema 0.1'},
@@ -242,7 +245,7 @@ def test_an_export_runs_alone_as_its_origin_does(
   here = run_here(name, point)
   # Every module that is loaded comes out of the exported folder.
   loaded = alone.pop('loaded')
-  part = 'jax.averages' if is_jax(name) else 'pytorch.averager'
+  part = 'jax.trainer' if is_jax(name) else 'pytorch.averager'
   assert f'{name}.weightavg.{part}' in loaded
   assert all(module.startswith(f'{name}.') for module in loaded)
   # The same code on the same numbers: bit for bit.

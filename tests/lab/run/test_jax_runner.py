@@ -51,10 +51,11 @@ def results(state):
   return [metrics['validation/loss'] for _, metrics in state.eval_results]
 
 
-def test_trains_as_pytorch_does(folder):
+@pytest.mark.parametrize('submission', ['nadamw_ema', 'nadamw_primal'])
+def test_trains_as_pytorch_does(folder, submission):
   """Losses of averaged weights: the same numbers but for float32's rounding."""
-  in_jax = results(run(folder))
-  in_pytorch = results(run(folder, 'pytorch'))
+  in_jax = results(run(folder, submission=submission))
+  in_pytorch = results(run(folder, 'pytorch', submission))
   assert len(in_jax) == 2
   assert in_jax == pytest.approx(in_pytorch, rel=1e-4)
   assert in_jax[-1] < in_jax[0]
@@ -63,8 +64,14 @@ def test_trains_as_pytorch_does(folder):
 
 
 @pytest.mark.usefixtures('devices')
-def test_resumes_bit_for_bit_on_several_devices(folder, monkeypatch):
-  undisturbed = run(folder, experiment_name='undisturbed')
+@pytest.mark.parametrize('submission', ['nadamw_ema', 'nadamw_schedule_free'])
+def test_resumes_bit_for_bit_on_several_devices(
+  folder, monkeypatch, submission
+):
+  def go(**changes):
+    return run(folder, submission=submission, **changes)
+
+  undisturbed = go(experiment_name='undisturbed')
 
   class Fatal(type(twins.build_workload('stdlib_lm'))):
     def eval_model(self, *args):
@@ -75,8 +82,8 @@ def test_resumes_bit_for_bit_on_several_devices(folder, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(twins, 'build_workload', lambda name: Fatal())
     with pytest.raises(Killed):
-      run(folder)
-  resumed = run(folder, resume_last_run=True)
+      go()
+  resumed = go(resume_last_run=True)
   assert resumed.preemption_count == 1
   assert results(resumed) == results(undisturbed)
   jax.tree.map(

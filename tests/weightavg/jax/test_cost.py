@@ -3,6 +3,8 @@
 import pytest
 from jax_support import import_jax
 
+from weightavg import Ema
+
 jax, jnp, optax, wj = import_jax('jax', 'jax.numpy', 'optax', 'weightavg.jax')
 
 SHAPES = {'matrix': (256, 256), 'vector': (1024,)}
@@ -11,10 +13,15 @@ WINDOW = 5
 
 
 def costs(average):
-  """Bytes accessed, of temporaries and of arguments, in sizes of the model."""
+  """Costs of Adam with an average behind it."""
   optimizer = optax.adam(1e-3)
   if average is not None:
     optimizer = optax.chain(optimizer, average)
+  return costs_of(optimizer)
+
+
+def costs_of(optimizer):
+  """Bytes accessed, of temporaries and of arguments, in sizes of the model."""
 
   def step(params, state, gradients):
     updates, state = optimizer.update(gradients, state, params)
@@ -61,3 +68,24 @@ def test_an_average_costs_its_own_bytes(
   # 5 % of the model's bytes for counters, scalars and partial sums.
   assert added[0] == pytest.approx(accessed + checked, abs=0.05)
   assert added[1:] == pytest.approx([0, stored, 0], abs=0.05)
+
+
+@pytest.mark.parametrize('accumulator_dtype', [None, jnp.float32])
+def test_training_at_an_average_stores_z_in_place_of_the_momentum(
+  accumulator_dtype,
+):
+  """Arguments are those of NadamW with momentum; a stored x is one model more.
+
+  Two temporaries of the model's size at most: the iterate, which is looked at
+  before it is written, and the average.
+  """
+  plain = costs_of(wj.nadamw(1e-3))
+  optimizer = wj.primal_average(
+    wj.nadamw(1e-3, b1=0.0), Ema(0.9), accumulator_dtype=accumulator_dtype
+  )
+  _, temporary, stored, added = costs_of(optimizer)
+  assert stored - plain[2] == pytest.approx(
+    0 if accumulator_dtype is None else 1, abs=0.05
+  )
+  assert added == pytest.approx(0, abs=0.05)
+  assert temporary < 2.05

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from jax_support import import_jax
 
+from weightavg import Polynomial
+
 jax, jnp, optax, wj = import_jax('jax', 'jax.numpy', 'optax', 'weightavg.jax')
 sharding = import_jax('jax.sharding')
 
@@ -73,3 +75,40 @@ def test_one_shard_that_is_not_finite_keeps_the_whole_sample_out(placed):
   after = observe(poisoned, state)
   assert int(after.num_skipped) == 1
   jax.tree.map(np.testing.assert_array_equal, after.ema, state.ema)
+
+
+@pytest.mark.parametrize('accumulator_dtype', [None, jnp.float32])
+def test_training_at_an_average_keeps_the_sharding_of_the_parameters(
+  placed, accumulator_dtype
+):
+  """z, x and y; values are those of one device but for rounding."""
+  optimizer = wj.primal_average(
+    wj.nadamw(0.1, b1=0.0),
+    Polynomial(3.0),
+    accumulator_dtype=accumulator_dtype,
+  )
+
+  def step(params, state):
+    updates, state = optimizer.update(params, state, params)
+    return optax.apply_updates(params, updates), state
+
+  shardings = {name: value.sharding for name, value in placed.items()}
+  whole = {name: jnp.asarray(np.asarray(p)) for name, p in placed.items()}
+  sharded, state = placed, optimizer.init(placed)
+  whole_state = optimizer.init(whole)
+  donating, alone = jax.jit(step, donate_argnums=(0, 1)), jax.jit(step)
+  for _ in range(4):
+    sharded, state = donating(sharded, state)
+    whole, whole_state = alone(whole, whole_state)
+  shown = jax.jit(wj.eval_params)(state, sharded)
+  x = shown if accumulator_dtype is None else state.x
+  for name, value in sharded.items():
+    for tree in (state.z, x, shown, sharded):
+      assert tree[name].sharding.is_equivalent_to(shardings[name], value.ndim)
+  for a, b in zip(
+    jax.tree.leaves((sharded, state)),
+    jax.tree.leaves((whole, whole_state)),
+    strict=True,
+  ):
+    # Other programs: a product and a sum may be one operation in either.
+    np.testing.assert_allclose(a, b, rtol=3e-6, atol=1e-7)

@@ -1,0 +1,1 @@
+"""AlgoPerf submission nadamw_primal."""

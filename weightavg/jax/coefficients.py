@@ -1,0 +1,114 @@
+"""Coefficients c_k of the averages a_k = a_{k-1} + c_k (x_k - a_{k-1})."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from weightavg import averaging_config
+from weightavg.schemes import Ema, Polynomial, ScheduleFree, Scheme
+
+# Maps the number of a sample, 1, 2, ..., a floating-point scalar, to c.
+Coefficient = Callable[[jax.Array], jax.Array]
+
+
+def of_ema(decay: Any, number: jax.Array) -> jax.Array:
+  """Return (1 - decay) / (1 - decay^k), with which the k-th sample enters.
+
+  Args:
+    decay: a number or a scalar, in [0, 1).
+    number: k, 1, 2, ..., a floating-point scalar.
+  """
+  log_decay: Any
+  if isinstance(decay, int | float):
+    log_decay = math.log(decay) if decay else -math.inf
+  else:
+    log_decay = jnp.log(jnp.asarray(decay, number.dtype))
+  # expm1 keeps decays near 1 exact; a decay of 0 gives expm1(-inf) = -1.
+  weight = (1.0 - decay) / -jnp.expm1(number * log_decay)
+  # The first sample replaces what was there, whatever expm1 rounds to.
+  return jnp.where(number == 1.0, 1.0, weight)
+
+
+def of_share(share: jax.Array, number: jax.Array) -> jax.Array:
+  """Return `of_ema` for a decay 1 - share, traced, also where it is near 1.
+
+  Args:
+    share: in (0, 1]; of a horizon of N samples 1 / N.
+    number: as for `of_ema`.
+  """
+  weight = share / -jnp.expm1(number * jnp.log1p(-share))
+  return jnp.where(number == 1.0, 1.0, weight)
+
+
+def of_polynomial(power: Any, number: jax.Array) -> jax.Array:
+  """Return (gamma + 1) / (gamma + k), with which the k-th sample enters.
+
+  Args:
+    power: gamma, a number or a scalar, in [0, inf).
+    number: k, 1, 2, ..., a floating-point scalar.
+  """
+  gamma = jnp.asarray(power, number.dtype)
+  return jnp.minimum(1.0, (gamma + 1.0) / (gamma + number))
+
+
+def of_scheme(scheme: Any) -> Coefficient:
+  """c of a scheme whose coefficients depend on the number of samples alone.
+
+  Raises:
+    ValueError: for a horizon, and for a scheme that JAX does not have.
+  """
+  if isinstance(scheme, Ema):
+    decay = scheme.decay
+    if decay is None:
+      raise ValueError(
+        f'Missing decay. {scheme} has a horizon, a fraction of a budget that '
+        'an optimizer does not know: give decay = 1 - 1 / (steps in it).'
+      )
+    return lambda number: of_ema(decay, number)
+  if isinstance(scheme, Polynomial):
+    power = scheme.power
+    return lambda number: of_polynomial(power, number)
+  if isinstance(scheme, Scheme):
+    raise ValueError(
+      f'Invalid scheme={scheme}. Must be Ema, Polynomial or ScheduleFree in '
+      'JAX; a function from the number of a sample to c stands for any other.'
+    )
+  return scheme
+
+
+def check(
+  scheme: Scheme | Coefficient, interpolation: Any, learning_rate: Any
+) -> None:
+  """Raise ValueError for arguments of `primal_average` that do not fit.
+
+  Args:
+    scheme: of the average, or a function.
+    interpolation: mu; arrays pass.
+    learning_rate: for `ScheduleFree` only.
+  """
+  is_number = isinstance(interpolation, int | float)
+  if not isinstance(scheme, Scheme):
+    if not callable(scheme):
+      raise ValueError(
+        f'Invalid scheme={scheme!r}. Must be Ema, Polynomial, ScheduleFree or '
+        'a function from the number of a sample to its coefficient.'
+      )
+    if is_number and not 0.0 < interpolation < 1.0:
+      raise ValueError(
+        f'Invalid interpolation={interpolation!r}. Must be in (0, 1) with a '
+        'function.'
+      )
+  else:
+    averaging_config.check_interpolation(
+      scheme, interpolation if is_number else 0.5, 'device'
+    )
+    if not isinstance(scheme, ScheduleFree):
+      of_scheme(scheme)
+  if learning_rate is not None and not isinstance(scheme, ScheduleFree):
+    raise ValueError(
+      'Invalid learning_rate. It has no effect without ScheduleFree: the base '
+      'optimizer has its own.'
+    )

@@ -1,0 +1,332 @@
+"""Averages at which training takes place: primal averaging.
+
+Three sequences: z is stepped by a base optimizer, x is the average of z,
+gradients are taken at y between them.
+
+  y = mu x + (1 - mu) z
+  z <- step of the base optimizer from z with the gradient at y
+  x <- x + c (z - x)
+
+The training loop holds y as its parameters, the state holds z. Computed is
+x = y + (1 - 1/mu) (z - y), whose rounding errors are those of y, divided by mu.
+So the state needs one model, as much as a first moment, which is switched off.
+To store x and compute z would need as much, but divide the errors by 1 - mu, in
+the sequence that the optimizer steps. With `accumulator_dtype` x is stored,
+too: one model more, for parameters too coarse to hold it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from weightavg.jax import coefficients, ema, polynomial, trees
+from weightavg.jax.coefficients import Coefficient
+from weightavg.jax.recursive import lerp
+from weightavg.schemes import Ema, ScheduleFree, Scheme
+
+
+class PrimalAverageState(NamedTuple):
+  """State for `primal_average`.
+
+  Attributes:
+    count: updates so far; shape=(), dtype=int32.
+    num_samples: samples in the average; shape=(), dtype=int32.
+    num_skipped: z that were not finite, and did not enter; shape=(),
+      dtype=int32.
+    z: the base optimizer's iterate; masked where a leaf is not averaged.
+    x: the average where it is stored, else an empty tuple.
+    interpolation: mu with which y was made; shape=().
+    coefficient: c of the last update, with which anything else that belongs to
+      x may be averaged; shape=(). It is 0 where z did not enter, and 1 before
+      the first sample, where x is z.
+    weight_sum: sum of the samples' weights in `ScheduleFree`; shape=().
+    largest_rate: its largest learning rate so far; shape=().
+    base_state: state of the base optimizer.
+  """
+
+  count: jax.Array  # type: ignore[assignment]
+  num_samples: jax.Array
+  num_skipped: jax.Array
+  z: optax.Params
+  x: optax.Params
+  interpolation: jax.Array
+  coefficient: jax.Array
+  weight_sum: jax.Array
+  largest_rate: jax.Array
+  base_state: optax.OptState
+
+
+def primal_average(
+  base_optimizer: optax.GradientTransformation,
+  scheme: Scheme | Coefficient,
+  interpolation: float = 0.9,
+  learning_rate: optax.ScalarOrSchedule | None = None,
+  every: int | jax.Array = 1,
+  start: int | jax.Array = 0,
+  accumulator_dtype: Any = None,
+  skip_nonfinite: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+  """Let an average of the parameters take part in training.
+
+    y = mu x + (1 - mu) z
+    z <- step of the base optimizer from z with the gradient at y
+    x <- x + c (z - x)
+
+  The parameters are y: take gradients there. `eval_params` returns x for
+  evaluation. The base optimizer is given z as its parameters, so that its
+  weight decay acts on z. Switch its momentum off: y remembers past gradients
+  through x. Nothing that changes updates may follow in a chain.
+
+  With `ScheduleFree` this is Schedule-Free, with `Ema` Generalized Primal
+  Averaging. `optax.contrib.schedule_free` decays weights from y.
+
+  Args:
+    base_optimizer: steps z.
+    scheme: of x: `Ema` with a decay, `Polynomial` or `ScheduleFree`; or a
+      function from the number of a sample, 1, 2, ..., to c, with c_1 = 1.
+    interpolation: mu, in [0, 1). At 0 it is `ema_weights` or
+      `polynomial_weights` behind the base optimizer.
+    learning_rate: for `ScheduleFree`, whose samples it weighs: the base
+      optimizer's number or schedule of the step, from 0 on. None stands for a
+      constant.
+    every: steps between two samples, in [1, inf).
+    start: step before which no sample is taken, in [0, inf); x, y and z are
+      the same before the first one.
+    accumulator_dtype: None stores z in the parameters' dtype and computes x.
+      A dtype, float32 or wider, stores both x and z in it.
+    skip_nonfinite: leave a z out, and count it, if one of its values is not
+      finite; y and z then continue from x. Costs one more read of z.
+
+  Returns:
+    An `optax.GradientTransformationExtraArgs` with the state
+    `PrimalAverageState`. Integer leaves and random keys are not averaged.
+
+  Raises:
+    ValueError: at construction for an argument out of range or a scheme that
+      is not updated from its last value; at `init` for parameters narrower
+      than float32 without an `accumulator_dtype`; at trace time as
+      `ema_weights`.
+
+  Examples:
+    >>> import jax.numpy as jnp, optax
+    >>> from weightavg import Polynomial
+    >>> from weightavg.jax import eval_params, primal_average
+    >>> optimizer = primal_average(
+    ...   optax.sgd(1.0), Polynomial(power=0.0), interpolation=0.5)
+    >>> params = jnp.array(8.0)
+    >>> state = optimizer.init(params)
+    >>> for gradient in (1.0, 2.0, 4.0):  # z = 7, 5, 1
+    ...   updates, state = optimizer.update(gradient, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> average = eval_params(state, params)
+    >>> round(float(average), 4), round(float(params), 4)  # (x + z) / 2
+    (4.3333, 2.6667)
+
+  Note:
+    With `optax.inject_hyperparams`, name `base_optimizer`, `scheme` and
+    `accumulator_dtype` in `static_args`.
+
+  References:
+    Defazio et al., The Road Less Scheduled, 2024, arXiv 2405.15682; Generalized
+    Primal Averaging, arXiv 2512.17131.
+  """
+  coefficients.check(scheme, interpolation, learning_rate)
+  if accumulator_dtype is not None:
+    accumulator_dtype = jax.dtypes.canonicalize_dtype(accumulator_dtype)
+    if trees.average_dtype(accumulator_dtype) != accumulator_dtype:
+      raise ValueError(
+        f'Invalid accumulator_dtype={accumulator_dtype}. Must be float32 or '
+        'wider: z takes the steps of the optimizer.'
+      )
+  trees.check_integer('every', every, 1)
+  trees.check_integer('start', start, 0)
+  base_optimizer = optax.with_extra_args_support(base_optimizer)
+  if isinstance(interpolation, int | float) and interpolation == 0.0:
+    average = _watching(scheme, every, start, accumulator_dtype, skip_nonfinite)
+    return optax.chain(base_optimizer, average)
+
+  def init_fn(params: optax.Params) -> PrimalAverageState:
+    trees.check_arrays(params, 'primal_average')
+    if accumulator_dtype is None:
+      _check_wide(params)
+    real = trees.coefficient_dtype()
+
+    def copied() -> optax.Params:
+      return jax.tree.map(
+        lambda leaf: (
+          jnp.array(leaf, accumulator_dtype, copy=True)
+          if trees.is_averaged(leaf)
+          else optax.MaskedNode()
+        ),
+        params,
+      )
+
+    z = copied()
+    # Arrays of their own: a donated buffer must not occur twice.
+    return PrimalAverageState(
+      count=jnp.zeros([], jnp.int32),
+      num_samples=jnp.zeros([], jnp.int32),
+      num_skipped=jnp.zeros([], jnp.int32),
+      z=z,
+      x=() if accumulator_dtype is None else copied(),
+      interpolation=jnp.asarray(interpolation, real),
+      coefficient=jnp.ones([], real),
+      weight_sum=jnp.zeros([], real),
+      largest_rate=jnp.zeros([], real),
+      base_state=base_optimizer.init(_filled(z, params)),
+    )
+
+  def update_fn(
+    updates: optax.Updates,
+    state: PrimalAverageState,
+    params: optax.Params | None = None,
+    **extra_args: Any,
+  ) -> tuple[optax.Updates, PrimalAverageState]:
+    if params is None:
+      raise ValueError(
+        'Missing params. primal_average moves the parameters: call '
+        'update(updates, state, params).'
+      )
+    if not isinstance(state, PrimalAverageState):
+      raise ValueError(
+        f'Invalid state of type {type(state).__name__}. primal_average takes '
+        'a PrimalAverageState.'
+      )
+    trees.check_same_tree(params, state.z, 'primal_average')
+    x = average_before_update(state, params)
+    updates, base_state = base_optimizer.update(
+      updates, state.base_state, _filled(state.z, params), **extra_args
+    )
+    z = _map(lambda z, u: (z + u).astype(z.dtype), state.z, updates)
+    new, is_kept = _counted(state, z)
+    c = new.coefficient
+    mu = jnp.asarray(interpolation, c.dtype)
+
+    def keep(value: jax.Array, old: jax.Array) -> jax.Array:
+      return value if is_kept is None else jnp.where(is_kept, value, old)
+
+    def move(z: jax.Array, x: jax.Array, y: Any) -> jax.Array:
+      # y of the new x and z, in one step from the old x.
+      return keep(lerp(x, z, 1.0 - mu * (1.0 - c)), x) - y
+
+    stored = state.x
+    if accumulator_dtype is not None:
+      stored = _map(lambda z, x: keep(lerp(x, z, c), x), z, x)
+    updates = _filled(_map(move, z, x, params), updates)
+    new = new._replace(
+      z=_map(keep, z, x),
+      x=stored,
+      interpolation=mu,
+      base_state=base_state,
+    )
+    return updates, new
+
+  def _counted(
+    state: PrimalAverageState, z: optax.Params
+  ) -> tuple[PrimalAverageState, jax.Array | None]:
+    """Find c of this update, and whether z is kept (None: it always is)."""
+    count = trees.increment(state.count)
+    is_sampled = (count >= start) & (count % every == 0)
+    has_begun = state.num_samples > 0
+    c, weight_sum, largest_rate = _weigh(state)
+    # Before the first sample x follows z.
+    c = jnp.where(is_sampled, c, jnp.where(has_begun, 0.0, 1.0))
+    enters, is_kept = is_sampled, None
+    num_skipped = state.num_skipped
+    if skip_nonfinite:
+      is_kept = trees.all_finite(z) | ~(is_sampled | has_begun)
+      enters = is_sampled & is_kept
+      c = jnp.where(is_kept, c, 0.0)
+      num_skipped = num_skipped + (~is_kept).astype(jnp.int32)
+    return state._replace(
+      count=count,
+      num_samples=state.num_samples + enters.astype(jnp.int32),
+      num_skipped=num_skipped,
+      coefficient=c.astype(state.coefficient.dtype),
+      weight_sum=jnp.where(enters, weight_sum, state.weight_sum),
+      largest_rate=jnp.where(enters, largest_rate, state.largest_rate),
+    ), is_kept
+
+  def _weigh(
+    state: PrimalAverageState,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """c of the next sample, and the sums on which it depends."""
+    number = (state.num_samples + 1).astype(trees.coefficient_dtype())
+    if not isinstance(scheme, ScheduleFree):
+      c = coefficients.of_scheme(scheme)(number)
+      return jnp.asarray(c), state.weight_sum, state.largest_rate
+    rate: Any = 1.0 if learning_rate is None else learning_rate
+    rate = jnp.asarray(rate(state.count) if callable(rate) else rate)
+    largest = jnp.maximum(state.largest_rate, rate.astype(number.dtype))
+    weight = number**scheme.step_power * largest**2
+    total = state.weight_sum + weight
+    c = jnp.where(total > 0.0, weight / total, 1.0)
+    return c, total, largest
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def average_before_update(
+  state: PrimalAverageState, params: optax.Params
+) -> optax.Params:
+  """x of a state and the parameters y that belong to it.
+
+  Returns:
+    A tree, masked where a leaf is not averaged. It may share buffers with the
+    state.
+  """
+  if not isinstance(state.x, tuple) or state.x:
+    return state.x
+  before = 1.0 - 1.0 / state.interpolation
+
+  def compute(z: jax.Array, y: jax.Array) -> jax.Array:
+    return y + before.astype(jnp.finfo(z.dtype).dtype) * (z - y)
+
+  return _map(compute, state.z, params)
+
+
+def _is_masked(node: Any) -> bool:
+  return isinstance(node, optax.MaskedNode)
+
+
+def _map(function: Any, first: optax.Params, *rest: optax.Params) -> Any:
+  """Apply a function to averaged leaves; the first tree is masked elsewhere."""
+  return jax.tree.map(
+    lambda leaf, *others: leaf if _is_masked(leaf) else function(leaf, *others),
+    first,
+    *rest,
+    is_leaf=_is_masked,
+  )
+
+
+def _filled(masked: optax.Params, other: optax.Params) -> optax.Params:
+  """Take what is masked from another tree."""
+  return jax.tree.map(
+    lambda leaf, rest: rest if _is_masked(leaf) else leaf,
+    masked,
+    other,
+    is_leaf=_is_masked,
+  )
+
+
+def _check_wide(params: optax.Params) -> None:
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    dtype = jnp.result_type(leaf)
+    if trees.is_averaged(leaf) and trees.average_dtype(dtype) != dtype:
+      where = jax.tree_util.keystr(path)
+      raise ValueError(
+        f'Invalid params{where} of dtype {dtype}. primal_average computes the '
+        'average from parameters of float32 or wider; accumulator_dtype stores '
+        'it instead.'
+      )
+
+
+def _watching(
+  scheme: Any, *options: Any
+) -> optax.GradientTransformationExtraArgs:
+  """Build the transformation of an average that does not take part."""
+  if isinstance(scheme, Ema):
+    return ema.ema_weights(scheme.decay, *options)  # type: ignore[arg-type]
+  return polynomial.polynomial_weights(scheme.power, *options)

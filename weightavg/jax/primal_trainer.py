@@ -1,0 +1,181 @@
+"""The compiled functions of a run that trains at an average.
+
+The optimizer's iterate z and the average x are in the state of the optimizer;
+the parameters are y (`weightavg.jax.primal`).
+"""
+
+import warnings
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from weightavg import spec
+from weightavg.averaging_config import DEFAULT_REFRESH_EVERY, momentum_warning
+from weightavg.jax import coefficients, trees
+from weightavg.jax.evaluation import eval_params
+from weightavg.jax.pace import Pace
+from weightavg.jax.primal import PrimalAverageState, primal_average
+from weightavg.jax.recursive import lerp
+from weightavg.jax.run_state import TrainState
+from weightavg.jax.trainer import Trainer, in_nest
+from weightavg.optimizers import Optimizer
+from weightavg.schemes import Ema, ScheduleFree
+from weightavg.submission_config import SubmissionConfig
+
+
+class PrimalTrainer(Trainer):
+  """A `Trainer` whose optimizer steps z, with gradients at y; x is shown.
+
+  `TrainState.averages` holds the running statistics of x, in float32 at least:
+  averages of those of y with the coefficients c (`averaged`), or what forward
+  passes at x have left behind (`refreshed`). With `current`, and for a model
+  without running statistics, it is an empty tuple, and the statistics of y are
+  shown.
+
+  Args:
+    workload: the host's.
+    config: of the submission, with an interpolation.
+    optimizer: of the submission.
+    is_self_tuning: whether no point was given.
+
+  Raises:
+    ValueError: for a setting that JAX does not have.
+  """
+
+  def __init__(
+    self,
+    workload: spec.Workload,
+    config: SubmissionConfig,
+    optimizer: Optimizer,
+    is_self_tuning: bool = False,
+  ) -> None:
+    super().__init__(workload, config, optimizer, is_self_tuning)
+    self._mu = config.averaging.interpolation
+    self._batch_norm = config.averaging.averaging_batch_norm
+    self._refresh_every = (
+      config.averaging.averaging_refresh_every or DEFAULT_REFRESH_EVERY
+    )
+    momentum = 1.0 - getattr(config.optimizer, 'one_minus_beta1', 1.0)
+    warning = momentum_warning(self._mu, optimizer.name, momentum)
+    if warning is not None:
+      warnings.warn(warning, stacklevel=4)
+
+  def _transformation(self, pace: Pace) -> optax.GradientTransformation:
+    is_weighted = isinstance(self.scheme, ScheduleFree)
+    is_ema = isinstance(self.scheme, Ema)
+    return primal_average(
+      super()._transformation(pace),
+      # A horizon follows T, which the clock may change.
+      partial(coefficients.of_share, pace.share) if is_ema else self.scheme,
+      self._mu,
+      learning_rate=pace.learning_rate if is_weighted else None,
+      every=jnp.asarray(pace.every),
+      start=jnp.asarray(pace.start),
+    )
+
+  def _check_restored(self, train: TrainState) -> None:
+    mu = jnp.asarray(self._mu, trees.coefficient_dtype())
+    saved = train.optimizer.interpolation
+    if saved != mu:
+      raise ValueError(
+        'Invalid checkpoint: saved with averaging_interpolation='
+        f'{float(saved):g}, this submission has '
+        f'averaging_interpolation={self._mu:g}.'
+      )
+
+  def _init_averages(self, params: Any, model_state: Any) -> Any:
+    del params
+    if self._batch_norm == 'current' or not jax.tree.leaves(model_state):
+      return ()
+    return trees.map_averaged(_wide, model_state)
+
+  def _next_averages(
+    self,
+    before: TrainState,
+    after: TrainState,
+    batch: dict[str, Any],
+    rng: Any,
+    pace: Pace,
+  ) -> Any:
+    del pace
+    if not jax.tree.leaves(after.averages):
+      return after.averages
+    optimizer: PrimalAverageState = after.optimizer
+    # A batch that is not finite leaves them alone.
+    is_finite = trees.all_finite(after.model_state)
+    if self._batch_norm == 'averaged':
+      c = jnp.where(is_finite, optimizer.coefficient, 0.0)
+    else:
+      # The first sample has those of y.
+      is_first = before.optimizer.num_samples == 0
+      c = (is_first & is_finite).astype(optimizer.coefficient.dtype)
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+      if not trees.is_averaged(old):
+        return jnp.where(c > 0.0, new, old)
+      return jnp.where(c > 0.0, lerp(old, new, c), old)
+
+    statistics = jax.tree.map(move, after.averages, after.model_state)
+    if self._batch_norm == 'averaged':
+      return statistics
+    is_due = (after.step % self._refresh_every == 0) & (
+      optimizer.num_samples > 0
+    )
+    return jax.lax.cond(
+      is_due,
+      lambda kept: self._refreshed(kept, after, batch, rng),
+      lambda kept: kept,
+      statistics,
+    )
+
+  def _refreshed(
+    self, statistics: Any, state: TrainState, batch: dict[str, Any], rng: Any
+  ) -> Any:
+    """Move the running statistics of x by a forward pass at x."""
+    _, moved = self._workload.model_fn(
+      eval_params(state.optimizer, state.params),
+      batch,
+      _like(statistics, state.model_state),
+      spec.ForwardPassMode.TRAIN,
+      rng,
+      update_batch_norm=True,
+      dropout_rate=self.config.regularization.dropout_rate,
+    )
+    moved = in_nest(moved, state.model_state)
+    is_finite = trees.all_finite(moved)
+    return jax.tree.map(
+      lambda old, new: jnp.where(is_finite, new.astype(old.dtype), old),
+      statistics,
+      moved,
+    )
+
+  def _counted_skips(self, train: TrainState) -> jax.Array:
+    return train.optimizer.num_skipped
+
+  def _shown(self, state: TrainState, which: int) -> tuple[Any, Any]:
+    del which
+    average = eval_params(state.optimizer, state.params)
+    if not jax.tree.leaves(state.averages):
+      return average, state.model_state
+    has_samples = state.optimizer.num_samples > 0
+    statistics = jax.tree.map(
+      lambda kept, own: jnp.where(has_samples, kept, own),
+      _like(state.averages, state.model_state),
+      state.model_state,
+    )
+    return average, statistics
+
+
+def _wide(leaf: Any) -> jax.Array:
+  dtype = trees.average_dtype(jnp.result_type(leaf))
+  return jnp.array(leaf, dtype, copy=True)
+
+
+def _like(statistics: Any, model_state: Any) -> Any:
+  """Statistics in the dtypes of the model's."""
+  return jax.tree.map(
+    lambda kept, own: kept.astype(jnp.result_type(own)), statistics, model_state
+  )
