@@ -131,6 +131,7 @@ def main(arguments: Sequence[str]) -> None:
       'statistics.'
     )
   command_line.check_writable(options.output_dir)
+  options.output_dir.mkdir(parents=True, exist_ok=True)
   rows = [measure(options.workload, options.steps, options.seed)]
   logs.write_rows(str(options.output_dir / FILE), rows)
   print(sentence(rows))

@@ -1,4 +1,4 @@
-"""What a wrong learning rate and a wrong T cost each method.
+"""Measure the cost of a wrong learning rate and of a wrong T.
 
 The points are those of `primal`, and one thing differs from its runs:
 

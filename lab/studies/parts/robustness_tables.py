@@ -1,4 +1,4 @@
-"""Tables and a figure of what a wrong learning rate or a wrong T costs."""
+"""Tables and a figure of the cost of a wrong learning rate and a wrong T."""
 
 import math
 import pathlib

@@ -30,8 +30,9 @@ def test_the_share_is_of_all_billed_time():
 
 def test_a_run_refreshes_every_tenth_step(shrink, tmp_path, capsys):
   shrink(glyph_resnet.Workload, size=8)
-  refreshing.main(['--steps=20', f'--output_dir={tmp_path}'])
-  (row,) = json.loads((tmp_path / 'refreshing.json').read_text())
+  folder = tmp_path / 'new'
+  refreshing.main(['--steps=20', f'--output_dir={folder}'])
+  (row,) = json.loads((folder / 'refreshing.json').read_text())
   assert (row['steps'], row['refreshes']) == (20, 2)
   assert 0.0 < row['share_of_billed'] < 1.0
   assert capsys.readouterr().out.startswith('On `glyph_resnet` a refresh takes')
