@@ -22,7 +22,9 @@ from lab.studies import (
   horizon,
   primal,
   published,
+  refreshing,
   repeated,
+  robustness,
   steps,
 )
 from lab.studies.claims import report as claim_report
@@ -263,6 +265,26 @@ def primal_final() -> str:
 def primal_levels() -> str:
   """Steps to the levels of NadamW's raw weights."""
   return _primal('levels.json', primal.levels_table)
+
+
+def robust_steps() -> str:
+  """Steps to target of each method at other learning rates."""
+  return _primal('robustness.json', robustness.steps_table, 'robustness')
+
+
+def robust_rates() -> str:
+  """Best metric that other learning rates lose."""
+  return _primal('robustness.json', robustness.rates_table, 'robustness')
+
+
+def robust_budgets() -> str:
+  """Best metric that other budgets lose, with a wrong and with the right T."""
+  return _primal('robustness.json', robustness.budgets_table, 'robustness')
+
+
+def refreshing_share() -> str:
+  """The time of refreshing running statistics."""
+  return _primal('refreshing.json', refreshing.sentence, 'refreshing')
 
 
 def primal_figure(name: str, text: str) -> str:

@@ -260,6 +260,23 @@ def test_points_are_those_of_each_method(monkeypatch, tmp_path):
   assert rates == {'nadamw': 0.1, 'lookahead': 0.2, 'nadamw_primal': 0.1}
 
 
+def test_the_first_run_makes_the_folder_of_the_study(monkeypatch, tmp_path):
+  """Its runs are in another study's folder."""
+  monkeypatch.chdir(tmp_path)
+  seen = []
+
+  def run_all(trainings, directory, jobs):
+    seen.append(directory)
+    return results()
+
+  monkeypatch.setattr(execution, 'run_all', run_all)
+  study.main('primal', '', primal.STUDY, ['--seeds=0', '--methods=nadamw'])
+  assert seen == ['results/study/runs']
+  rows = json.loads((tmp_path / 'results/primal/primal.json').read_text())
+  assert rows == primal.rows_of(results())
+  assert (tmp_path / 'results/primal/primal.png').exists()
+
+
 def test_a_dry_run_counts_what_is_missing_and_writes_nothing(
   shrink, tmp_path, capsys
 ):
