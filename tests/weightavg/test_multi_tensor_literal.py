@@ -43,6 +43,20 @@ def test_pieces_hold_small_tensors_together_and_cut_large_ones():
   assert cut == [tensors[2].data_ptr() + offset for offset in (0, 16, 32)]
 
 
+@pytest.mark.parametrize(
+  ('sizes', 'expected'),
+  [
+    ((2, 2), [[2, 2]]),
+    ((3, 2, 2), [[3], [2, 2]]),
+    ((2, 1, 2), [[2, 1], [2]]),
+  ],
+)
+def test_pieces_are_as_full_as_they_may_be(sizes, expected):
+  tensors = [torch.zeros(n) for n in sizes]
+  found = multi_tensor.pieces(tensors, size=4)
+  assert [[t.numel() for t in piece] for (piece,) in found] == expected
+
+
 def test_a_tensor_as_large_as_a_piece_is_whole():
   tensors = [torch.zeros(2, 2), torch.zeros(4)]
   found = [piece for (piece,) in multi_tensor.pieces(tensors, size=4)]
