@@ -121,8 +121,8 @@ class PrimalTrainer(Trainer):
   ) -> TrainState:
     """Refresh the running statistics of x, where that is due.
 
-    A program of its own: as a branch of the step, convolutions would be
-    compiled without the backend's own kernels.
+    A program of its own: in a branch of the step, the CPU backend runs
+    convolutions slower, and the whole takes longer to compile.
     """
     is_kept = bool(jax.tree.leaves(train.averages))
     is_due = self._steps % self._refresh_every == 0
