@@ -36,6 +36,7 @@ study-quick: $(INSTALLED)
 figures: $(INSTALLED)
 	for study in steps horizon gains auto quickstart \
 	  $(if $(wildcard results/primal/primal.json),primal) \
+	  $(if $(wildcard results/primal/robustness.json),robustness) \
 	  $(if $(wildcard results/study/claims.json),claims); do \
 	  $(BIN)/python -m lab.studies $$study --report_only > /dev/null || exit; \
 	done

@@ -22,11 +22,13 @@ from lab.studies import (
   horizon,
   primal,
   published,
+  refreshing,
   repeated,
+  robustness,
   steps,
 )
 from lab.studies.claims import report as claim_report
-from lab.studies.parts import finals, frame, search, tables
+from lab.studies.parts import finals, frame, primal_tables, search, tables
 from lab.studies.parts.methods import METHODS
 from lab.studies.parts.tables import number
 from weightavg.averaging_config import point_fields
@@ -91,6 +93,9 @@ FRONT_PAGE = {
   'Shampoo, LAWA 10 %': ('shampoo', 'lawa 10 %'),
 }
 
+# Averages that train, below them.
+FRONT_PAGE_TRAINED = ('nadamw_primal', 'nadamw_schedule_free', 'shampoo_primal')
+
 
 def front_page() -> str:
   """Steps to target of several methods, as a multiple of NadamW's."""
@@ -106,6 +111,17 @@ def front_page() -> str:
     groups = [own[own['workload'] == name] for name in workloads]
     ratios = [frame.median(g['ratio_to_nadamw']) for g in [*groups, own]]
     lines.append(f'| {" | ".join([title, *map(number, ratios)])} |')
+  path = RESULTS / 'primal' / 'primal.json'
+  if path.exists():
+    trained = frame.read(json.loads(path.read_text()))
+    medians = primal_tables.medians(trained, 'ratio_to_nadamw')
+    medians = medians.reindex(columns=[*workloads, primal_tables.ALL])
+    lines += [
+      f'| {primal_tables.TITLES[method]} | '
+      f'{" | ".join(map(number, medians.loc[method]))} |'
+      for method in FRONT_PAGE_TRAINED
+      if method in medians.index
+    ]
   return '\n'.join(lines)
 
 
@@ -263,6 +279,26 @@ def primal_final() -> str:
 def primal_levels() -> str:
   """Steps to the levels of NadamW's raw weights."""
   return _primal('levels.json', primal.levels_table)
+
+
+def robust_steps() -> str:
+  """Steps to target of each method at other learning rates."""
+  return _primal('robustness.json', robustness.steps_table, 'robustness')
+
+
+def robust_rates() -> str:
+  """Best metric that other learning rates lose."""
+  return _primal('robustness.json', robustness.rates_table, 'robustness')
+
+
+def robust_budgets() -> str:
+  """Best metric that other budgets lose, with a wrong and with the right T."""
+  return _primal('robustness.json', robustness.budgets_table, 'robustness')
+
+
+def refreshing_share() -> str:
+  """The time of refreshing running statistics."""
+  return _primal('refreshing.json', refreshing.sentence, 'refreshing')
 
 
 def primal_figure(name: str, text: str) -> str:

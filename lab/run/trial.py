@@ -7,7 +7,6 @@ are seeded from the step's own random state, so that a run repeats exactly and
 a resumed one equals one that was never interrupted.
 """
 
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
@@ -19,91 +18,15 @@ from absl import logging
 from lab.core import checkpoint_files, choice_columns, logs
 from lab.core.progress import Progress
 from lab.run import checkpoints, light_checkpoints, random_utils
-from lab.run.distributed import Context
 from lab.run.interruption import Interrupted, Interruption
 from lab.run.observers import Observer, Observers
 from lab.run.run_state import RunState
-from lab.run.settings import Settings
-from lab.run.submissions import Submission
+from lab.run.trial_setup import Streams, Trial, initial_state, streams
 from weightavg import spec
 from weightavg.pytorch.profiling import section
 
 # The local workloads read no files; AlgoPerf's signatures ask for a folder.
 NO_DATA_DIR = ''
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial:
-  """The constants of a trial.
-
-  Args:
-    workload: The workload.
-    submission: The submission.
-    settings: The command line.
-    context: This process's place among all.
-    hyperparameters: The namedtuple for the submission; None if self-tuning.
-    rng_seed: Seed of the run.
-    batch_size: Global training batch size.
-    eval_batch_size: Global evaluation batch size.
-    budget: Steps after which the trial is over.
-    eval_every: Steps between evaluations; None goes by the workload's seconds.
-    directory: Where logs and checkpoints go.
-    checkpoint: Path of the checkpoint to go on from; None starts anew.
-  """
-
-  workload: Any
-  submission: Submission
-  settings: Settings
-  context: Context
-  hyperparameters: Any
-  rng_seed: int
-  batch_size: int
-  eval_batch_size: int
-  budget: int
-  eval_every: int | None
-  directory: str
-  checkpoint: str | None = None
-
-  @property
-  def time_limit(self) -> float:
-    """Billed seconds after which the trial is over."""
-    if self.settings.run_to_budget:
-      return float('inf')
-    factor = 1.5 if self.settings.tuning_ruleset == 'self' else 1.0
-    return factor * self.workload.max_allowed_runtime_sec
-
-
-@dataclasses.dataclass(frozen=True)
-class _Streams:
-  data: Any
-  optimizer: Any
-  model: Any
-  steps: Any
-
-
-def _streams(rng_seed: int) -> _Streams:
-  root, _ = random_utils.split(random_utils.key(rng_seed))
-  return _Streams(*random_utils.split(root, 4))
-
-
-def initial_state(trial: Trial) -> RunState:
-  """A fresh model and a fresh optimizer state; writes nothing."""
-  streams = _streams(trial.rng_seed)
-  torch.manual_seed(random_utils.torch_seed(streams.model))
-  with section('Initializing model'):
-    model, model_state = trial.workload.init_model_fn(streams.model)
-    if trial.settings.torch_compile:
-      model = torch.compile(model)
-  torch.manual_seed(random_utils.torch_seed(streams.optimizer))
-  with section('Initializing optimizer'):
-    optimizer_state = trial.submission.init_optimizer_state(
-      trial.workload,
-      model,
-      model_state,
-      trial.hyperparameters,
-      streams.optimizer,
-    )
-  return RunState(optimizer_state, model, model_state)
 
 
 def _skip(queue: Iterator[Any], count: int) -> None:
@@ -162,10 +85,11 @@ class TrialRun:
       Interrupted: A signal has ended it; its checkpoint is written.
       InputError: A file cannot be written; earlier checkpoints are unharmed.
     """
-    trial, streams = self.trial, _streams(self.trial.rng_seed)
+    trial = self.trial
+    keys = streams(trial.rng_seed)
     with section('Initializing dataset'):
       queue = trial.workload._build_input_queue(
-        streams.data,
+        keys.data,
         'train',
         data_dir=NO_DATA_DIR,
         global_batch_size=trial.batch_size,
@@ -194,8 +118,8 @@ class TrialRun:
     self._end_step()
     while self._goes_on():
       if self._signal:
-        self._stop_for_signal(streams)
-      step_rng = random_utils.fold_in(streams.steps, self.state.global_step)
+        self._stop_for_signal(keys)
+      step_rng = random_utils.fold_in(keys.steps, self.state.global_step)
       self._step(queue, step_rng)
     self._progress.close()
     self._finish()
@@ -208,12 +132,12 @@ class TrialRun:
       self.trial.context.clock_and_largest(own)
     )
 
-  def _stop_for_signal(self, streams: _Streams) -> NoReturn:
+  def _stop_for_signal(self, keys: Streams) -> NoReturn:
     """Save, unless the last evaluation has, and end the run."""
     step, directory = self.state.global_step, self.trial.directory
     saves = self.trial.settings.save_checkpoints
     if saves and step and self._saved_at != step:
-      rng = random_utils.fold_in(streams.steps, step - 1)
+      rng = random_utils.fold_in(keys.steps, step - 1)
       # What ranks share is gathered here; it is not billed.
       self._prepare_for_eval(random_utils.split(rng, 4)[2], is_billed=False)
       self._save()

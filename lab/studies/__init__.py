@@ -9,6 +9,8 @@ has those that exist for comparison only.
 | `claims` | which claims of the papers hold here? |
 | `steps` | how many steps does each average need to the target? |
 | `primal` | are averages that train better than averages that watch? |
+| `robustness` | what does a wrong learning rate or a wrong T cost? |
+| `refreshing` | what does refreshing BatchNorm's statistics cost? |
 | `horizon` | which horizon reaches the target first? |
 | `auto` | is the choice among averages a good one? |
 | `unseen` | does it hold on seeds that were not looked at? |

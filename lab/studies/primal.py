@@ -18,6 +18,7 @@ primal.png. The documentation's tables are made from primal.json by `table`,
 
 import argparse
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lab.studies import steps
 from lab.studies.parts import frame, levels, primal_tables, tuned
@@ -107,8 +108,16 @@ def notes(options: argparse.Namespace) -> list[str]:
   return lines
 
 
-def _methods_of(row: Row, single: Mapping[tuple[str, str], str]) -> list[str]:
-  """Names under which a run and its average are compared; none for most."""
+def methods_of(
+  row: Mapping[str, Any], single: Mapping[tuple[str, str], str] | None = None
+) -> list[str]:
+  """Names under which a run and its average are compared; none for most.
+
+  Args:
+    row: with optimizer, workload, candidate and the kind that the run's point
+      is tuned for.
+    single: the average that is best in hindsight, by optimizer and kind.
+  """
   optimizer, name = row['optimizer'], row['candidate']
   if optimizer not in steps.OPTIMIZERS:
     return [optimizer]
@@ -118,17 +127,30 @@ def _methods_of(row: Row, single: Mapping[tuple[str, str], str]) -> list[str]:
   winner = tuned.winners(row['workload'], optimizer).get(kind)
   won = (kind, winner['average']) if winner else ('raw', DEFAULTS[kind])
   found = [f'{optimizer}_{kind}'] if (tuned_for, name) == won else []
-  if tuned_for == 'raw' and name == single.get((optimizer, kind)):
+  if tuned_for == 'raw' and name == (single or {}).get((optimizer, kind)):
     found.append(f'{optimizer}_{kind}_best')
   return found
 
 
-def method_rows(results: Sequence[Result]) -> list[Row]:
-  """Rows of the compared methods with every column."""
+def method_rows(
+  results: Sequence[Result],
+  single: Mapping[tuple[str, str], str] | None = None,
+  baseline: Mapping[str, Any] | None = None,
+) -> list[Row]:
+  """Rows of the compared methods with every column.
+
+  Args:
+    results: of finished runs.
+    single: as in `methods_of`; found in the results if None.
+    baseline: further columns of NadamW's rows, to which others are compared.
+  """
   watched = [r for r in results if r['optimizer'] in steps.OPTIMIZERS]
   others = [r for r in results if r['optimizer'] not in steps.OPTIMIZERS]
-  rows = frame.rows_of([*steps.by_kind(watched), *others], steps.BASELINE)
-  single = steps.best_horizons(rows) if watched else {}
+  rows = frame.rows_of(
+    [*steps.by_kind(watched), *others], {**steps.BASELINE, **(baseline or {})}
+  )
+  if single is None:
+    single = steps.best_horizons(rows) if watched else {}
   found = [
     row
     | {
@@ -137,7 +159,7 @@ def method_rows(results: Sequence[Result]) -> list[Row]:
       'searched': is_searched(row['workload'], row['optimizer']),
     }
     for row in rows
-    for method in _methods_of(row, single)
+    for method in methods_of(row, single)
   ]
   order = primal_tables.ORDER
   return sorted(

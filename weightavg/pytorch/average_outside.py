@@ -1,28 +1,16 @@
 """The average outside of the model that it is an average of."""
 
-import abc
 import copy
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from weightavg.pytorch import dtensors, export
-from weightavg.pytorch.weights import Weights
+from weightavg.pytorch.averager_evaluation import AveragerEvaluation
 
 
-class AverageOutside(abc.ABC):
+class AverageOutside(AveragerEvaluation):
   """An average as a state dict, in another model, or for another library."""
-
-  _weights: Weights
-
-  @property
-  @abc.abstractmethod
-  def samples(self) -> int:
-    """Number of samples that have entered the average."""
-
-  @abc.abstractmethod
-  def _average(self) -> list[Tensor]:
-    """Return the weights for evaluation, raw before the first sample."""
 
   def averaged_state_dict(self) -> dict[str, Any]:
     """The model's state dict with the average in place of the weights.

@@ -1,34 +1,18 @@
 """Averaging the weights of a model while something else trains it."""
 
-import contextlib
 import dataclasses
-from collections.abc import (
-  Callable,
-  Iterable,
-  Iterator,
-  Mapping,
-  Sequence,
-)
-from typing import Any, TypeVar
+from collections.abc import Iterable
 
-import torch
 import torch.distributed as dist
-from absl import logging
 from torch import Tensor, nn
 
 from weightavg import averaging_config
 from weightavg.averaging_config import DEFAULT_REFRESH_EVERY, AveragingConfig
-from weightavg.pytorch import (
-  averager_state,
-  dtensors,
-  export,
-  finite,
-  multi_tensor,
-  refreshed_statistics,
-  shown,
-  training_point,
-)
+from weightavg.pytorch import averager_state_checks, finite, shown
 from weightavg.pytorch.average_outside import AverageOutside
+from weightavg.pytorch.averager_interpolation import AveragerInterpolation
+from weightavg.pytorch.averager_parts import outside_autograd
+from weightavg.pytorch.averager_state import AveragerState
 from weightavg.pytorch.choice import Choice
 from weightavg.pytorch.device_placement import DevicePlacement
 from weightavg.pytorch.placement import build_placement
@@ -38,15 +22,8 @@ from weightavg.pytorch.weights import Weights
 from weightavg.sampling import Sampling
 from weightavg.schemes import Raw, Recursive, Scheme
 
-_Method = TypeVar('_Method', bound=Callable[..., Any])
 
-
-def _outside_autograd(method: _Method) -> _Method:
-  """No gradients, and no inference tensors: buffers outlive the block."""
-  return torch.inference_mode(False)(torch.no_grad()(method))
-
-
-class Averager(AverageOutside):
+class Averager(AveragerInterpolation, AveragerState, AverageOutside):
   """Keeps an average of a model's weights and shows it to evaluation.
 
   With x_1..x_k the weights at the sampled steps, evaluation sees
@@ -134,6 +111,7 @@ class Averager(AverageOutside):
       also where the optimizer's step was not prepared, and from `before_step`
       where y was changed (not through `.data`) since the last `update`.
 
+  >>> import torch
   >>> from weightavg import Lawa
   >>> model = nn.Linear(1, 1, bias=False)
   >>> averager = Averager(model, Lawa(window=2), every=1)
@@ -200,7 +178,7 @@ class Averager(AverageOutside):
         "Invalid placement='sharded'. Must be 'device' or 'cpu' for parameters "
         'that are DTensors: their averages are as distributed as they are.'
       )
-    self._recipe = averager_state.recipe(
+    self._recipe = averager_state_checks.recipe(
       self.scheme, self.sampling, batch_norm, interpolation
     )
     self._primal: PrimalPlacement | None = None
@@ -267,27 +245,6 @@ class Averager(AverageOutside):
       collective=collective,
     )
 
-  @property
-  def skipped(self) -> int:
-    """Number of samples that were not finite and did not enter."""
-    self._settle()
-    return self._skipped
-
-  @property
-  def samples(self) -> int:
-    """Number of samples that have entered the average."""
-    self._settle()
-    return 0 if self.placement is None else self.placement.count
-
-  @property
-  def swapped(self) -> bool:
-    """True while the model holds the average."""
-    return self._swap.raw is not None
-
-  def named_weights(self) -> dict[str, Tensor]:
-    """Parameters and running statistics by their names in the state."""
-    return dict(zip(self._weights.names, self._weights.tensors, strict=True))
-
   def resample(self, sampling: Sampling, scheme: Scheme | None = None) -> None:
     """Sample at another cadence from the next step on.
 
@@ -304,40 +261,7 @@ class Averager(AverageOutside):
       self._recipe |= dataclasses.asdict(sampling)
     if self._primal is not None and isinstance(scheme, Recursive):
       self.scheme = self._primal.scheme = scheme
-      self._recipe |= averager_state.numbers(scheme)
-
-  @_outside_autograd
-  def before_step(self, *optimizers: torch.optim.Optimizer) -> None:
-    """Call before each step of the optimizer, after clipping its gradients.
-
-    Without an interpolation nothing happens. With one the model holds z from
-    here to `update`.
-
-    Args:
-      *optimizers: those that step the model's parameters. Their learning rates
-        are read here.
-
-    Raises:
-      RuntimeError: an average is shown, or the weights were changed since the
-        last `update`.
-    """
-    if self._primal is None:
-      return
-    if self.swapped:
-      raise RuntimeError(
-        'The model holds the average. Call swap_out() before before_step().'
-      )
-    self._settle()
-    self._weights.follow()
-    shown.check_not_shown(self._weights.parameters, 'before_step()')
-    if not self._warned:
-      self._warned = True
-      training_point.warn_of_momentum(self.interpolation, optimizers)
-    self._primal.begin(
-      optimizers,
-      self.sampling.is_sampled(self.step + 1),
-      self._weights.statistics_now(self._collective),
-    )
+      self._recipe |= averager_state_checks.numbers(scheme)
 
   def update(self, finite: bool | None = None) -> None:
     """Call after every optimizer step: counts it, and samples if it is due.
@@ -348,10 +272,7 @@ class Averager(AverageOutside):
         result, which `samples` and `skipped` ask for. The same on all ranks
         that decide together.
     """
-    if self.swapped:
-      raise RuntimeError(
-        'The model holds the average. Call swap_out() before update().'
-      )
+    self._refuse_shown('update()')
     if self._primal is not None:
       self._end_step(self._primal, finite)
     elif isinstance(self.placement, DevicePlacement):
@@ -361,7 +282,7 @@ class Averager(AverageOutside):
     else:
       self.step += 1
 
-  @_outside_autograd
+  @outside_autograd
   def _sample(self, placement: DevicePlacement, is_finite: bool | None) -> None:
     self._settle()
     self._weights.follow()
@@ -377,324 +298,6 @@ class Averager(AverageOutside):
       placement.add(tensors)
     else:
       self._skip(self.step)
-
-  @_outside_autograd
-  def _end_step(
-    self, placement: PrimalPlacement, is_finite: bool | None
-  ) -> None:
-    statistics = self._weights.statistics_now(self._collective)
-    result = placement.end(is_finite, statistics)
-    self.step += 1
-    if isinstance(result, finite.Look):
-      self._look = (result, self.step)
-    elif result is False:
-      placement.retract()
-      self._skip(self.step)
-
-  @property
-  def refresh_due(self) -> bool:
-    """True after a step behind which `refreshing()` is to be entered."""
-    return (
-      self._refresh_every is not None
-      and self.step % self._refresh_every == 0
-      and self.samples > 0
-    )
-
-  @contextlib.contextmanager
-  def refreshing(self) -> Iterator[None]:
-    """Let forward passes move the running statistics of the average.
-
-    Call the model in training mode inside the block, on a training batch,
-    whenever `refresh_due` is true. Its layers' own momentum applies. The model,
-    its buffers and the random numbers are as before after the block.
-
-    Raises:
-      RuntimeError: an average is shown, or batch_norm is not 'refreshed'.
-
-    >>> from weightavg import Ema
-    >>> model, batch = nn.BatchNorm1d(2), torch.ones(4, 2)
-    >>> averager = Averager(
-    ...   model, Ema(0.9), interpolation=0.9, batch_norm='refreshed')
-    >>> if averager.refresh_due:
-    ...   with averager.refreshing():
-    ...     _ = model(batch)
-    """
-    if self._primal is None or self._refresh_every is None:
-      raise RuntimeError(
-        "Nothing is refreshed: batch_norm is not 'refreshed', or the model has "
-        'no running statistics.'
-      )
-    if self.swapped:
-      raise RuntimeError(
-        'The model holds the average. Call swap_out() before refreshing().'
-      )
-    self._refuse_in_step('refreshing()')
-    self._weights.follow()
-    with torch.no_grad():
-      average = self._primal.shown(self._weights.data())
-    with refreshed_statistics.forward_passes(
-      self._weights,
-      self._swap,
-      average,
-      self._collective,
-      self._primal.keep_statistics,
-    ):
-      yield
-
-  def _settle(self) -> None:
-    """Read what the look at the last sample found."""
-    if self._look is None:
-      return
-    (result, step), self._look = self._look, None
-    if result.must_skip():
-      assert self.placement is not None
-      self.placement.retract()
-      self._skip(step)
-
-  def _skip(self, step: int) -> None:
-    self._skipped += 1
-    logging.warning(
-      'Step %d: the weights are not finite and did not enter the average '
-      '(%d samples skipped so far).',
-      step,
-      self._skipped,
-    )
-
-  def select(self, which: int) -> None:
-    """Choose what evaluation sees from now on, among the averages of `Auto`.
-
-    Args:
-      which: index into `choice.names`; -1 for the raw weights.
-
-    Raises:
-      RuntimeError: while an average is swapped in.
-      ValueError: for an index that no candidate has.
-    """
-    if self.swapped:
-      raise RuntimeError(
-        'The model holds the average. Call swap_out() before select().'
-      )
-    self.choice.select(which)
-
-  def choose(self, losses: Sequence[float]) -> str:
-    """Select the average of `Auto` with the lowest loss, the first of equals.
-
-    Args:
-      losses: one for each of `choice.names`, on examples that were never
-        trained on, the same for all; a loss that is not finite is out.
-
-    Returns:
-      Its name; 'raw' where no loss is finite.
-
-    >>> from weightavg import Auto
-    >>> model = nn.Linear(2, 1)
-    >>> averager = Averager(
-    ...   model, Auto('raw, ema 0.1, polynomial 4'), total_steps=100)
-    >>> averager.update()
-    >>> losses = []
-    >>> for which in range(len(averager.choice.names)):
-    ...   with averager.evaluating(which):
-    ...     losses.append(model(torch.ones(1, 2)).item() ** 2)
-    >>> averager.choose(losses)
-    'raw'
-    """
-    which = self.choice.lowest(losses)
-    self.select(which)
-    return 'raw' if which < 0 else self.choice.names[which]
-
-  @_outside_autograd
-  def swap_in(self) -> None:
-    """Show the average; nothing happens if it is shown already.
-
-    With placement='sharded' every rank must call it: one all-gather, and the
-    start of another one to rank 0 for the checkpoint.
-
-    Raises:
-      RuntimeError: another averager shows its average in the same weights.
-    """
-    if self.swapped or self.placement is None or not self.samples:
-      return
-    self._refuse_in_step('swap_in()')
-    self._weights.follow()
-    self.placement.collect()
-    self.choice.warn_if_none()
-    if self.choice.shows_raw:
-      return
-    raw = self._weights.data()
-    self._swap.show(raw, self.placement.shown(raw, self.choice.selected))
-
-  @_outside_autograd
-  def swap_out(self) -> None:
-    """Put the raw weights back; nothing happens if they are in place."""
-    self._swap.undo()
-
-  @contextlib.contextmanager
-  def evaluating(self, which: int | None = None) -> Iterator[None]:
-    """Show the average inside the block, the raw weights after it.
-
-    Args:
-      which: index into `choice.names` of another average than the chosen one;
-        -1 for the raw weights.
-
-    Raises:
-      RuntimeError: an average is shown already and another one is asked for.
-    """
-    was_swapped, selected = self.swapped, self.choice.selected
-    if which is not None and which != selected:
-      self.select(which)
-    try:
-      self.swap_in()
-      yield
-    finally:
-      if not was_swapped:
-        self.swap_out()
-      self.choice.selected = selected
-
-  @_outside_autograd
-  def import_state(
-    self, state: Mapping[str, Any], library: str, samples: int | None = None
-  ) -> None:
-    """Continue the average that another library has kept.
-
-    Its value is taken over as the average of `samples` samples; the following
-    samples enter with this averager's own coefficients.
-
-    Args:
-      state: its state dict.
-      library: as in `export_state`.
-      samples: number of samples in the average, >= 1; by default the library's
-        own count.
-
-    Raises:
-      RuntimeError: an average is shown.
-      ValueError: the scheme keeps no running average, the state does not fit
-        the model, or the number of samples is not known; nothing has changed.
-    """
-    if self.swapped:
-      raise RuntimeError(
-        'The model holds the average. Call swap_out() before import_state().'
-      )
-    if self._primal is not None:
-      raise ValueError(
-        f'Invalid interpolation={self.interpolation}. Must be 0: the states of '
-        'other libraries hold the average alone.'
-      )
-    if not isinstance(self.placement, DevicePlacement) or not isinstance(
-      self.scheme, Recursive
-    ):
-      raise ValueError(
-        f'Invalid scheme={self.scheme}. Must keep a running average, as Ema '
-        'and Polynomial do, to continue another one.'
-      )
-    averages, count = export.from_library(state, library)
-    samples = count if samples is None else samples
-    if not isinstance(samples, int) or samples < 1:
-      raise ValueError(
-        f'Invalid samples={samples!r}. Must be an integer in [1, inf): the '
-        'number of updates of the average, which has to have one.'
-      )
-    buffers = {
-      name: averages[name] for name in self._weights.names if name in averages
-    }
-    shapes = self._shapes()
-    averager_state.check_tensors(buffers, shapes)
-    self.step = max(self.step, samples * self.sampling.every)
-    self.placement.restore(
-      samples, [self._in_order(buffers)], self._weights.data()
-    )
-
-  def state_dict(self) -> dict[str, Any]:
-    """Everything needed to continue, in tensors, numbers, strings and dicts.
-
-    The raw weights are among it while the average is swapped in, since the
-    model's own state dict then holds the average. Tensors are not copied. The
-    state does not depend on the placement and loads into any other. It makes
-    no collective: what a sharded average needs of other ranks is on its way to
-    rank 0 since `swap_in`. Where it is not (on another rank, after a sample
-    since, or with checkpoints=False) the state says so and cannot be
-    loaded.
-    """
-    self._settle()
-    self._refuse_in_step('state_dict()')
-    buffers = [] if self.placement is None else self.placement.buffers()
-    weighting = (
-      {} if self._primal is None else {'weighting': self._primal.weighting()}
-    )
-    counters = self._swap.changed_counters()
-    return {
-      'format': averager_state.FORMAT,
-      'recipe': dict(self._recipe),
-      'step': self.step,
-      'samples': self.samples,
-      'skipped': self._skipped,
-      'selected': self.choice.selected,
-      'swapped': self.swapped,
-      'complete': buffers is not None,
-      'buffers': [self._by_name(tensors) for tensors in buffers or []],
-      'raw': {} if self._swap.raw is None else self._by_name(self._swap.raw),
-      **weighting,
-      **({'counters': counters} if counters else {}),
-    }
-
-  @_outside_autograd
-  def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-    """Continue from a saved state, with the average shown if it was then.
-
-    The model has to be restored too, before or after. If the average was
-    swapped in, the model holds it again afterwards and `swap_out` gives the raw
-    weights; that is a collective with placement='sharded'.
-
-    Raises:
-      ValueError: for a state of another scheme, horizon or model; nothing has
-        been changed then.
-    """
-    averager_state.check(state_dict, self.scheme, self._recipe, self._shapes())
-    raw = state_dict['raw']
-    self._refuse_in_step('load_state_dict()')
-    if self.swapped:
-      # They may be this averager's own, which are about to be overwritten.
-      raw = {name: tensor.clone() for name, tensor in raw.items()}
-      self.swap_out()
-    self._settle()
-    self.step = state_dict['step']
-    self._skipped = state_dict['skipped']
-    self.choice.selected = state_dict['selected']
-    saved = [self._in_order(named) for named in state_dict['buffers']]
-    samples = state_dict['samples']
-    if self._primal is not None:
-      self._primal.restore(samples, saved, state_dict['weighting'])
-    elif isinstance(self.placement, DevicePlacement):
-      self.placement.restore(samples, saved, self._weights.data())
-    if state_dict['swapped']:
-      multi_tensor.copy_(self._weights.data(), self._in_order(raw))
-      self._weights.set_counters(state_dict.get('counters', {}))
-      self.swap_in()
-
-  def _refuse_in_step(self, action: str) -> None:
-    if self._primal is not None and self._primal.in_step:
-      raise RuntimeError(
-        f'The model holds z. Call update() before {action}, after the step of '
-        'the optimizer.'
-      )
-
-  @_outside_autograd
-  def _average(self) -> list[Tensor]:
-    """Return the weights for evaluation, raw before the first sample."""
-    raw = self._weights.data() if self._swap.raw is None else self._swap.raw
-    if self.placement is None or not self.samples or self.choice.shows_raw:
-      return raw
-    return self.placement.shown(raw, self.choice.selected)
-
-  def _shapes(self) -> dict[str, torch.Size]:
-    return {name: t.shape for name, t in self.named_weights().items()}
-
-  def _by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    wrapped = map(dtensors.wrap, tensors, self._weights.tensors)
-    return dict(zip(self._weights.names, wrapped, strict=True))
-
-  def _in_order(self, named: dict[str, Tensor]) -> list[Tensor]:
-    weights = self.named_weights().items()
-    return [dtensors.piece_of(named[name], tensor) for name, tensor in weights]
 
 
 def _checked_collective(

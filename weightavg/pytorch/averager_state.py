@@ -1,164 +1,152 @@
-"""Checks of a saved averager before it is loaded."""
+"""The state of an averager: saved, loaded, or that of another library."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from weightavg.pytorch.choice import RAW
-from weightavg.pytorch.models import RUNNING_STATISTICS
-from weightavg.sampling import Sampling
-from weightavg.schemes import Raw, Scheme
-
-FORMAT = 2
-_KINDS: dict[str, type] = {
-  'recipe': dict,
-  'step': int,
-  'samples': int,
-  'skipped': int,
-  'selected': int,
-  'swapped': bool,
-  'complete': bool,
-  'buffers': list,
-  'raw': dict,
-}
+from weightavg.pytorch import (
+  averager_state_checks,
+  dtensors,
+  export,
+  multi_tensor,
+)
+from weightavg.pytorch.averager_evaluation import AveragerEvaluation
+from weightavg.pytorch.averager_parts import outside_autograd
+from weightavg.pytorch.device_placement import DevicePlacement
+from weightavg.schemes import Recursive
 
 
-def recipe(
-  scheme: Scheme, sampling: Sampling, batch_norm: str, interpolation: float
-) -> dict[str, Any]:
-  """The settings in which two averagers must agree to share a state."""
-  found: dict[str, Any] = {
-    'averaging_scheme': scheme.name,
-    'averaging_batch_norm': batch_norm,
-  }
-  if isinstance(scheme, Raw):
-    return found
-  if interpolation:
-    found['averaging_interpolation'] = interpolation
-  if scheme.part_names:
-    found['candidates'] = [str(part) for part in scheme.parts]
-  else:
-    found |= numbers(scheme)
-  return found | dataclasses.asdict(sampling)
+class AveragerState(AveragerEvaluation):
+  """Saves and restores the averages, and the raw weights while one is shown."""
 
+  def state_dict(self) -> dict[str, Any]:
+    """Everything needed to continue, in tensors, numbers, strings and dicts.
 
-def numbers(scheme: Scheme) -> dict[str, Any]:
-  """The fields of a scheme that are set."""
-  fields = dataclasses.asdict(scheme).items()
-  return {name: value for name, value in fields if value is not None}
-
-
-def check(
-  state_dict: dict[str, Any],
-  scheme: Scheme,
-  own_recipe: Mapping[str, Any],
-  shapes: Mapping[str, torch.Size],
-) -> None:
-  """Raise ValueError for a state of another averager or model.
-
-  Args:
-    state_dict: from `Averager.state_dict`.
-    scheme: of the averager that is to load it.
-    own_recipe: of that averager.
-    shapes: of its weights, by name.
-  """
-  candidates = len(scheme.parts)
-  if state_dict.get('format') != FORMAT:
-    raise ValueError(
-      f'Invalid averager state: format {state_dict.get("format")!r}. Must be '
-      f'{FORMAT}. import_state() takes the states of other libraries.'
+    The raw weights are among it while the average is swapped in, since the
+    model's own state dict then holds the average. Tensors are not copied. The
+    state does not depend on the placement and loads into any other. It makes
+    no collective: what a sharded average needs of other ranks is on its way to
+    rank 0 since `swap_in`. Where it is not (on another rank, after a sample
+    since, or with checkpoints=False) the state says so and cannot be
+    loaded.
+    """
+    self._settle()
+    self._refuse_in_step('state_dict()')
+    buffers = [] if self.placement is None else self.placement.buffers()
+    weighting = (
+      {} if self._primal is None else {'weighting': self._primal.weighting()}
     )
-  for key, kind in _KINDS.items():
-    value = state_dict.get(key)
-    least = RAW if key == 'selected' else 0
-    is_negative = isinstance(value, int) and value < least
-    if type(value) is not kind or is_negative:
+    counters = self._swap.changed_counters()
+    return {
+      'format': averager_state_checks.FORMAT,
+      'recipe': dict(self._recipe),
+      'step': self.step,
+      'samples': self.samples,
+      'skipped': self._skipped,
+      'selected': self.choice.selected,
+      'swapped': self.swapped,
+      'complete': buffers is not None,
+      'buffers': [self._by_name(tensors) for tensors in buffers or []],
+      'raw': {} if self._swap.raw is None else self._by_name(self._swap.raw),
+      **weighting,
+      **({'counters': counters} if counters else {}),
+    }
+
+  @outside_autograd
+  def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    """Continue from a saved state, with the average shown if it was then.
+
+    The model has to be restored too, before or after. If the average was
+    swapped in, the model holds it again afterwards and `swap_out` gives the raw
+    weights; that is a collective with placement='sharded'.
+
+    Raises:
+      ValueError: for a state of another scheme, horizon or model; nothing has
+        been changed then.
+    """
+    averager_state_checks.check(
+      state_dict, self.scheme, self._recipe, self._shapes()
+    )
+    raw = state_dict['raw']
+    self._refuse_in_step('load_state_dict()')
+    if self.swapped:
+      # They may be this averager's own, which are about to be overwritten.
+      raw = {name: tensor.clone() for name, tensor in raw.items()}
+      self.swap_out()
+    self._settle()
+    self.step = state_dict['step']
+    self._skipped = state_dict['skipped']
+    self.choice.selected = state_dict['selected']
+    saved = [self._in_order(named) for named in state_dict['buffers']]
+    samples = state_dict['samples']
+    if self._primal is not None:
+      self._primal.restore(samples, saved, state_dict['weighting'])
+    elif isinstance(self.placement, DevicePlacement):
+      self.placement.restore(samples, saved, self._weights.data())
+    if state_dict['swapped']:
+      multi_tensor.copy_(self._weights.data(), self._in_order(raw))
+      self._weights.set_counters(state_dict.get('counters', {}))
+      self.swap_in()
+
+  @outside_autograd
+  def import_state(
+    self, state: Mapping[str, Any], library: str, samples: int | None = None
+  ) -> None:
+    """Continue the average that another library has kept.
+
+    Its value is taken over as the average of `samples` samples; the following
+    samples enter with this averager's own coefficients.
+
+    Args:
+      state: its state dict.
+      library: as in `export_state`.
+      samples: number of samples in the average, >= 1; by default the library's
+        own count.
+
+    Raises:
+      RuntimeError: an average is shown.
+      ValueError: the scheme keeps no running average, the state does not fit
+        the model, or the number of samples is not known; nothing has changed.
+    """
+    self._refuse_shown('import_state()')
+    if self._primal is not None:
       raise ValueError(
-        f'Invalid averager state: {key}={value!r}. Must be {kind.__name__}.'
+        f'Invalid interpolation={self.interpolation}. Must be 0: the states of '
+        'other libraries hold the average alone.'
       )
-  if not state_dict['complete']:
-    raise ValueError(
-      'Invalid averager state: it was saved without the shares of the other '
-      'ranks. Save on rank 0, right after swap_in() on all ranks and with '
-      'averaging_checkpoints=True.'
-    )
-  has_statistics = any(
-    name.endswith(RUNNING_STATISTICS)
-    for names in (shapes, *state_dict['buffers'])
-    for name in names
-  )
-  for key in state_dict['recipe'] | dict(own_recipe):
-    saved, own = state_dict['recipe'].get(key), own_recipe.get(key)
-    if key == 'averaging_batch_norm' and not has_statistics:
-      continue  # either kind is the same
-    if saved != own:
+    if not isinstance(self.placement, DevicePlacement) or not isinstance(
+      self.scheme, Recursive
+    ):
       raise ValueError(
-        f'Invalid averager state: saved with {key}={saved!r}, this averager '
-        f'has {key}={own!r}.'
+        f'Invalid scheme={self.scheme}. Must keep a running average, as Ema '
+        'and Polynomial do, to continue another one.'
       )
-  if state_dict['selected'] >= candidates:
-    raise ValueError(
-      f'Invalid averager state: selected={state_dict["selected"]}. Must be '
-      f'below {candidates}.'
-    )
-  if 'averaging_interpolation' in own_recipe:
-    _check_weighting(state_dict.get('weighting'))
-  groups = list(state_dict['buffers'])
-  stored = scheme.stored(state_dict['samples'])
-  if len(groups) != stored:
-    raise ValueError(
-      f'Invalid averager state: {len(groups)} buffers for '
-      f'{state_dict["samples"]} samples. Must be {stored}.'
-    )
-  if state_dict['swapped']:
-    groups.append(state_dict['raw'])
-  for named in groups:
-    check_tensors(named, shapes)
-  _check_counters(state_dict.get('counters', {}))
-
-
-def _check_counters(value: Any) -> None:
-  """Counts of batches, of those layers whose count differs from the model's."""
-  if not isinstance(value, dict) or not all(
-    isinstance(t, Tensor) and t.ndim == 0 for t in value.values()
-  ):
-    raise ValueError(
-      f'Invalid averager state: counters={value!r}. Must hold tensors without '
-      'dimensions.'
-    )
-
-
-def _check_weighting(value: Any) -> None:
-  names = {'total', 'largest_rate'}
-  if (
-    not isinstance(value, dict)
-    or value.keys() != names
-    or not all(isinstance(v, float) and v >= 0.0 for v in value.values())
-  ):
-    raise ValueError(
-      f'Invalid averager state: weighting={value!r}. Must hold the numbers '
-      'total and largest_rate.'
-    )
-
-
-def check_tensors(
-  named: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
-) -> None:
-  """Raise ValueError for tensors of other names or shapes."""
-  for name in sorted(shapes.keys() ^ named.keys()):
-    where = 'lacks' if name in shapes else 'has the unknown'
-    raise ValueError(f'Invalid averager state: it {where} tensor {name!r}.')
-  for name, shape in shapes.items():
-    if not isinstance(named[name], Tensor):
+    averages, count = export.from_library(state, library)
+    samples = count if samples is None else samples
+    if not isinstance(samples, int) or samples < 1:
       raise ValueError(
-        f'Invalid averager state: {name!r} is a {type(named[name]).__name__}.'
-        ' Must be a tensor.'
+        f'Invalid samples={samples!r}. Must be an integer in [1, inf): the '
+        'number of updates of the average, which has to have one.'
       )
-    if named[name].shape != shape:
-      raise ValueError(
-        f'Invalid averager state: {name!r} has shape '
-        f'{tuple(named[name].shape)}. Must be {tuple(shape)}.'
-      )
+    buffers = {
+      name: averages[name] for name in self._weights.names if name in averages
+    }
+    shapes = self._shapes()
+    averager_state_checks.check_tensors(buffers, shapes)
+    self.step = max(self.step, samples * self.sampling.every)
+    self.placement.restore(
+      samples, [self._in_order(buffers)], self._weights.data()
+    )
+
+  def _shapes(self) -> dict[str, torch.Size]:
+    return {name: t.shape for name, t in self.named_weights().items()}
+
+  def _by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    wrapped = map(dtensors.wrap, tensors, self._weights.tensors)
+    return dict(zip(self._weights.names, wrapped, strict=True))
+
+  def _in_order(self, named: dict[str, Tensor]) -> list[Tensor]:
+    weights = self.named_weights().items()
+    return [dtensors.piece_of(named[name], tensor) for name, tensor in weights]

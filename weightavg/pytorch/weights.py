@@ -77,7 +77,7 @@ class Weights:
     return [dtensors.local(tensor) for tensor in self.tensors]
 
   def counters(self) -> dict[str, Tensor]:
-    """How many batches the averaged running statistics have seen, by name."""
+    """Numbers of batches that the averaged running statistics have seen."""
     return dict(c for s in self.statistics if (c := s.counter) is not None)
 
   def set_counters(self, counters: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,8 @@ in a quarter of an hour; their numbers say nothing.
 
 from lab.studies.claims import (
   annealing,
+  budgets,
+  final_metric,
   kaddour,
   noise,
   primal,
@@ -25,6 +27,8 @@ __all__ = [
   'Claim',
   'Part',
   'annealing',
+  'budgets',
+  'final_metric',
   'kaddour',
   'main',
   'noise',

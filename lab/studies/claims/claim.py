@@ -10,6 +10,8 @@ from lab.studies.claims import statistics
 from lab.studies.claims.shelf import Shelf
 from lab.studies.claims.statistics import Effects
 
+# An effect by workload and seed.
+Value = Callable[[str, int], float | None]
 INFINITY = math.inf
 # Claimed ranges of effects.
 BELOW_ONE = (-INFINITY, 1.0)

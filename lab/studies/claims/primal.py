@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from lab.studies.claims import measures, runs
-from lab.studies.claims.annealing import ask_for_spreads, in_spreads
 from lab.studies.claims.averages import (
   CADENCE,
   EVALUATED,
@@ -21,6 +20,7 @@ from lab.studies.claims.claim import (
   best_fixed,
   register,
 )
+from lab.studies.claims.final_metric import ask_for_spreads, in_spreads
 from lab.studies.claims.shelf import Shelf, check_available
 from lab.studies.claims.statistics import Effects
 from lab.studies.parts.training import Result
@@ -116,7 +116,7 @@ def _parts(shelf: Shelf, submission: str, average: str) -> list[Part]:
     f'{rate:g}': _compared(shelf, better(RAW), submission, rate)
     for rate in RATES
   }
-  chosen, final = best_fixed(choices, lowest=False)
+  chosen, _ = best_fixed(choices, lowest=False)
   rate = float(chosen)
   top, above = best_fixed(
     {
@@ -127,34 +127,27 @@ def _parts(shelf: Shelf, submission: str, average: str) -> list[Part]:
     lowest=False,
   )
   title = f'{submission} at x{chosen}'
-  with_average = f'NadamW with {label(average)}'
+  others = {RAW: 'NadamW', average: f'NadamW with {label(average)}'}
   return [
-    Part(
-      text=f'{title}: final metric against NadamW',
-      unit='spreads',
-      effects=final,
-      claimed=NOT_WORSE,
+    *(
+      Part(
+        text=f'{title}: final metric against {other}',
+        unit='spreads',
+        effects=_compared(shelf, better(name), submission, rate),
+        claimed=NOT_WORSE,
+        decides=name == RAW,
+      )
+      for name, other in others.items()
     ),
-    Part(
-      text=f'{title}: final metric against {with_average}',
-      unit='spreads',
-      effects=_compared(shelf, better(average), submission, rate),
-      claimed=NOT_WORSE,
-      decides=False,
-    ),
-    Part(
-      text=f'{title}: steps over those of NadamW',
-      unit='ratio',
-      effects=_compared(shelf, sooner(RAW), submission, rate),
-      claimed=BELOW_ONE,
-      decides=False,
-    ),
-    Part(
-      text=f'{title}: steps over those of {with_average}',
-      unit='ratio',
-      effects=_compared(shelf, sooner(average), submission, rate),
-      claimed=BELOW_ONE,
-      decides=False,
+    *(
+      Part(
+        text=f'{title}: steps over those of {other}',
+        unit='ratio',
+        effects=_compared(shelf, sooner(name), submission, rate),
+        claimed=BELOW_ONE,
+        decides=False,
+      )
+      for name, other in others.items()
     ),
     Part(
       text=f'{title}: final metric with {label(top)} on top',

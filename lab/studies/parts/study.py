@@ -195,6 +195,7 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
     results = execution.finished(trainings, str(runs))
   else:
     command_line.check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     results = execution.run_all(trainings, str(runs), options.jobs)
   results.sort(key=lambda result: [result[key] for key in study.order])
   rows = {file: make(results) for file, make in study.files.items()}

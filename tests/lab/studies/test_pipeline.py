@@ -219,8 +219,8 @@ def test_an_unknown_study_lists_those_that_exist(name):
   assert done.returncode == 1
   assert done.stderr.splitlines() == [
     f'error: Invalid study={name!r}. Must be among auto, calibrate, choices, '
-    'claims, frameworks, gains, horizon, published, quickstart, repeated, '
-    'steps, tune, unseen.'
+    'claims, frameworks, gains, horizon, primal, published, quickstart, '
+    'refreshing, repeated, robustness, steps, tune, unseen.'
   ]
 
 

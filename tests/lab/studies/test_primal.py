@@ -93,7 +93,9 @@ def test_after_a_search_its_own_averages_are_compared(tmp_path):
   search(tmp_path, 'w', 'nadamw', raw='raw', ema='ema 3 %', lawa='lawa 5 %')
   at_raw = watched(80, 76, tuned_for='raw, lawa', arrives={'lawa 5 %': 66})
   own = watched(90, 70, tuned_for='ema', arrives={'ema 3 %': 62, 'ema 1 %': 50})
-  found = by_method(primal.rows_of([at_raw, own]))
+  rows = primal.rows_of([at_raw, own])
+  found = by_method(rows)
+  assert len(found) == len(rows)
   assert found['nadamw']['steps_to_target'] == 80
   assert found['nadamw']['searched']
   # Of the run at its own point, and of a point that two kinds share.
@@ -258,6 +260,23 @@ def test_points_are_those_of_each_method(monkeypatch, tmp_path):
   runs = primal.trainings(options(methods=['lookahead', 'nadamw_primal']))
   rates = {run.submission: run.point['learning_rate'] for run in runs}
   assert rates == {'nadamw': 0.1, 'lookahead': 0.2, 'nadamw_primal': 0.1}
+
+
+def test_the_first_run_makes_the_folder_of_the_study(monkeypatch, tmp_path):
+  """Its runs are in another study's folder."""
+  monkeypatch.chdir(tmp_path)
+  seen = []
+
+  def run_all(trainings, directory, jobs):
+    seen.append(directory)
+    return results()
+
+  monkeypatch.setattr(execution, 'run_all', run_all)
+  study.main('primal', '', primal.STUDY, ['--seeds=0', '--methods=nadamw'])
+  assert seen == ['results/study/runs']
+  rows = json.loads((tmp_path / 'results/primal/primal.json').read_text())
+  assert rows == primal.rows_of(results())
+  assert (tmp_path / 'results/primal/primal.png').exists()
 
 
 def test_a_dry_run_counts_what_is_missing_and_writes_nothing(

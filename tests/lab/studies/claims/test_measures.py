@@ -6,7 +6,7 @@ import pytest
 from study_runs import curve, result
 
 from lab.studies.claims import measures
-from lab.studies.claims.annealing import gap_closed
+from lab.studies.claims.budgets import gap_closed
 
 
 def typed(target=0.5, higher=False, budget=100, **values):

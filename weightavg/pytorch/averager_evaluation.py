@@ -1,0 +1,109 @@
+"""Evaluation: shows an average in the model, the chosen one of several."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from weightavg.pytorch.averager_parts import AveragerParts, outside_autograd
+
+
+class AveragerEvaluation(AveragerParts):
+  """Shows an average in the model and puts the raw weights back."""
+
+  def select(self, which: int) -> None:
+    """Choose what evaluation sees from now on, among the averages of `Auto`.
+
+    Args:
+      which: index into `choice.names`; -1 for the raw weights.
+
+    Raises:
+      RuntimeError: while an average is swapped in.
+      ValueError: for an index that no candidate has.
+    """
+    self._refuse_shown('select()')
+    self.choice.select(which)
+
+  def choose(self, losses: Sequence[float]) -> str:
+    """Select the average of `Auto` with the lowest loss, the first of equals.
+
+    Args:
+      losses: one for each of `choice.names`, on examples that were never
+        trained on, the same for all; a loss that is not finite is out.
+
+    Returns:
+      Its name; 'raw' where no loss is finite.
+
+    >>> import torch
+    >>> from weightavg import Auto
+    >>> from weightavg.pytorch import Averager
+    >>> model = torch.nn.Linear(2, 1)
+    >>> averager = Averager(
+    ...   model, Auto('raw, ema 0.1, polynomial 4'), total_steps=100)
+    >>> averager.update()
+    >>> losses = []
+    >>> for which in range(len(averager.choice.names)):
+    ...   with averager.evaluating(which):
+    ...     losses.append(model(torch.ones(1, 2)).item() ** 2)
+    >>> averager.choose(losses)
+    'raw'
+    """
+    which = self.choice.lowest(losses)
+    self.select(which)
+    return 'raw' if which < 0 else self.choice.names[which]
+
+  @outside_autograd
+  def swap_in(self) -> None:
+    """Show the average; nothing happens if it is shown already.
+
+    With placement='sharded' every rank must call it: one all-gather, and the
+    start of another one to rank 0 for the checkpoint.
+
+    Raises:
+      RuntimeError: another averager shows its average in the same weights.
+    """
+    if self.swapped or self.placement is None or not self.samples:
+      return
+    self._refuse_in_step('swap_in()')
+    self._weights.follow()
+    self.placement.collect()
+    self.choice.warn_if_none()
+    if self.choice.shows_raw:
+      return
+    raw = self._weights.data()
+    self._swap.show(raw, self.placement.shown(raw, self.choice.selected))
+
+  @outside_autograd
+  def swap_out(self) -> None:
+    """Put the raw weights back; nothing happens if they are in place."""
+    self._swap.undo()
+
+  @contextlib.contextmanager
+  def evaluating(self, which: int | None = None) -> Iterator[None]:
+    """Show the average inside the block, the raw weights after it.
+
+    Args:
+      which: index into `choice.names` of another average than the chosen one;
+        -1 for the raw weights.
+
+    Raises:
+      RuntimeError: an average is shown already and another one is asked for.
+    """
+    was_swapped, selected = self.swapped, self.choice.selected
+    if which is not None and which != selected:
+      self.select(which)
+    try:
+      self.swap_in()
+      yield
+    finally:
+      if not was_swapped:
+        self.swap_out()
+      self.choice.selected = selected
+
+  @outside_autograd
+  def _average(self) -> list[Tensor]:
+    """Return the weights for evaluation, raw before the first sample."""
+    raw = self._weights.data() if self._swap.raw is None else self._swap.raw
+    if self.placement is None or not self.samples or self.choice.shows_raw:
+      return raw
+    return self.placement.shown(raw, self.choice.selected)
