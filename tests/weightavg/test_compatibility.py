@@ -146,3 +146,19 @@ def test_a_copy_of_model_and_averager_is_independent(clone):
     assert torch.equal(flat(model), expected)
   with other.evaluating():
     assert not torch.equal(flat(other_model), expected)
+
+
+# Not beside NadamW's other tests: mutmut's trampolines are frames of their own.
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_the_warning_of_a_missing_compiler_names_the_line_of_the_step():
+  p = nn.Parameter(torch.zeros(3))
+  optimizer = NadamW([p], fused='compile')
+  p.grad = torch.ones(3)
+  with (
+    torch.compiler.set_stance('fail_on_recompile'),
+    pytest.warns(UserWarning, match='runs uncompiled') as caught,
+  ):
+    optimizer.step()
+  # torch's compiler may warn of torch's own deprecated functions.
+  names = [w.filename for w in caught if 'uncompiled' in str(w.message)]
+  assert names == [__file__]

@@ -111,6 +111,19 @@ def test_strides_change_nothing(lay_out, is_grad_alike):
     torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
+def test_dense_memory_in_any_order_is_stepped_by_the_same_kernel():
+  """Bit for bit: the fused kernel takes memory as it comes."""
+  (p,) = parameters(torch.float32, ((8, 2, 4, 4),))
+  (q,) = parameters(torch.float32, ((8, 2, 4, 4),))
+  q.data = _channels_last(q.data)
+  pair = NadamW([p], **SETTINGS), NadamW([q], **SETTINGS)
+  for step in range(3):
+    for other, optimizer in zip((p, q), pair, strict=True):
+      other.grad = torch.empty_like(other).copy_(gradients([p], step)[0])
+      optimizer.step()
+  assert torch.equal(p, q)
+
+
 def test_a_tensor_larger_than_a_piece_equals_its_rows():
   """600,000 elements are cut into five pieces, each row fits in one."""
   whole = parameters(torch.float32, ((6, 100_000),))
@@ -219,6 +232,13 @@ def test_closure_is_evaluated_with_gradients():
   assert p.item() < 2.0
 
 
+def test_hyperparameters_that_are_not_given_are_those_of_adam():
+  params = parameters(torch.float32)
+  optimizer, adam = NadamW(params), torch.optim.Adam(params)
+  for name, value in optimizer.defaults.items():
+    assert value == adam.defaults[name], name
+
+
 @pytest.mark.parametrize(
   ('kwargs', 'message'),
   [
@@ -229,6 +249,7 @@ def test_closure_is_evaluated_with_gradients():
     ({'betas': (0.9,)}, r'Invalid betas=\(0.9,\). Must be two numbers'),
     ({'eps': -1e-8}, 'Invalid eps=-1e-08'),
     ({'weight_decay': float('inf')}, 'Invalid weight_decay=inf'),
+    ({'fused': 'x'}, r"^Invalid fused='x'\. Must be None or compile\.$"),
   ],
 )
 def test_arguments_out_of_range_are_refused(kwargs, message):
@@ -237,12 +258,28 @@ def test_arguments_out_of_range_are_refused(kwargs, message):
 
 
 def test_complex_and_sparse_are_refused():
-  with pytest.raises(ValueError, match='complex'):
+  message = r'^Invalid params\. NadamW takes no complex tensors\.$'
+  with pytest.raises(ValueError, match=message):
     NadamW([torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
   p = torch.nn.Parameter(torch.zeros(3))
   p.grad = torch.eye(3)[0].to_sparse()
-  with pytest.raises(RuntimeError, match='sparse'):
+  message = r'^Invalid gradient\. NadamW takes no sparse tensors\.$'
+  with pytest.raises(RuntimeError, match=message):
     NadamW([p]).step()
+
+
+def test_moments_are_loaded_to_the_device_of_their_parameter():
+  params = parameters(torch.float32)
+  optimizer = NadamW(params, **SETTINGS)
+  for p, g in zip(params, gradients(params, 0), strict=True):
+    p.grad = g
+  optimizer.step()
+  elsewhere = [torch.nn.Parameter(p.detach().to('meta')) for p in params]
+  other = NadamW(elsewhere, **SETTINGS)
+  other.load_state_dict(optimizer.state_dict())
+  for p in elsewhere:
+    assert other.state[p]['exp_avg'].is_meta
+    assert other.state[p]['exp_avg_sq'].is_meta
 
 
 def step_both(compiled, plain, first, last):
@@ -280,6 +317,23 @@ def test_what_is_compiled_is_the_same_arithmetic(dtype):
   tolerance = 1e-13 if dtype == torch.float64 else 2**-7
   for p, q in zip(params, others, strict=True):
     torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+
+
+@imports_compiler
+def test_parameters_of_all_dtypes_are_stepped_by_the_compiled_kernel():
+  pair = []
+  for fused in ('compile', None):
+    params = [
+      p for d in (torch.float32, torch.float64) for p in parameters(d, ((4,),))
+    ]
+    optimizer = NadamW(params, **SETTINGS, fused=fused)
+    for p, g in zip(params, gradients(params, 0), strict=True):
+      p.grad = g
+    with torch.compiler.set_stance('force_eager'):
+      optimizer.step()
+    pair.append(params)
+  for p, q in zip(*pair, strict=True):
+    torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
 @imports_compiler

@@ -102,7 +102,6 @@ class NadamW(torch.optim.Optimizer):
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     super().__setstate__(state)
-    self.__dict__.setdefault('_compiled', False)
     self.__dict__.setdefault('_scratch', {})
     self.__dict__.setdefault('_followers', None)
 
@@ -145,10 +144,7 @@ class NadamW(torch.optim.Optimizer):
     if p.grad.is_sparse:  # type: ignore[union-attr]
       raise RuntimeError('Invalid gradient. NadamW takes no sparse tensors.')
     state = self.state[p]
-    if not state:
-      state['step'] = 0
-      state['exp_avg_sq'] = _zeros_like(p)
-    state['step'] += 1
+    state['step'] = state.get('step', 0) + 1
     return state['step']
 
   def _update(
@@ -168,7 +164,7 @@ class NadamW(torch.optim.Optimizer):
     for p in params:
       state = self.state[p]
       for name in kept:
-        if name not in state:  # b1 was 0 until now
+        if name not in state:  # the first step, or b1 was 0 until now
           state[name] = _zeros_like(p)
       tensors = _local_tensors(p, *(state[name] for name in kept))
       if followers is not None:
@@ -196,7 +192,7 @@ class NadamW(torch.optim.Optimizer):
       self._compiled = False
       warnings.warn(
         f"NadamW(fused='compile') runs uncompiled: {type(error).__name__}.",
-        stacklevel=4,
+        stacklevel=6,  # above torch's two wrappers of `step`
       )
       return False
     return True

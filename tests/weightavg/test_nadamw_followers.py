@@ -1,0 +1,105 @@
+"""Tensors that NadamW moves along with its parameters, by literal lines."""
+
+import pytest
+import torch
+from torch import nn
+
+from weightavg.pytorch import NadamW
+from weightavg.pytorch.followers import Followers
+
+BEFORE, AFTER = -0.5, 0.25
+SHAPE = (8, 2, 4, 4)
+
+
+def as_it_is(p):
+  return p
+
+
+def channels_last(p):
+  return p.to(memory_format=torch.channels_last)
+
+
+def with_gaps(p):
+  return torch.stack([p, p], dim=1).flatten(0, 1)[::2]
+
+
+def build(lay_out, **options):
+  """Two parameters that lead, one that does not, one without a gradient."""
+  generator = torch.Generator().manual_seed(0)
+  params = [
+    nn.Parameter(
+      lay_out(torch.randn(SHAPE, generator=generator, dtype=torch.float64))
+    )
+    for _ in range(4)
+  ]
+  for p in params[:3]:
+    p.grad = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+    p.grad = torch.empty_like(p).copy_(p.grad)
+  settings = {'lr': 0.1, 'betas': (0.9, 0.99), 'weight_decay': 0.1} | options
+  return params, NadamW(params, **settings)
+
+
+def follow(f, before, after, skips=False):
+  middle = f + BEFORE * (before - f)
+  return middle if skips else middle + AFTER * (after - middle)
+
+
+@pytest.mark.parametrize('skip', [None, 0.0, 1.0])
+@pytest.mark.parametrize('beta1', [0.0, 0.9])
+@pytest.mark.parametrize('lay_out', [as_it_is, channels_last, with_gaps])
+def test_followers_move_before_and_after_the_step(lay_out, beta1, skip):
+  params, optimizer = build(lay_out, betas=(beta1, 0.99))
+  twins, plain = build(lay_out, betas=(beta1, 0.99))
+  leaders = [params[0], params[2], params[3]]
+  tensors = {p: torch.full_like(p, 2.0).detach() for p in leaders}
+  old = [p.detach().clone() for p in params]
+  flag = None if skip is None else torch.tensor(skip)
+  followers = Followers(tensors, BEFORE, AFTER, flag)
+  optimizer.lead(followers)
+  optimizer.step()
+  plain.step()
+  # The second of two parameters of a batch may be stepped by another kernel.
+  for p, q in zip(params, twins, strict=True):
+    torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-13)
+  assert followers.moved == {params[0], params[2]}
+  for index in (0, 2):
+    expected = follow(
+      torch.full_like(old[index], 2.0), old[index], params[index], skip == 1.0
+    )
+    torch.testing.assert_close(
+      tensors[params[index]], expected.detach(), rtol=1e-13, atol=1e-13
+    )
+  assert torch.equal(tensors[params[3]], torch.full(SHAPE, 2.0).double())
+  moments = {'exp_avg_sq'} | ({'exp_avg'} if beta1 else set())
+  for p in params[:3]:
+    assert optimizer.state[p].keys() == {'step'} | moments
+  assert not optimizer.state[params[3]]
+
+
+def test_followers_are_moved_in_one_step_only():
+  params, optimizer = build(as_it_is)
+  tensors = {params[0]: torch.zeros(SHAPE, dtype=torch.float64)}
+  optimizer.lead(Followers(tensors, BEFORE, AFTER))
+  optimizer.step()
+  moved = tensors[params[0]].clone()
+  assert moved.abs().sum() > 0
+  optimizer.step()
+  assert torch.equal(tensors[params[0]], moved)
+
+
+def test_followers_keep_the_step_counts_of_their_parameters():
+  """Parameters that missed a step have a t of their own, followed or not."""
+  counts = {}
+  for leads in (False, True):
+    params, optimizer = build(as_it_is)
+    gradient, params[1].grad, params[2].grad = params[1].grad, None, None
+    optimizer.step()
+    params[1].grad, params[2].grad = gradient, gradient.clone()
+    if leads:
+      tensors = {p: torch.zeros_like(p).detach() for p in params[:2]}
+      optimizer.lead(Followers(tensors, BEFORE, AFTER))
+    optimizer.step()
+    assert [optimizer.state[p]['step'] for p in params[:3]] == [2, 1, 1]
+    counts[leads] = [p.detach().clone() for p in params]
+  for p, q in zip(counts[False], counts[True], strict=True):
+    torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-13)
