@@ -28,7 +28,7 @@ from lab.studies import (
   steps,
 )
 from lab.studies.claims import report as claim_report
-from lab.studies.parts import finals, frame, search, tables
+from lab.studies.parts import finals, frame, primal_tables, search, tables
 from lab.studies.parts.methods import METHODS
 from lab.studies.parts.tables import number
 from weightavg.averaging_config import point_fields
@@ -93,6 +93,9 @@ FRONT_PAGE = {
   'Shampoo, LAWA 10 %': ('shampoo', 'lawa 10 %'),
 }
 
+# Averages that train, below them.
+FRONT_PAGE_TRAINED = ('nadamw_primal', 'nadamw_schedule_free', 'shampoo_primal')
+
 
 def front_page() -> str:
   """Steps to target of several methods, as a multiple of NadamW's."""
@@ -108,6 +111,17 @@ def front_page() -> str:
     groups = [own[own['workload'] == name] for name in workloads]
     ratios = [frame.median(g['ratio_to_nadamw']) for g in [*groups, own]]
     lines.append(f'| {" | ".join([title, *map(number, ratios)])} |')
+  path = RESULTS / 'primal' / 'primal.json'
+  if path.exists():
+    trained = frame.read(json.loads(path.read_text()))
+    medians = primal_tables.medians(trained, 'ratio_to_nadamw')
+    medians = medians.reindex(columns=[*workloads, primal_tables.ALL])
+    lines += [
+      f'| {primal_tables.TITLES[method]} | '
+      f'{" | ".join(map(number, medians.loc[method]))} |'
+      for method in FRONT_PAGE_TRAINED
+      if method in medians.index
+    ]
   return '\n'.join(lines)
 
 

@@ -11,8 +11,8 @@ from lab.run.distributed import Context
 from lab.run.observers import Observer
 from lab.run.run_state import RunState
 from lab.run.settings import Settings
-from lab.run.trial import Trial
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
+from lab.run.trial_setup import Trial
 
 
 def train(

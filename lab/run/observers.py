@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from lab.run.trial_run import TrialRun
+  from lab.run.trial import TrialRun
 
 
 class Observer:

@@ -39,8 +39,8 @@ from lab.run.experiment_lock import ExperimentLock
 from lab.run.interruption import Interrupted, Interruption
 from lab.run.run_state import RunState
 from lab.run.settings import Settings
-from lab.run.trial import Trial, initial_state
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
+from lab.run.trial_setup import Trial, initial_state
 from weightavg.pytorch.profiling import recording
 
 flags.adopt_module_key_flags(lab.run.flags)

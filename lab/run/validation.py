@@ -24,7 +24,7 @@ from lab.run import checkpoints, light_checkpoints, submissions
 from lab.run.distributed import Context
 from lab.run.experiment_lock import ExperimentLock, torchrun_job
 from lab.run.settings import Settings
-from lab.run.trial import Trial, initial_state
+from lab.run.trial_setup import Trial, initial_state
 
 _META_DATA = re.compile(r'meta_data_(\d+)\.json')
 

@@ -18,7 +18,7 @@ from torch import nn
 from lab.run import validation
 from lab.run.distributed import Context
 from lab.run.observers import Observer
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from weightavg import Lawa
 from weightavg.pytorch import Averager
 

@@ -73,11 +73,9 @@ def test_evaluations_show_averages_and_do_not_disturb_training(folder):
   assert_equal(with_evaluations.shown(), without.shown())
   assert_equal(with_evaluations.raw(), without.raw())
   # One trace of the step, whatever happened between; auto also compiles the
-  # loss on its probe once, after a look at its shape. The pass that refreshes
-  # running statistics is a part of the step.
+  # loss on its probe once, after a look at its shape.
   modes = [trace[0] for trace in with_evaluations.workload.traces]
-  passes = 2 if folder == REFRESHED else 1
-  assert modes.count(spec.ForwardPassMode.TRAIN) == passes
+  assert modes.count(spec.ForwardPassMode.TRAIN) == 1
   assert modes.count(spec.ForwardPassMode.EVAL) == (2 if folder == AUTO else 0)
 
 

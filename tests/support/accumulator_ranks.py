@@ -8,7 +8,7 @@ import fakes
 from lab.offline import run_accumulators
 from lab.run import runner
 from lab.run.distributed import Context
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 
 
 def whole_and_cut(rank, folder, path, every):

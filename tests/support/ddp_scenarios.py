@@ -14,7 +14,7 @@ import torch
 
 from lab.core.errors import InputError
 from lab.run import checkpoints, distributed
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # In which method, and at which step, all ranks are killed.

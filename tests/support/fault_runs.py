@@ -25,7 +25,7 @@ import torch
 
 from lab.core import checkpoint_files
 from lab.run import checkpoints, runner
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from weightavg import spec
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

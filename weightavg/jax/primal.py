@@ -236,7 +236,7 @@ def primal_average(
     enters, is_kept = is_sampled, None
     num_skipped = state.num_skipped
     if skip_nonfinite:
-      is_kept = trees.all_finite(z) | ~(is_sampled | has_begun)
+      is_kept = trees.all_finite(z)
       enters = is_sampled & is_kept
       c = jnp.where(is_kept, c, 0.0)
       num_skipped = num_skipped + (~is_kept).astype(jnp.int32)

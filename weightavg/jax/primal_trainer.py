@@ -17,7 +17,7 @@ from weightavg.averaging_config import DEFAULT_REFRESH_EVERY, momentum_warning
 from weightavg.jax import coefficients, trees
 from weightavg.jax.evaluation import eval_params
 from weightavg.jax.pace import Pace
-from weightavg.jax.primal import PrimalAverageState, primal_average
+from weightavg.jax.primal import primal_average
 from weightavg.jax.recursive import lerp
 from weightavg.jax.run_state import TrainState
 from weightavg.jax.trainer import Trainer, in_nest
@@ -59,6 +59,9 @@ class PrimalTrainer(Trainer):
       config.averaging.averaging_refresh_every or DEFAULT_REFRESH_EVERY
     )
     momentum = 1.0 - getattr(config.optimizer, 'one_minus_beta1', 1.0)
+    self._compiled_refresh = jax.jit(
+      self._refreshed, out_shardings=self._everywhere
+    )
     warning = momentum_warning(self._mu, optimizer.name, momentum)
     if warning is not None:
       warnings.warn(warning, stacklevel=4)
@@ -93,62 +96,59 @@ class PrimalTrainer(Trainer):
     return trees.map_averaged(_wide, model_state)
 
   def _next_averages(
-    self,
-    before: TrainState,
-    after: TrainState,
-    batch: dict[str, Any],
-    rng: Any,
-    pace: Pace,
+    self, before: TrainState, after: TrainState, pace: Pace
   ) -> Any:
     del pace
     if not jax.tree.leaves(after.averages):
       return after.averages
-    optimizer: PrimalAverageState = after.optimizer
     # A batch that is not finite leaves them alone.
     is_finite = trees.all_finite(after.model_state)
-    if self._batch_norm == 'averaged':
-      c = jnp.where(is_finite, optimizer.coefficient, 0.0)
-    else:
+    c = after.optimizer.coefficient
+    if self._batch_norm == 'refreshed':
       # The first sample has those of y.
-      is_first = before.optimizer.num_samples == 0
-      c = (is_first & is_finite).astype(optimizer.coefficient.dtype)
+      c = (before.optimizer.num_samples == 0).astype(c.dtype)
+    c = jnp.where(is_finite, c, 0.0)
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
-      if not trees.is_averaged(old):
-        return jnp.where(c > 0.0, new, old)
-      return jnp.where(c > 0.0, lerp(old, new, c), old)
+      if trees.is_averaged(old):
+        new = lerp(old, new, c)
+      return jnp.where(c > 0.0, new, old)
 
-    statistics = jax.tree.map(move, after.averages, after.model_state)
-    if self._batch_norm == 'averaged':
-      return statistics
-    is_due = (after.step % self._refresh_every == 0) & (
-      optimizer.num_samples > 0
-    )
-    return jax.lax.cond(
-      is_due,
-      lambda kept: self._refreshed(kept, after, batch, rng),
-      lambda kept: kept,
-      statistics,
-    )
+    return jax.tree.map(move, after.averages, after.model_state)
+
+  def _after_step(
+    self, train: TrainState, batch: dict[str, Any], rng: Any
+  ) -> TrainState:
+    """Refresh the running statistics of x, where that is due.
+
+    A program of its own: in a branch of the step, the CPU backend runs
+    convolutions slower, and the whole takes longer to compile.
+    """
+    is_kept = bool(jax.tree.leaves(train.averages))
+    is_due = self._steps % self._refresh_every == 0
+    if self._batch_norm != 'refreshed' or not is_kept or not is_due:
+      return train
+    statistics = self._compiled_refresh(train, batch, rng)
+    return train._replace(averages=statistics)
 
   def _refreshed(
-    self, statistics: Any, state: TrainState, batch: dict[str, Any], rng: Any
+    self, state: TrainState, batch: dict[str, Any], rng: Any
   ) -> Any:
-    """Move the running statistics of x by a forward pass at x."""
+    """Running statistics of x after a forward pass at x."""
     _, moved = self._workload.model_fn(
       eval_params(state.optimizer, state.params),
       batch,
-      _like(statistics, state.model_state),
+      _like(state.averages, state.model_state),
       spec.ForwardPassMode.TRAIN,
       rng,
       update_batch_norm=True,
       dropout_rate=self.config.regularization.dropout_rate,
     )
     moved = in_nest(moved, state.model_state)
-    is_finite = trees.all_finite(moved)
+    enters = trees.all_finite(moved) & (state.optimizer.num_samples > 0)
     return jax.tree.map(
-      lambda old, new: jnp.where(is_finite, new.astype(old.dtype), old),
-      statistics,
+      lambda old, new: jnp.where(enters, new.astype(old.dtype), old),
+      state.averages,
       moved,
     )
 

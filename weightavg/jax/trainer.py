@@ -154,13 +154,12 @@ class Trainer:
     clock = self.pacer.clock
     if clock is not None and clock.begin_step(billed):
       self._append({'planned_steps': clock.plan.total}, global_step)
+    batch = run_state.put_batch(batch, self.mesh)
     train, loss, norm = self._compiled_step(
-      state.train,
-      run_state.put_batch(batch, self.mesh),
-      rng,
-      self.pacer.at(self._steps),
+      state.train, batch, rng, self.pacer.at(self._steps)
     )
     self._steps += 1
+    train = self._after_step(train, batch, rng)
     if global_step <= _LOG_FIRST_STEPS or global_step % _LOG_EVERY_STEPS == 0:
       self._row = global_step, loss, norm
     return self.returned(state._replace(train=train))
@@ -210,27 +209,33 @@ class Trainer:
     return self.averages.init(self._values(params, model_state))
 
   def _next_averages(
-    self,
-    before: TrainState,
-    after: TrainState,
-    batch: dict[str, Any],
-    rng: Any,
-    pace: Pace,
+    self, before: TrainState, after: TrainState, pace: Pace
   ) -> Any:
     """Compute what `TrainState.averages` holds after a step.
 
     Args:
       before: the state before the step.
       after: the state after it, but for its averages.
-      batch: of the step.
-      rng: key of the step.
       pace: numbers of the step.
     """
-    del before, batch, rng
+    del before
     values = self._values(after.params, after.model_state)
     return self.averages.update(
       after.averages, values, after.step, pace.every, pace.start
     )
+
+  def _after_step(
+    self, train: TrainState, batch: dict[str, Any], rng: Any
+  ) -> TrainState:
+    """Do what some steps only need, by programs of its own.
+
+    Args:
+      train: the state after the step, which may be used up.
+      batch: of the step, on the devices.
+      rng: key of the step.
+    """
+    del batch, rng
+    return train
 
   def _counted_skips(self, train: TrainState) -> jax.Array:
     """Number of samples left out as not finite."""
@@ -286,7 +291,7 @@ class Trainer:
       model_state=in_nest(model_state, state.model_state),
       optimizer=optimizer,
     )
-    averages = self._next_averages(state, new, batch, rng, pace)
+    averages = self._next_averages(state, new, pace)
     return new._replace(averages=averages), loss, norm
 
   def _shown(self, state: TrainState, which: int) -> tuple[Any, Any]:

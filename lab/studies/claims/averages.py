@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from lab.offline import batch_norm
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from lab.studies.parts import tables, tuned
 from lab.studies.parts.averages import Averages
 from lab.workloads import build_workload

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from lab.studies.parts.training import Follower, Training, tuned_point
 from weightavg import AveragingConfig
 from weightavg.pytorch import Averager

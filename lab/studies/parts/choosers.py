@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from lab.core import curves
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from lab.studies.parts.training import Follower
 from lab.workloads import build_workload
 from weightavg.pytorch import choosing_step, selection

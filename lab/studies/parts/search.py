@@ -17,7 +17,7 @@ from scipy.stats import qmc
 
 from lab.core import search_space
 from lab.core.errors import InputError
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from lab.studies.parts.averages import Averages
 
 # Stated once, for all workloads and methods; a workload whose model or loss

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from lab.studies.parts.training import Follower
 
 # Name of the one curve.

@@ -18,7 +18,7 @@ from lab.offline import posthoc, run_accumulators
 from lab.offline.readers import Checkpoint
 from lab.run import light_checkpoints, runner
 from lab.run.distributed import Context
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from weightavg.schemes import Polynomial
 
 ROOT = pathlib.Path(__file__).parents[3]

@@ -16,7 +16,7 @@ from lab.offline.__main__ import main
 from lab.run import light_checkpoints, runner, validation
 from lab.run.distributed import Context
 from lab.run.settings import Settings
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from lab.workloads import build_workload, click_dlrm, glyph_resnet
 from weightavg.schemes import Ema, Lawa
 

@@ -11,7 +11,7 @@ import torch
 
 from lab.core import checkpoint_files
 from lab.run import checkpoints
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 
 ROOT = pathlib.Path(__file__).parents[3]
 SUBMISSIONS = sorted(

@@ -10,7 +10,7 @@ from study_runs import cells, curve, lines, result
 from lab.run import validation
 from lab.run.distributed import Context
 from lab.run.settings import Settings
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from lab.studies import auto, repeated, unseen
 from lab.studies.parts import choice_figures, choice_log, choosers
 from lab.studies.parts.choice_tables import TUNED, Times

@@ -93,7 +93,9 @@ def test_after_a_search_its_own_averages_are_compared(tmp_path):
   search(tmp_path, 'w', 'nadamw', raw='raw', ema='ema 3 %', lawa='lawa 5 %')
   at_raw = watched(80, 76, tuned_for='raw, lawa', arrives={'lawa 5 %': 66})
   own = watched(90, 70, tuned_for='ema', arrives={'ema 3 %': 62, 'ema 1 %': 50})
-  found = by_method(primal.rows_of([at_raw, own]))
+  rows = primal.rows_of([at_raw, own])
+  found = by_method(rows)
+  assert len(found) == len(rows)
   assert found['nadamw']['steps_to_target'] == 80
   assert found['nadamw']['searched']
   # Of the run at its own point, and of a point that two kinds share.

@@ -8,7 +8,7 @@ from study_runs import curve, lines, result
 from lab.run import validation
 from lab.run.distributed import Context
 from lab.run.settings import Settings
-from lab.run.trial_run import TrialRun
+from lab.run.trial import TrialRun
 from lab.studies import steps
 from lab.studies.parts import tuned
 from lab.workloads import build_workload, click_dlrm
