@@ -208,3 +208,11 @@ def test_large_weights_are_finite_though_their_squares_are_not():
   assert multi_tensor.all_finite([torch.full((1 << 14,), 1e25)])
   assert not multi_tensor.all_finite([torch.full((1 << 14,), 1e38)])
   assert multi_tensor.all_finite([torch.ones(3, dtype=torch.int64)])
+
+
+def test_single_tensors_are_lists_too():
+  (one,), (two,), (sample,) = full(0.0), full(0.0), full(8.0)
+  multi_tensor.lerp_all_([[one], [two]], [sample], [0.25, 0.5])
+  assert numbers([one, two]) == [2.0, 4.0]
+  multi_tensor.skipping_lerp_([one], [sample], 0.5, torch.zeros(()))
+  assert numbers([one]) == [5.0]
