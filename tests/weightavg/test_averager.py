@@ -476,12 +476,37 @@ def test_recomputed_statistics_leave_the_counts_of_batches_alone(swap):
 
 
 @pytest.mark.parametrize('model_first', [False, True])
-def test_counts_survive_a_save_behind_recomputed_statistics(model_first):
+def test_a_state_without_counts_leaves_the_models_count(model_first):
+  """States of earlier versions have none."""
   model, averager = averaged('ema')
+  model.norm.num_batches_tracked += 7
   before = model.norm.num_batches_tracked.item()
   averager.swap_in()
+  saved = copy.deepcopy([model.state_dict(), averager.state_dict()])
+  del saved[1]['counters']
+  resumed, other = averaged('ema')
+  loads = [
+    lambda: resumed.load_state_dict(saved[0]),
+    lambda: other.load_state_dict(saved[1]),
+  ]
+  for load in loads if model_first else reversed(loads):
+    load()
+  other.swap_out()
+  assert resumed.norm.num_batches_tracked == before
+
+
+@pytest.mark.parametrize('recompute', [False, True])
+@pytest.mark.parametrize('model_first', [False, True])
+def test_counts_survive_a_save_while_an_average_is_shown(
+  model_first, recompute
+):
+  model, averager = averaged('ema')
+  model.norm.num_batches_tracked += 7  # not the count of a new model
+  before = model.norm.num_batches_tracked.item()
   assert 'counters' not in averager.state_dict()
-  torch.optim.swa_utils.update_bn([torch.full((8, 3, 5, 5), 9.0)], model)
+  averager.swap_in()
+  if recompute:
+    torch.optim.swa_utils.update_bn([torch.full((8, 3, 5, 5), 9.0)], model)
   saved = copy.deepcopy([model.state_dict(), averager.state_dict()])
   resumed, other = averaged('ema')
   loads = [

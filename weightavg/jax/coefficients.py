@@ -1,11 +1,13 @@
 """Coefficients c_k of the averages a_k = a_{k-1} + c_k (x_k - a_{k-1})."""
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from weightavg import averaging_config
 from weightavg.schemes import Ema, Polynomial, ScheduleFree, Scheme
@@ -79,6 +81,21 @@ def of_scheme(scheme: Any) -> Coefficient:
   return scheme
 
 
+def is_number(value: Any) -> bool:
+  """True for a number of Python or NumPy; False for arrays, of any shape."""
+  return isinstance(value, numbers.Real)
+
+
+def _check_array(interpolation: Any) -> None:
+  # At 0, x cannot be computed from y and z.
+  array = np.asarray(interpolation)
+  if array.shape != () or not 0.0 < float(array) < 1.0:
+    raise ValueError(
+      f'Invalid interpolation={interpolation!r}. Must be in (0, 1) as an '
+      'array, or the number 0.'
+    )
+
+
 def check(
   scheme: Scheme | Coefficient, interpolation: Any, learning_rate: Any
 ) -> None:
@@ -86,24 +103,27 @@ def check(
 
   Args:
     scheme: of the average, or a function.
-    interpolation: mu; arrays pass.
+    interpolation: mu; an array must be in (0, 1), which is not checked inside
+      jit.
     learning_rate: for `ScheduleFree` only.
   """
-  is_number = isinstance(interpolation, int | float)
+  given = is_number(interpolation)
+  if not given and not isinstance(interpolation, jax.core.Tracer):
+    _check_array(interpolation)
   if not isinstance(scheme, Scheme):
     if not callable(scheme):
       raise ValueError(
         f'Invalid scheme={scheme!r}. Must be Ema, Polynomial, ScheduleFree or '
         'a function from the number of a sample to its coefficient.'
       )
-    if is_number and not 0.0 < interpolation < 1.0:
+    if given and not 0.0 < interpolation < 1.0:
       raise ValueError(
         f'Invalid interpolation={interpolation!r}. Must be in (0, 1) with a '
         'function.'
       )
   else:
     averaging_config.check_interpolation(
-      scheme, interpolation if is_number else 0.5, 'device'
+      scheme, float(interpolation) if given else 0.5, 'device'
     )
     if not isinstance(scheme, ScheduleFree):
       of_scheme(scheme)

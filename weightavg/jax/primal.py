@@ -143,7 +143,7 @@ def primal_average(
   trees.check_integer('every', every, 1)
   trees.check_integer('start', start, 0)
   base_optimizer = optax.with_extra_args_support(base_optimizer)
-  if isinstance(interpolation, int | float) and interpolation == 0.0:
+  if coefficients.is_number(interpolation) and interpolation == 0.0:
     average = _watching(scheme, every, start, accumulator_dtype, skip_nonfinite)
     return optax.chain(base_optimizer, average)
 
@@ -171,7 +171,7 @@ def primal_average(
       num_skipped=jnp.zeros([], jnp.int32),
       z=z,
       x=() if accumulator_dtype is None else copied(),
-      interpolation=jnp.asarray(interpolation, real),
+      interpolation=jnp.array(interpolation, real, copy=True),
       coefficient=jnp.ones([], real),
       weight_sum=jnp.zeros([], real),
       largest_rate=jnp.zeros([], real),

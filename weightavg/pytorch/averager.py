@@ -57,8 +57,9 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
   While the average is shown, an optimizer's step on the model and a
   `load_state_dict` of it raise before they write, and so does another averager.
   Writes that bypass both are lost with swap='copy' and damage the average with
-  swap='exchange'. Running statistics may be written to, as torch's `update_bn`
-  does; they and their counts of batches are as before after the next swap.
+  swap='exchange'. The running statistics of an average may be written to, as
+  torch's `update_bn` does: they and their counts of batches are as before after
+  the next swap. With batch_norm='current' they are the trained model's own.
 
   Parameters are bound by their place in the model: one that is replaced by
   another of the same name, shape and dtype is followed, any other change of the

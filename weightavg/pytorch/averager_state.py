@@ -38,7 +38,7 @@ class AveragerState(AveragerEvaluation):
     weighting = (
       {} if self._primal is None else {'weighting': self._primal.weighting()}
     )
-    counters = self._swap.changed_counters()
+    counters = self._swap.counters()
     return {
       'format': averager_state_checks.FORMAT,
       'recipe': dict(self._recipe),
@@ -87,8 +87,9 @@ class AveragerState(AveragerEvaluation):
       self.placement.restore(samples, saved, self._weights.data())
     if state_dict['swapped']:
       multi_tensor.copy_(self._weights.data(), self._in_order(raw))
-      self._weights.set_counters(state_dict.get('counters', {}))
       self.swap_in()
+      # Not the model's own: it may be restored only after this.
+      self._swap.set_counters(state_dict.get('counters', {}))
 
   @outside_autograd
   def import_state(

@@ -121,7 +121,7 @@ def check(
 
 
 def _check_counters(value: Any) -> None:
-  """Counts of batches, of those layers whose count differs from the model's."""
+  """Counts of batches that the swap back restores."""
   if not isinstance(value, dict) or not all(
     isinstance(t, Tensor) and t.ndim == 0 for t in value.values()
   ):

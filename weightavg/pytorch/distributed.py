@@ -42,13 +42,20 @@ def group_of(
   return group if dist.get_world_size(group) > 1 else None
 
 
-def any_rank(flag: bool, groups: Sequence[dist.ProcessGroup]) -> bool:
-  """True if the flag is True on a rank of the groups; waits for the answer."""
+def any_rank(
+  flag: bool, groups: Sequence[dist.ProcessGroup], device: torch.device
+) -> bool:
+  """True if the flag is True on a rank of the groups; waits for the answer.
+
+  Args:
+    flag: this rank's.
+    groups: the ranks; none for this one alone.
+    device: this rank's, for a backend that reduces nothing in host memory.
+  """
   if not groups:
     return flag
-  # NCCL reduces no tensor in host memory.
   on_host = all('cpu' in dist.get_backend_config(group) for group in groups)
-  found = torch.tensor(float(flag), device='cpu' if on_host else 'cuda')
+  found = torch.tensor(float(flag), device='cpu' if on_host else device)
   max_over_ranks_(found, groups)
   return bool(found.item())
 

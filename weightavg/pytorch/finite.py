@@ -77,7 +77,7 @@ class Looker:
     devices = {t.device for t in tensors}
     if len(devices) > 1 or next(iter(devices)).type == 'cpu':
       is_finite = multi_tensor.all_finite(tensors)
-      return not distributed.any_rank(not is_finite, groups)
+      return not distributed.any_rank(not is_finite, groups, tensors[0].device)
     skip = multi_tensor.not_finite(tensors)
     distributed.max_over_ranks_(skip, groups)
     if not skip.is_cuda:

@@ -1,6 +1,6 @@
 """Showing an average in a model, and putting its weights back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Swap:
     weights = self._weights
     self._showing = shown.Showing(self, weights.parameters, weights.modules())
     shown.clear_autocast_cache()
-    self._counters = {k: c.clone() for k, c in weights.counters().items()}
+    self.set_counters(weights.counters())
     if self._exchange:
       self._exchange_in(raw, average)
     else:
@@ -69,14 +69,13 @@ class Swap:
       self._showing.end()
       self._showing = None
 
-  def changed_counters(self) -> dict[str, Tensor]:
-    """Numbers of batches that `undo` will put back, where they differ now."""
-    now = self._weights.counters() if self.raw is not None else {}
-    return {
-      name: self._counters[name]
-      for name, counter in now.items()
-      if name in self._counters and not counter.equal(self._counters[name])
-    }
+  def counters(self) -> dict[str, Tensor]:
+    """Numbers of batches that `undo` will put back, by name."""
+    return {} if self.raw is None else dict(self._counters)
+
+  def set_counters(self, counters: Mapping[str, Tensor]) -> None:
+    """Let `undo` put back these numbers of batches, and no others."""
+    self._counters = {k: c.clone() for k, c in counters.items()}
 
   def _exchange_in(self, raw: list[Tensor], average: list[Tensor]) -> None:
     # Before anything is exchanged: undo can then put back half a swap.

@@ -1,5 +1,7 @@
 """Training at an average in JAX: arithmetic, PyTorch's and optax's, faults."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -522,6 +524,38 @@ def test_parameters_and_state_may_be_donated(accumulator_dtype):
     assert all(leaf.is_deleted() for leaf in old if leaf.ndim)
   donating(trained, state, 4)
   assert_equal(shown, wj.eval_params(kept_state, kept))
+
+
+def test_an_injected_interpolation_may_be_donated():
+  optimizer = optax.inject_hyperparams(
+    wj.primal_average,
+    static_args=('base_optimizer', 'scheme', 'accumulator_dtype'),
+  )(optax.sgd(0.1), Ema(0.5))
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, state, number):
+    updates, state = optimizer.update(gradients(params, number), state, params)
+    return optax.apply_updates(params, updates), state
+
+  trained, state = params(), optimizer.init(params())
+  for number in range(3):
+    trained, state = step(trained, state, number)
+  assert int(state.count) == 3
+
+
+@pytest.mark.parametrize('array', [jnp.array(0.0), np.array(0.0), np.ones(2)])
+def test_an_array_at_which_x_is_unknown_is_refused(array):
+  with pytest.raises(ValueError, match=r'Invalid interpolation=.* as an array'):
+    wj.primal_average(optax.sgd(0.1), Ema(0.5), array)
+
+
+def test_numpy_numbers_are_checked_as_numbers():
+  with pytest.raises(ValueError, match='Invalid interpolation='):
+    wj.primal_average(optax.sgd(0.1), Ema(0.5), np.float32(1.5))
+  plain = wj.primal_average(optax.sgd(0.1), Ema(0.5), np.float32(0.0))
+  expected = wj.primal_average(optax.sgd(0.1), Ema(0.5), 0.0)
+  state, same = plain.init(params()), expected.init(params())
+  assert jax.tree.structure(state) == jax.tree.structure(same)
 
 
 def test_every_step_runs_the_same_program():

@@ -226,7 +226,8 @@ class DistributedShampoo(torch.optim.Optimizer):
     # The ranks exchange their results: a rank that stopped here alone would let
     # the others wait.
     everyone = self._ranks.everyone
-    if any_rank(bool(bad), [] if everyone is None else [everyone]):
+    groups = [] if everyone is None else [everyone]
+    if any_rank(bool(bad), groups, self._infos[0].parameter.device):
       self._refuse(bad)
       return loss
     self._version += 1
