@@ -20,7 +20,7 @@ quickstart: $(INSTALLED)
 	  --output_dir=results/quickstart/local $(ARGS)
 
 # Every claim of the papers (338 runs, hours; ARGS=--dry_run counts them), or
-# with STUDY=steps (40 runs, two hours on two cores), auto (180 runs, hours), ...
+# with STUDY=steps (45 runs, an hour on two quiet cores), auto (180 runs, hours), ...
 # another study. Started again, a study makes the runs that are missing;
 # ARGS=--report_only reports on the finished ones.
 STUDY ?= claims
