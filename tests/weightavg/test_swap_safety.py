@@ -117,6 +117,25 @@ def test_a_restored_run_may_load_the_average_that_it_shows():
   assert fresh.weight.item() == 5.0
 
 
+def test_a_state_loads_into_parameters_that_were_replaced():
+  """The raw weights went to the parameters that were gone, and were lost."""
+  model = nn.Linear(1, 1, bias=False)
+  averager = Averager(model, Polynomial(0.0))
+  for value in (1.0, 5.0):
+    model.weight.data.fill_(value)
+    averager.update()
+  averager.swap_in()
+  saved = copy.deepcopy([model.state_dict(), averager.state_dict()])
+  averager.swap_out()
+  model.weight = nn.Parameter(torch.zeros(1, 1))
+  model.load_state_dict(saved[0])
+  averager.load_state_dict(saved[1])
+  assert model.weight.item() == 3.0
+  averager.swap_out()
+  assert model.weight.item() == 5.0
+  assert averager.named_weights()['weight'] is model.weight
+
+
 def test_a_copy_made_while_shown_is_free():
   net, averager = model()
   with averager.evaluating():

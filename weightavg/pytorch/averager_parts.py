@@ -73,7 +73,13 @@ class AveragerParts:
     return self._swap.raw is not None
 
   def named_weights(self) -> dict[str, Tensor]:
-    """Parameters and running statistics by their names in the state."""
+    """Parameters and running statistics by their names in the state.
+
+    Raises:
+      RuntimeError: the model's parameters are no longer those that are
+        averaged.
+    """
+    self._weights.follow()
     return dict(zip(self._weights.names, self._weights.tensors, strict=True))
 
   def _settle(self) -> None:

@@ -66,6 +66,7 @@ class AveragerState(AveragerEvaluation):
       ValueError: for a state of another scheme, horizon or model; nothing has
         been changed then.
     """
+    # `_shapes` binds parameters that have replaced others, for what follows.
     averager_state_checks.check(
       state_dict, self.scheme, self._recipe, self._shapes()
     )
