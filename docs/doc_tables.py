@@ -240,9 +240,9 @@ def running_statistics() -> str:
   return horizon.statistics_table(results('horizon/horizon.json'))
 
 
-def choice(*names: str) -> str:
+def choice(*names: str, file: str = 'auto') -> str:
   """Tables of the study of the choice among averages, by function name."""
-  rows = results('auto/auto.json')
+  rows = results(f'auto/{file}.json')
   return '\n\n'.join(getattr(auto, name)(rows) for name in names)
 
 
