@@ -50,12 +50,17 @@ def any_rank(
   Args:
     flag: this rank's.
     groups: the ranks; none for this one alone.
-    device: this rank's, for a backend that reduces nothing in host memory.
+    device: this rank's, for a backend that reduces nothing in host memory;
+      the current GPU in the place of that memory.
   """
   if not groups:
     return flag
   on_host = all('cpu' in dist.get_backend_config(group) for group in groups)
-  found = torch.tensor(float(flag), device='cpu' if on_host else device)
+  if on_host:
+    device = torch.device('cpu')
+  elif device.type == 'cpu':
+    device = torch.device('cuda')
+  found = torch.tensor(float(flag), device=device)
   max_over_ranks_(found, groups)
   return bool(found.item())
 
