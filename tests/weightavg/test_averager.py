@@ -475,6 +475,15 @@ def test_recomputed_statistics_leave_the_counts_of_batches_alone(swap):
   assert torch.equal(model.norm.running_mean, before.running_mean)
 
 
+def resumed_from(saved, model_first):
+  """A new model and its averager, from the states of both in either order."""
+  model, averager = averaged('ema')
+  pairs = list(zip((model, averager), saved, strict=True))
+  for part, state in pairs if model_first else reversed(pairs):
+    part.load_state_dict(state)
+  return model, averager
+
+
 @pytest.mark.parametrize('model_first', [False, True])
 def test_a_state_without_counts_leaves_the_models_count(model_first):
   """States of earlier versions have none."""
@@ -484,13 +493,7 @@ def test_a_state_without_counts_leaves_the_models_count(model_first):
   averager.swap_in()
   saved = copy.deepcopy([model.state_dict(), averager.state_dict()])
   del saved[1]['counters']
-  resumed, other = averaged('ema')
-  loads = [
-    lambda: resumed.load_state_dict(saved[0]),
-    lambda: other.load_state_dict(saved[1]),
-  ]
-  for load in loads if model_first else reversed(loads):
-    load()
+  resumed, other = resumed_from(saved, model_first)
   other.swap_out()
   assert resumed.norm.num_batches_tracked == before
 
@@ -508,13 +511,7 @@ def test_counts_survive_a_save_while_an_average_is_shown(
   if recompute:
     torch.optim.swa_utils.update_bn([torch.full((8, 3, 5, 5), 9.0)], model)
   saved = copy.deepcopy([model.state_dict(), averager.state_dict()])
-  resumed, other = averaged('ema')
-  loads = [
-    lambda: resumed.load_state_dict(saved[0]),
-    lambda: other.load_state_dict(saved[1]),
-  ]
-  for load in loads if model_first else reversed(loads):
-    load()
+  resumed, other = resumed_from(saved, model_first)
   other.swap_out()
   assert resumed.norm.num_batches_tracked == before
   with pytest.raises(ValueError, match=r"state: counters=\['norm"):

@@ -1,7 +1,6 @@
 """Coefficients c_k of the averages a_k = a_{k-1} + c_k (x_k - a_{k-1})."""
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from weightavg import averaging_config
+from weightavg.jax import trees
 from weightavg.schemes import Ema, Polynomial, ScheduleFree, Scheme
 
 # Maps the number of a sample, 1, 2, ..., a floating-point scalar, to c.
@@ -81,11 +81,6 @@ def of_scheme(scheme: Any) -> Coefficient:
   return scheme
 
 
-def is_number(value: Any) -> bool:
-  """True for a number of Python or NumPy; False for arrays, of any shape."""
-  return isinstance(value, numbers.Real)
-
-
 def _check_array(interpolation: Any) -> None:
   # At 0, x cannot be computed from y and z.
   array = np.asarray(interpolation)
@@ -107,7 +102,7 @@ def check(
       jit.
     learning_rate: for `ScheduleFree` only.
   """
-  given = is_number(interpolation)
+  given = trees.is_number(interpolation)
   if not given and not isinstance(interpolation, jax.core.Tracer):
     _check_array(interpolation)
   if not isinstance(scheme, Scheme):

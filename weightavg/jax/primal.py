@@ -143,7 +143,7 @@ def primal_average(
   trees.check_integer('every', every, 1)
   trees.check_integer('start', start, 0)
   base_optimizer = optax.with_extra_args_support(base_optimizer)
-  if coefficients.is_number(interpolation) and interpolation == 0.0:
+  if trees.is_number(interpolation) and interpolation == 0.0:
     average = _watching(scheme, every, start, accumulator_dtype, skip_nonfinite)
     return optax.chain(base_optimizer, average)
 

@@ -122,12 +122,17 @@ def increment(count: jax.Array) -> jax.Array:
   return count + (count < jnp.iinfo(count.dtype).max).astype(count.dtype)
 
 
+def is_number(value: Any) -> bool:
+  """True for a number of Python or NumPy; False for arrays, of any shape."""
+  return isinstance(value, numbers.Real)
+
+
 def check_number(name: str, value: Any, low: float, high: float) -> None:
-  """Raise ValueError for a Python number outside [low, high).
+  """Raise ValueError for a number outside [low, high).
 
   Arrays pass: `optax.inject_hyperparams` hands traced values over.
   """
-  if isinstance(value, int | float) and not low <= value < high:
+  if is_number(value) and not low <= value < high:
     interval = f'[{low:g}, {high:g})'
     raise ValueError(f'Invalid {name}={value}. Must be in {interval}.')
 

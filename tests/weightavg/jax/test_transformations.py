@@ -282,6 +282,7 @@ def test_a_schedule_free_state_is_no_average():
   [
     (lambda: wj.ema_weights(1.0), r'Invalid decay=1.0. Must be in \[0, 1\).'),
     (lambda: wj.ema_weights(-0.1), 'Invalid decay=-0.1.'),
+    (lambda: wj.ema_weights(np.float32(1.5)), 'Invalid decay=1.5.'),
     (lambda: wj.ema_weights(0.5, every=0), 'Invalid every=0. Must be an int'),
     (lambda: wj.ema_weights(0.5, every=1.5), 'Invalid every=1.5. Must be an'),
     (lambda: wj.ema_weights(0.5, start=-1), 'Invalid start=-1. Must be an int'),
