@@ -95,6 +95,18 @@ class PrimalTrainer(Trainer):
       return ()
     return trees.map_averaged(_wide, model_state)
 
+  def _step(
+    self, state: TrainState, batch: dict[str, Any], rng: Any, pace: Pace
+  ) -> tuple[TrainState, jax.Array, jax.Array]:
+    new, loss, norm = super()._step(state, batch, rng, pace)
+    if not jax.tree.leaves(state.model_state):
+      return new, loss, norm
+    # A batch that is not finite leaves running statistics alone, for ever lost
+    # otherwise.
+    is_finite = trees.all_finite(new.model_state)
+    statistics = trees.where(is_finite, new.model_state, state.model_state)
+    return new._replace(model_state=statistics), loss, norm
+
   def _next_averages(
     self, before: TrainState, after: TrainState, pace: Pace
   ) -> Any:
