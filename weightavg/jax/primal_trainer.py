@@ -101,10 +101,11 @@ class PrimalTrainer(Trainer):
     new, loss, norm = super()._step(state, batch, rng, pace)
     if not jax.tree.leaves(state.model_state):
       return new, loss, norm
-    # A batch that is not finite leaves running statistics alone, for ever lost
-    # otherwise.
-    is_finite = trees.all_finite(new.model_state)
-    statistics = trees.where(is_finite, new.model_state, state.model_state)
+    # The batch of a step that was left out leaves running statistics alone, as
+    # one does that would make them NaN for ever.
+    is_made = new.optimizer.num_skipped == state.optimizer.num_skipped
+    is_made &= trees.all_finite(new.model_state)
+    statistics = trees.where(is_made, new.model_state, state.model_state)
     return new._replace(model_state=statistics), loss, norm
 
   def _next_averages(
