@@ -20,6 +20,7 @@ CODE = (
   'submissions',
   'tests',
   'tuning_search_spaces',
+  ':!tuning_search_spaces/local',
   'weightavg',
 )
 TOTALS = ('kills', 'corruptions', 'inputs_fuzzed')
