@@ -168,7 +168,7 @@ class Weights:
     for name in self.names[count:]:
       if name not in statistics:
         raise _changed(f'{name!r} is gone')
-    parameters = [now[name] for name in before]
+    parameters: list[Tensor] = [now[name] for name in before]
     self._check_places(parameters)
     self._bind(parameters)
     self.statistics = [statistics[name] for name in self.names[count:]]
