@@ -93,7 +93,8 @@ mutants: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
 	$(BIN)/python tests/support/fault_mutants.py
 
-# Needs an environment into which AlgoPerf is installed: PYTHON names it.
+# Hours. Needs an environment into which AlgoPerf is installed: PYTHON names it.
+# Interrupted, it goes on with the tests that have not passed at this code.
 test-algoperf:
 	CUDA_VISIBLE_DEVICES= WEIGHTAVG_REQUIRE_ALGOPERF=1 OMP_NUM_THREADS=1 \
 	  WEIGHTAVG_ALGOPERF_MATRIX=results/algoperf/matrix.json \

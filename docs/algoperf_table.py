@@ -13,7 +13,8 @@ _TRAINED = re.compile(
   r'test_submission_trains_evaluates_and_resumes\[(\w+)-(\w+)\]'
 )
 _RESUMED = re.compile(
-  r'test_killed_and_resumed_run_equals_the_undisturbed_one\[(\w+)-False\]'
+  r'test_(?:killed_and_resumed_run|a_killed_run_resumes_and)'
+  r'_equals_the_undisturbed_one\[(\w+?)(?:-False)?\]'
 )
 # The only workload whose data can be made here, in the format it reads.
 _RUNNER = 'mnist, by submission_runner.py'

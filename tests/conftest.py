@@ -1,13 +1,13 @@
 """Common ground of all tests: seeded, single-threaded, on the CPU."""
 
-import json
 import os
 import pathlib
-import subprocess
 
 # Before torch is imported: two workers on two cores must not fight for them.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+import algoperf_outcomes
+import code_commit
 import hypothesis
 import pytest
 import torch
@@ -47,43 +47,10 @@ def shrink(monkeypatch):
   return apply
 
 
-# `make test-algoperf` names the file that keeps outcomes for the docs' table.
-_MATRIX = os.environ.get('WEIGHTAVG_ALGOPERF_MATRIX')
-_outcomes = {}
-
-
-def _commit():
-  """Commit of the code; `-dirty` if a file outside results/ differs from it."""
-
-  def git(*words):
-    here = pathlib.Path(__file__).parents[1]
-    return subprocess.run(['git', *words], cwd=here, capture_output=True)
-
-  commit = git('rev-parse', '--short=12', 'HEAD').stdout.decode().strip()
-  is_clean = git('diff', '--quiet', 'HEAD', '--', ':!results').returncode == 0
-  return commit if is_clean else f'{commit}-dirty'
-
-
-def pytest_runtest_logreport(report):
-  """Record the outcome of a test of the real benchmark."""
-  ended = report.when == 'call' or report.outcome != 'passed'
-  if _MATRIX and ended and 'algoperf' in report.keywords:
-    name = report.nodeid.rpartition('::')[2]
-    _outcomes[name] = {'outcome': report.outcome, 'torch': torch.__version__}
-    if report.skipped:
-      _outcomes[name]['reason'] = report.longrepr[2]
-
-
-def pytest_sessionfinish():
-  """Merge the outcomes into the file, which keeps those of one commit only."""
-  if not _outcomes:
-    return
-  commit = _commit()
-  path = pathlib.Path(_MATRIX)
-  known = json.loads(path.read_text()) if path.exists() else {}
-  if known.get('commit') != commit:
-    known = {}
-  tests = known.get('tests', {}) | _outcomes
-  content = {'commit': commit, 'tests': dict(sorted(tests.items()))}
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(content, indent=2) + '\n')
+def pytest_configure(config):
+  """Keep outcomes where `make test-algoperf` names a file."""
+  path = os.environ.get('WEIGHTAVG_ALGOPERF_MATRIX')
+  if path:
+    commit = code_commit.commit(*algoperf_outcomes.CODE)
+    plugin = algoperf_outcomes.Outcomes(pathlib.Path(path), commit)
+    config.pluginmanager.register(plugin)

@@ -6,6 +6,7 @@ Each question has a short form, in `make test`, and a long one, marked `faults`.
 
 import os
 
+import code_commit
 import fault_tally
 import pytest
 
@@ -26,7 +27,7 @@ def tally(request):
   folder = os.environ.get('WEIGHTAVG_FAULTS')
   name = request.node.nodeid.partition('tests/faults/')[2]
   # Tests change the working directory.
-  result = fault_tally.Tally(name, folder and fault_tally.ROOT / folder)
+  result = fault_tally.Tally(name, folder and code_commit.ROOT / folder)
   if result.is_done:
     pytest.skip('finished at this commit')
   yield result

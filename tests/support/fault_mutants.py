@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 
+import code_commit
 import fault_tally
 
 # Exit statuses of the tests, as mutmut keeps them; others are not decided. A
@@ -31,7 +32,7 @@ def outcomes(folder: pathlib.Path) -> dict[str, str]:
 
 def main() -> int:
   """Write the counts and the survivors; 1 if one is not justified."""
-  found = outcomes(fault_tally.ROOT / 'mutants')
+  found = outcomes(code_commit.ROOT / 'mutants')
   counts = collections.Counter(found.values())
   path = fault_tally.FOLDER / 'justified.json'
   justified = json.loads(path.read_text()) if path.exists() else {}

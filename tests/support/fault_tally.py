@@ -8,24 +8,28 @@ mutation tests in `mutants.json`.
 import collections
 import json
 import pathlib
-import subprocess
 
+import code_commit
 import filelock
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDER = ROOT / 'results' / 'faults'
+FOLDER = code_commit.ROOT / 'results' / 'faults'
+# Studies, docs and results aren't run by the tests.
+CODE = (
+  'lab',
+  ':!lab/studies',
+  'submissions',
+  'tests/faults',
+  'tests/support',
+  'tuning_search_spaces',
+  ':!tuning_search_spaces/local',
+  'weightavg',
+)
 TOTALS = ('kills', 'corruptions', 'inputs_fuzzed')
 
 
 def commit() -> str:
-  """Commit of the code; `-dirty` if a file outside results/ differs from it."""
-
-  def git(*words):
-    return subprocess.run(['git', *words], cwd=ROOT, capture_output=True)
-
-  found = git('rev-parse', '--short=12', 'HEAD').stdout.decode().strip()
-  is_clean = git('diff', '--quiet', 'HEAD', '--', ':!results').returncode == 0
-  return found if is_clean else f'{found}-dirty'
+  """Return the last commit that changed what the tests run."""
+  return code_commit.commit(*CODE)
 
 
 def _read(path: pathlib.Path) -> dict:

@@ -1,14 +1,16 @@
 """Ways to misuse a swap: each raises before it writes, or does no harm."""
 
 import copy
+import pickle
 import re
 
 import pytest
 import torch
 from torch import nn
 
-from weightavg import Ema, Lawa, Polynomial
+from weightavg import Auto, Ema, Lawa, Polynomial
 from weightavg.pytorch import Averager, NadamW
+from weightavg.schemes import Raw
 
 SWAPS = ('copy', 'exchange')
 
@@ -34,6 +36,22 @@ def test_autocast_sees_the_swap(swap):
     assert net(x).item() == 5.0
 
 
+@pytest.mark.parametrize('swap', SWAPS)
+def test_autocast_sees_each_candidate_in_one_block(swap):
+  net = nn.Linear(1, 1, bias=False)
+  averager = Averager(net, Auto([Polynomial(0.0), Ema(0.0)]), swap=swap)
+  for value in (1.0, 5.0, 9.0):
+    net.weight.data.fill_(value)
+    averager.update()
+  net.weight.data.fill_(2.0)
+  seen = []
+  with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
+    for which in (-1, 0, 1, 0):
+      with averager.evaluating(which):
+        seen.append(net(torch.ones(1, 1)).item())
+  assert seen == [2.0, 5.0, 9.0, 5.0]
+
+
 @pytest.mark.parametrize('first', SWAPS)
 @pytest.mark.parametrize('second', SWAPS)
 def test_a_second_averager_is_refused_while_the_first_shows(first, second):
@@ -49,6 +67,32 @@ def test_a_second_averager_is_refused_while_the_first_shows(first, second):
   with other.evaluating():
     assert net.weight.item() == 5.0
   assert net.weight.item() == 5.0
+
+
+@pytest.mark.parametrize('scheme', [Ema(0.5), Raw()])
+def test_an_averager_without_a_sample_does_not_take_an_average_for_raw(scheme):
+  net, one = model()
+  other = Averager(net, scheme)
+  with one.evaluating():
+    with pytest.raises(RuntimeError, match=r'Another averager .* swap_in'):
+      other.swap_in()
+    with pytest.raises(RuntimeError, match=r'before averaged_state_dict\(\)'):
+      other.averaged_state_dict()
+  assert other.averaged_state_dict()['weight'].item() == 5.0
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+def test_a_state_with_raw_weights_is_refused_before_it_writes(swap):
+  net, one = model(swap=swap)
+  with one.evaluating():
+    saved = copy.deepcopy(one.state_dict())
+    other = Averager(net, Polynomial(0.0))
+    with pytest.raises(RuntimeError, match=r'before load_state_dict\(\)'):
+      other.load_state_dict(saved)
+    assert net.weight.item() == 3.0
+    assert other.samples == 0
+  with one.evaluating():
+    assert net.weight.item() == 3.0
 
 
 def test_an_averager_that_is_gone_blocks_no_other():
@@ -145,6 +189,48 @@ def test_a_copy_made_while_shown_is_free():
   assert not net._load_state_dict_pre_hooks
 
 
+@pytest.mark.parametrize(
+  'clone',
+  [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))],
+  ids=['deepcopy', 'pickle'],
+)
+def test_a_copy_of_both_made_while_shown_is_guarded_by_itself(clone):
+  net, averager = model()
+  averager.swap_in()
+  twin, other = clone((net, averager))
+  for module in (net, twin):
+    module.weight.grad = torch.ones(1, 1)
+  with pytest.raises(RuntimeError, match=r'swap_out\(\) before a step'):
+    torch.optim.SGD(twin.parameters(), lr=1.0).step()
+  other.swap_out()
+  torch.optim.SGD(twin.parameters(), lr=1.0).step()
+  assert twin.weight.item() == 4.0
+  # The swap of the copy has not ended that of the original.
+  with pytest.raises(RuntimeError, match=r'swap_out\(\) before a step'):
+    torch.optim.SGD(net.parameters(), lr=1.0).step()
+  averager.swap_out()
+  assert net.weight.item() == 5.0
+
+
+@pytest.mark.parametrize(
+  ('swap', 'consequence'),
+  [('copy', 'That is lost now'), ('exchange', 'The average has changed')],
+)
+def test_other_writes_are_logged_once(swap, consequence, caplog):
+  net, averager = model(swap=swap)
+  with caplog.at_level('WARNING', logger='absl'):
+    with averager.evaluating():
+      net(torch.ones(1, 1)).sum().backward()
+      net.load_state_dict(net.state_dict())
+    assert not caplog.text
+    for _ in range(2):
+      with averager.evaluating(), torch.no_grad():
+        net.weight.add_(1.0)
+  assert net.weight.item() == 5.0
+  assert caplog.text.count("'weight' was written to while the model") == 1
+  assert consequence in caplog.text
+
+
 def test_replaced_parameters_are_followed():
   net, averager = model(values=(1.0,))
   net.load_state_dict({'weight': torch.full((1, 1), 5.0)}, assign=True)
@@ -160,6 +246,14 @@ def test_replaced_parameters_are_followed():
 
 def change_head(net):
   net[1] = nn.Linear(2, 3)
+
+
+def convert(net):
+  net.double()
+
+
+def move(net):
+  net.to('meta')
 
 
 def change_dtype(net):
@@ -183,6 +277,11 @@ def grow(net):
   [
     (change_head, r"'1\.weight' is \(3, 2\) of torch\.float32, was \(2, 2\)"),
     (change_dtype, r"'0\.weight' is \(2, 2\) of torch\.float64, was"),
+    (
+      convert,
+      r"'0\.weight' is torch\.float64 on cpu, was torch\.float32 on cpu",
+    ),
+    (move, r"'0\.weight' is torch\.float32 on meta, was torch\.float32 on cpu"),
     (drop, r"'1\.weight' is another, frozen parameter"),
     (unfreeze, r"'2\.weight' is trained now and is not averaged"),
     (grow, r"'3\.weight' is trained now and is not averaged"),
@@ -214,11 +313,46 @@ def test_a_new_layer_of_the_same_shapes_is_followed():
     assert net[0].running_mean.tolist() == [4.0, 4.0]
 
 
-def test_parameters_without_names_are_refused():
+def test_pairs_of_another_dtype_are_named():
+  p = nn.Parameter(torch.ones(1))
+  averager = Averager([('p', p)], Ema(0.5))
+  averager.update()
+  p.data = p.data.double()
+  with pytest.raises(RuntimeError, match=r"'p' is torch\.float64 on cpu, was"):
+    averager.swap_in()
+
+
+@pytest.mark.parametrize(
+  ('weights', 'kind'),
+  [
+    (nn.Linear(2, 2).parameters(), 'Parameter'),
+    (nn.Linear(2, 2).state_dict(), 'str'),
+    (None, 'NoneType'),
+  ],
+)
+def test_what_is_no_model_and_has_no_names_is_refused(weights, kind):
   with pytest.raises(
-    ValueError, match=r'found a Parameter\. Must be a model, or'
+    ValueError, match=rf'found a {kind}\. Must be a model, or'
   ):
-    Averager(nn.Linear(2, 2).parameters(), Ema(0.5))
+    Averager(weights, Ema(0.5))
+
+
+def test_the_model_is_no_argument_of_update():
+  """Other libraries take it; here it would switch the look for NaN off."""
+  net, averager = model()
+  with pytest.raises(TypeError, match='positional'):
+    averager.update(net)
+
+
+def test_an_averager_built_in_inference_mode_follows_training():
+  net = nn.Linear(1, 1, bias=False)
+  with torch.inference_mode():
+    averager = Averager(net, Polynomial(0.0))
+  for value in (1.0, 5.0):
+    net.weight.data.fill_(value)
+    averager.update()
+  with averager.evaluating():
+    assert net.weight.item() == 3.0
 
 
 def test_a_spectral_norms_vectors_stay_those_of_the_live_model():

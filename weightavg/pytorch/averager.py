@@ -56,8 +56,9 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
 
   While the average is shown, an optimizer's step on the model and a
   `load_state_dict` of it raise before they write, and so does another averager.
-  Writes that bypass both are lost with swap='copy' and damage the average with
-  swap='exchange'. The running statistics of an average may be written to, as
+  Other writes are lost with swap='copy' and change the average with
+  swap='exchange'; `swap_out` logs those that do not go through `.data`. The
+  running statistics of an average may be written to, as
   torch's `update_bn` does: they and their counts of batches are as before after
   the next swap. With batch_norm='current' they are the trained model's own.
 
@@ -108,7 +109,8 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
     ValueError: for an argument out of range, a horizon without `total_steps`, a
       name given twice or an integer tensor.
     RuntimeError: from `update` while an average is shown, and where the model's
-      parameters are no longer those that are averaged; with an interpolation
+      parameters are no longer those that are averaged, or of another dtype or
+      on another device; with an interpolation
       also where the optimizer's step was not prepared, and from `before_step`
       where y was changed (not through `.data`) since the last `update`.
 
@@ -137,6 +139,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
   1.5
   """
 
+  @outside_autograd
   def __init__(
     self,
     weights: nn.Module | Iterable[tuple[str, Tensor]],
@@ -264,7 +267,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
       self.scheme = self._primal.scheme = scheme
       self._recipe |= averager_state_checks.numbers(scheme)
 
-  def update(self, finite: bool | None = None) -> None:
+  def update(self, *, finite: bool | None = None) -> None:
     """Call after every optimizer step: counts it, and samples if it is due.
 
     Args:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
+from weightavg.pytorch import shown
 from weightavg.pytorch.averager_parts import AveragerParts, outside_autograd
 
 
@@ -62,7 +63,12 @@ class AveragerEvaluation(AveragerParts):
     Raises:
       RuntimeError: another averager shows its average in the same weights.
     """
-    if self.swapped or self.placement is None or not self.samples:
+    if self.swapped:
+      return
+    # Also where there is no average yet: another one would pass for the raw
+    # weights.
+    shown.check_not_shown(self._weights.parameters, 'swap_in()')
+    if self.placement is None or not self.samples:
       return
     self._refuse_in_step('swap_in()')
     self._weights.follow()
@@ -102,8 +108,15 @@ class AveragerEvaluation(AveragerParts):
 
   @outside_autograd
   def _average(self) -> list[Tensor]:
-    """Return the weights for evaluation, raw before the first sample."""
-    raw = self._weights.data() if self._swap.raw is None else self._swap.raw
+    """Return the weights for evaluation, raw before the first sample.
+
+    Raises:
+      RuntimeError: another averager shows its average in the same weights.
+    """
+    raw = self._swap.raw
+    if raw is None:
+      shown.check_not_shown(self._weights.parameters, 'averaged_state_dict()')
+      raw = self._weights.data()
     if self.placement is None or not self.samples or self.choice.shows_raw:
       return raw
     return self.placement.shown(raw, self.choice.selected)

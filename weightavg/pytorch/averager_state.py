@@ -11,6 +11,7 @@ from weightavg.pytorch import (
   dtensors,
   export,
   multi_tensor,
+  shown,
 )
 from weightavg.pytorch.averager_evaluation import AveragerEvaluation
 from weightavg.pytorch.averager_parts import outside_autograd
@@ -63,8 +64,10 @@ class AveragerState(AveragerEvaluation):
     weights; that is a collective with placement='sharded'.
 
     Raises:
-      ValueError: for a state of another scheme, horizon or model; nothing has
-        been changed then.
+      RuntimeError: another averager shows its average in the same weights, and
+        this one is to show its own.
+      ValueError: for a state of another scheme, horizon or model. Nothing has
+        been changed in either case.
     """
     # `_shapes` binds parameters that have replaced others, for what follows.
     averager_state_checks.check(
@@ -72,6 +75,8 @@ class AveragerState(AveragerEvaluation):
     )
     raw = state_dict['raw']
     self._refuse_in_step('load_state_dict()')
+    if state_dict['swapped'] and not self.swapped:
+      shown.check_not_shown(self._weights.parameters, 'load_state_dict()')
     if self.swapped:
       # They may be this averager's own, which are about to be overwritten.
       raw = {name: tensor.clone() for name, tensor in raw.items()}

@@ -3,7 +3,8 @@
 While an average is shown, a write to the parameters is a write to the average
 (or is lost). So an optimizer's step and a `load_state_dict` are refused before
 they write, and so is a second averager that would take the average for the raw
-weights.
+weights. Other writes are found afterwards, by the version that torch counts for
+each tensor.
 """
 
 import weakref
@@ -18,6 +19,8 @@ from weightavg.pytorch import dtensors
 
 # Parameters by identity, and the object that shows its average in them.
 _OWNERS: dict[int, weakref.ref] = {}
+# Their versions while no write is known.
+_VERSIONS: dict[int, int] = {}
 
 
 class Showing:
@@ -36,12 +39,26 @@ class Showing:
     self, owner: Any, tensors: Sequence[Tensor], modules: Iterable[nn.Module]
   ) -> None:
     check_not_shown(tensors, 'swap_in()')
+    self._tensors = list(tensors)
     self._ids = [id(tensor) for tensor in tensors]
     _OWNERS.update(dict.fromkeys(self._ids, weakref.ref(owner)))
     self._hooks: list[Any] = [register_optimizer_step_pre_hook(_refuse_step)]
-    self._hooks += [
-      module.register_load_state_dict_pre_hook(_refuse_load)
-      for module in modules
+    for module in modules:
+      self._hooks += [
+        module.register_load_state_dict_pre_hook(_refuse_load),
+        module.register_load_state_dict_post_hook(_note_load),
+      ]
+
+  def note_versions(self) -> None:
+    """The average is in place: what is written from now on is not its."""
+    _VERSIONS.update((id(t), _version(t)) for t in self._tensors)
+
+  def written(self) -> list[int]:
+    """Indices of the tensors that were written to, not through `.data`."""
+    return [
+      i
+      for i, t in enumerate(self._tensors)
+      if _version(t) != _VERSIONS.get(id(t), _version(t))
     ]
 
   def end(self) -> None:
@@ -50,6 +67,7 @@ class Showing:
       hook.remove()
     for key in self._ids:
       _OWNERS.pop(key, None)
+      _VERSIONS.pop(key, None)
 
 
 def is_shown(tensor: Tensor) -> bool:
@@ -102,6 +120,18 @@ def _refuse_load(
         f'The model holds the average. Call swap_out() before {prefix + name} '
         'is loaded.'
       )
+
+
+def _note_load(module: nn.Module, incompatible: Any) -> None:
+  """A load that was not refused has written what was there already."""
+  del incompatible
+  for parameter in module._parameters.values():
+    if parameter is not None and is_shown(parameter):
+      _VERSIONS[id(parameter)] = _version(parameter)
+
+
+def _version(tensor: Tensor) -> int:
+  return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_equal(value: Any, parameter: Tensor) -> bool:

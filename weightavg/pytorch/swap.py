@@ -1,8 +1,10 @@
 """Showing an average in a model, and putting its weights back."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from absl import logging
 from torch import Tensor
 
 from weightavg.pytorch import dtensors, multi_tensor, shown
@@ -30,6 +32,21 @@ class Swap:
     # Recomputed statistics (torch's update_bn) begin their counts anew.
     self._counters: dict[str, Tensor] = {}
     self._showing: shown.Showing | None = None
+    self._has_warned = False
+
+  def __getstate__(self) -> dict[str, Any]:
+    # The guards are of these parameters, a copy of the model has others.
+    return self.__dict__ | {'_showing': None}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    if self.raw is not None:
+      self._showing = self._guard()
+      self._showing.note_versions()
+
+  def _guard(self) -> shown.Showing:
+    weights = self._weights
+    return shown.Showing(self, weights.parameters, weights.modules())
 
   def show(self, raw: list[Tensor], average: list[Tensor]) -> None:
     """Put an average in the place of the weights.
@@ -41,19 +58,23 @@ class Swap:
     Raises:
       RuntimeError: another averager shows its average in the same weights.
     """
-    weights = self._weights
-    self._showing = shown.Showing(self, weights.parameters, weights.modules())
+    self._showing = self._guard()
     shown.clear_autocast_cache()
-    self.set_counters(weights.counters())
+    self.set_counters(self._weights.counters())
     if self._exchange:
       self._exchange_in(raw, average)
     else:
       self._copy_in(raw, average)
+    self._showing.note_versions()
 
   def undo(self) -> None:
-    """Put the weights back; nothing happens if they are in place."""
+    """Put the weights back; nothing happens if they are in place.
+
+    Writes to the parameters since `show` are logged, once for all swaps.
+    """
     if self.raw is None:
       return
+    self._warn_of_writes()
     self._weights.reshard()
     if self._exchange:
       for tensor, raw in zip(self._weights.tensors, self.raw, strict=True):
@@ -68,6 +89,18 @@ class Swap:
     if self._showing is not None:
       self._showing.end()
       self._showing = None
+
+  def _warn_of_writes(self) -> None:
+    written = [] if self._showing is None else self._showing.written()
+    if not written or self._has_warned:
+      return
+    self._has_warned = True
+    logging.warning(
+      '%r was written to while the model held the average%s. %s',
+      self._weights.names[written[0]],
+      f', and {len(written) - 1} more' if written[1:] else '',
+      'The average has changed.' if self._exchange else 'That is lost now.',
+    )
 
   def counters(self) -> dict[str, Tensor]:
     """Numbers of batches that `undo` will put back, by name."""

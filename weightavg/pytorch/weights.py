@@ -2,7 +2,7 @@
 
 import collections
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,9 @@ class Weights:
     # Those that no average holds among them.
     self._live: list[models.Statistic] = []
     if self.model is None:
-      named = [_checked(pair) for pair in weights]  # type: ignore[union-attr]
+      if not isinstance(weights, Iterable):
+        raise _not_weights(weights)
+      named = [_checked(pair) for pair in weights]
     else:
       dtensors.check_wrapper(self.model)
       named += _trained(self.model)
@@ -140,14 +142,15 @@ class Weights:
     """Bind parameters anew where the model has got others.
 
     Raises:
-      RuntimeError: a parameter is gone, of another shape or dtype, or one is
-        trained that is not averaged.
+      RuntimeError: a parameter is gone, of another shape or dtype or on another
+        device, or one is trained that is not averaged.
     """
     self.reshard()
     tree = self._tree()
     if len(tree) == len(self._seen) and all(
       map(operator.is_, tree, self._seen)
     ):
+      self._check_places(self.parameters)
       return
     assert self.model is not None
     count = len(self.parameters)
@@ -168,7 +171,9 @@ class Weights:
     for name in self.names[count:]:
       if name not in statistics:
         raise _changed(f'{name!r} is gone')
-    self._bind([now[name] for name in before])
+    parameters: list[Tensor] = [now[name] for name in before]
+    self._check_places(parameters)
+    self._bind(parameters)
     self.statistics = [statistics[name] for name in self.names[count:]]
     self._live = live
     self._seen = tree
@@ -177,6 +182,26 @@ class Weights:
     self.parameters = parameters
     # Asked for at each sample and swap.
     self.distributed = [p for p in parameters if dtensors.is_dtensor(p)]
+    self._dtypes = [p.dtype for p in parameters]
+    self._devices = [p.device for p in parameters]
+
+  def _check_places(self, parameters: Sequence[Tensor]) -> None:
+    """Refuse what `model.to(...)` does, which keeps the parameters' identity.
+
+    Raises:
+      RuntimeError: a parameter has another dtype or is on another device.
+    """
+    if [p.dtype for p in parameters] == self._dtypes and [
+      p.device for p in parameters
+    ] == self._devices:
+      return
+    for name, p, dtype, device in zip(
+      self.names, parameters, self._dtypes, self._devices, strict=False
+    ):
+      if (p.dtype, p.device) != (dtype, device):
+        raise _changed(
+          f'{name!r} is {p.dtype} on {p.device}, was {dtype} on {device}'
+        )
 
   def reshard(self) -> None:
     """Drop whole copies of sharded parameters, which a swap does not reach."""
@@ -218,10 +243,7 @@ def _checked(pair: Any) -> tuple[str, Tensor]:
   if not is_pair or not (
     isinstance(pair[0], str) and isinstance(pair[1], Tensor)
   ):
-    raise ValueError(
-      f'Invalid weights: found a {type(pair).__name__}. Must be a model, or '
-      'pairs of a name and a tensor such as model.named_parameters().'
-    )
+    raise _not_weights(pair)
   name, tensor = pair
   if not (tensor.is_floating_point() or tensor.is_complex()):
     raise ValueError(
@@ -229,6 +251,13 @@ def _checked(pair: Any) -> tuple[str, Tensor]:
       'floating-point or complex.'
     )
   return name, tensor
+
+
+def _not_weights(found: Any) -> ValueError:
+  return ValueError(
+    f'Invalid weights: found a {type(found).__name__}. Must be a model, or '
+    'pairs of a name and a tensor such as model.named_parameters().'
+  )
 
 
 def _kind(tensor: Tensor) -> str:

@@ -1,0 +1,174 @@
+"""Slurm and submitit: arrays, nodes, a stopped and a killed study."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from launch_runs import LOCAL, ROOT, RUN, files_of, parse, plan_of
+
+from lab.core.errors import InputError
+from lab.launch import (
+  executors,
+  jobs,
+  launch_plan,
+  launcher,
+)
+
+SBATCH = """#!/bin/sh
+cp "$1" "$(dirname "$0")/script"
+echo Submitted batch job 51234
+"""
+
+
+def test_a_slurm_job_knows_where_its_nodes_meet(tmp_path, monkeypatch):
+  pytest.importorskip('submitit')
+  plan = plan_of(tmp_path, *LOCAL, '--nodes=3', '--processes_per_node=2')
+  for name, value in {
+    'SUBMITIT_EXECUTOR': 'slurm',
+    'SLURM_JOB_ID': '51234',
+    'SLURM_JOB_NODELIST': 'gpu[07-09]',
+    'SLURM_JOB_NUM_NODES': '3',
+    'SLURM_NODEID': '2',
+  }.items():
+    monkeypatch.setenv(name, value)
+  for name in ('SLURM_ARRAY_JOB_ID', 'SLURM_ARRAY_TASK_ID'):
+    monkeypatch.delenv(name, raising=False)
+  rendezvous = jobs.rendezvous_of(plan)
+  assert rendezvous == launch_plan.Rendezvous(
+    'gpu07:21234', '51234', is_host=False
+  )
+  monkeypatch.setenv('SLURM_NODEID', '0')
+  assert jobs.rendezvous_of(plan).is_host
+
+
+def test_a_stopped_job_ends_its_processes_and_is_submitted_again(tmp_path):
+  submitit = pytest.importorskip('submitit')
+  plan, files = plan_of(tmp_path), files_of(tmp_path)
+  job = jobs.Job(plan, RUN, files)
+  job._process = subprocess.Popen(
+    [sys.executable, '-c', 'import time; time.sleep(600)']
+  )
+  again = job.checkpoint()
+  assert job._process.poll() is not None
+  assert isinstance(again, submitit.helpers.DelayedSubmission)
+  assert (again.function.plan, again.function.run) == (plan, RUN)
+
+
+def test_slurm_is_asked_for_by_name(tmp_path, monkeypatch):
+  pytest.importorskip('submitit')
+  monkeypatch.setenv('PATH', '')
+  _, plan, runs = parse(tmp_path, *LOCAL)
+  files = files_of(tmp_path)
+  with pytest.raises(InputError, match='no command sbatch'):
+    executors.submit(plan, runs, files, 'slurm', {})
+  with pytest.raises(InputError, match="Invalid slurm='gpu'"):
+    executors.submit(plan, runs, files, 'slurm', {}, ['gpu'])
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_study_is_one_slurm_array(tmp_path, monkeypatch, capsys):
+  pytest.importorskip('submitit')
+  commands = tmp_path / 'bin'
+  commands.mkdir()
+  for name in ('sbatch', 'srun'):
+    (commands / name).write_text(SBATCH)
+    (commands / name).chmod(0o755)
+  monkeypatch.setenv('PATH', f'{commands}{os.pathsep}{os.environ["PATH"]}')
+  arguments = [*LOCAL, '--executor=slurm', '--studies=2', '--trials=2']
+  arguments += ['--nodes=2', '--gpus_per_node=4', '--slurm=partition=gpu']
+  launcher.main([*arguments, f'--experiment_dir={tmp_path / "runs"}'])
+  script = (commands / 'script').read_text()
+  for line in (
+    '#SBATCH --array=0-3%4',
+    '#SBATCH --nodes=2',
+    '#SBATCH --ntasks-per-node=1',
+    '#SBATCH --gpus-per-node=4',
+    '#SBATCH --partition=gpu',
+    '#SBATCH --time=2880',
+  ):
+    assert line in script.splitlines()
+  assert '--kill-on-bad-exit=1' in script
+  record = json.loads(files_of(tmp_path).record(RUN).read_text())
+  assert record == {'job_id': '51234_0', 'exit_status': None}
+  # What scoring reads holds runs only.
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_submitit_runs_a_trial_of_a_local_workload(tmp_path):
+  pytest.importorskip('submitit')
+  _, plan, runs = parse(
+    tmp_path,
+    *LOCAL,
+    '--studies=1',
+    '--trials=1',
+    '--max_global_steps=3',
+    '--processes_per_node=0',
+  )
+  files = files_of(tmp_path)
+  options = {'timeout_min': 30}
+  (job,) = executors.submit(plan, runs, files, 'local', options)
+  assert job.result() == 0, files.log(RUN).read_text()
+  found = launcher.states(plan, runs, files)
+  assert found == {RUN: ('finished', '')}
+  assert launch_plan.last_evaluation(plan.directory(RUN)) == 3
+
+
+@pytest.mark.slow
+def test_two_nodes_meet_and_train(tmp_path):
+  _, plan, (run,) = parse(
+    tmp_path,
+    *LOCAL,
+    '--studies=1',
+    '--trials=1',
+    '--max_global_steps=3',
+    '--nodes=2',
+    '--processes_per_node=1',
+  )
+  nodes = [
+    subprocess.Popen(
+      launch_plan.executable(
+        launch_plan.command(
+          plan,
+          run,
+          rendezvous=launch_plan.Rendezvous('127.0.0.1:29417', 'two', is_host),
+        )
+      ),
+      cwd=plan.root,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for is_host in (True, False)
+  ]
+  errors = [node.communicate()[1] for node in nodes]
+  assert [node.returncode for node in nodes] == [0, 0], errors
+  assert launch_plan.state_of(plan, run) == 'finished'
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_where_it_was(tmp_path):
+  command = [
+    *(sys.executable, '-m', 'lab.launch', *LOCAL),
+    *('--studies=1', '--trials=2', '--max_global_steps=200'),
+    f'--experiment_dir={tmp_path / "runs"}',
+    *('--', '--eval_every_steps=20'),
+  ]
+  plan = plan_of(tmp_path, *LOCAL, '--trials=2', '--max_global_steps=200')
+  second = dataclasses.replace(RUN, trial=2)
+  launcher = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+  while launch_plan.state_of(plan, second) == 'waiting':
+    assert launcher.poll() is None
+    time.sleep(0.05)
+  os.killpg(launcher.pid, signal.SIGKILL)
+  launcher.wait()
+  assert launch_plan.state_of(plan, second) == 'cut off'
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout
+  assert '1 of 2 runs done or under way.' in done.stdout
+  assert launch_plan.state_of(plan, second) == 'finished'
+  assert (plan.directory(second) / 'flags_1.json').exists()
+  assert not (plan.directory(RUN) / 'flags_1.json').exists()

@@ -1,0 +1,259 @@
+"""Commands, seeds and hours of the runs of a plan."""
+
+import dataclasses
+import os
+import shlex
+
+import pytest
+from launch_runs import LOCAL, ROOT, parse, plan_of, words_of
+
+from lab.core.errors import InputError
+from lab.launch import (
+  benchmark,
+  checks,
+  launch_plan,
+  launcher,
+)
+from lab.launch.launch_plan import Run
+
+
+def test_the_matrix_is_whole_and_each_trial_a_job(tmp_path):
+  _, plan, runs = parse(
+    tmp_path,
+    '--submissions=nadamw,nadamw_lawa',
+    '--workloads=wmt,fastmri',
+    '--studies=3',
+  )
+  assert len(runs) == 2 * 2 * 3 * 5 == len(set(runs))
+  assert {run.study for run in runs[:20]} == {0}
+  directory = plan.directory(runs[-1])
+  assert directory == tmp_path.joinpath(
+    'runs', 'nadamw_lawa', 'study_2', 'fastmri_pytorch', 'trial_5'
+  )
+
+
+def test_all_workloads_are_those_that_are_scored(tmp_path):
+  _, _, runs = parse(
+    tmp_path, '--submissions=all', '--workloads=all', '--studies=1'
+  )
+  assert {run.workload for run in runs} == {
+    'criteo1tb',
+    'fastmri',
+    'finewebedu_lm',
+    'imagenet_resnet',
+    'imagenet_vit',
+    'librispeech_conformer',
+    'librispeech_deepspeech',
+    'ogbg',
+    'wmt',
+  }
+  assert len({run.submission for run in runs}) == len(
+    list(ROOT.glob('submissions/*/submission.py'))
+  )
+
+
+def test_groups_and_names_of_workloads_can_be_mixed(tmp_path):
+  _, _, runs = parse(
+    tmp_path, '--submissions=nadamw', '--workloads=all,mnist', '--studies=1'
+  )
+  found = {run.workload for run in runs}
+  assert found == {*benchmark.SCORED, 'mnist'}
+  with pytest.raises(InputError, match='ogbg is given twice'):
+    parse(tmp_path, '--submissions=nadamw', '--workloads=ogbg,all')
+
+
+def test_hours_are_the_time_limits_of_the_benchmark(tmp_path):
+  arguments = ['--submissions=nadamw', '--workloads=wmt,ogbg,click_dlrm']
+  for ruleset, factor, trials in (('external', 1, 5), ('self', 1.5, 1)):
+    _, plan, runs = parse(
+      tmp_path, *arguments, f'--tuning_ruleset={ruleset}', '--studies=2'
+    )
+    seconds = factor * 2 * trials * (16_114 + 11_303)
+    assert launcher.hours_of(plan, runs) == pytest.approx(seconds / 3600)
+
+
+def test_a_benchmark_run_is_torchrun_with_the_runners_flags(tmp_path):
+  words = words_of(
+    tmp_path,
+    '--submissions=nadamw_lawa',
+    '--workloads=fastmri',
+    '--gpus_per_node=4',
+    '--data_dir=/data',
+    '--rng_seed=3',
+    '--',
+    '--torch_compile=false',
+  )
+  assert words == [
+    'torchrun',
+    '--nnodes=1',
+    '--nproc_per_node=4',
+    '--standalone',
+    '-m',
+    'submission_runner',
+    '--workload=fastmri',
+    '--framework=pytorch',
+    '--submission_path=submissions/nadamw_lawa/submission.py',
+    '--tuning_ruleset=external',
+    f'--experiment_dir={tmp_path / "runs"}',
+    '--experiment_name=nadamw_lawa/study_0',
+    words[12],
+    '--tuning_search_space=tuning_search_spaces/nadamw_lawa.json',
+    '--num_tuning_trials=5',
+    '--hparam_start_index=0',
+    '--hparam_end_index=1',
+    '--data_dir=/data/fastmri',
+    '--resume_last_run',
+    '--torch_compile=false',
+  ]
+  assert words[12].startswith('--rng_seed=')
+
+
+def test_self_tuning_has_one_trial_and_no_search_space(tmp_path):
+  arguments = [
+    '--submissions=nadamw_ema',
+    '--workloads=ogbg',
+    '--tuning_ruleset=self',
+  ]
+  words = words_of(tmp_path, *arguments)
+  assert '--tuning_ruleset=self' in words
+  assert not [word for word in words if 'tuning_search' in word]
+  assert not [word for word in words if 'hparam' in word]
+  _, _, runs = parse(tmp_path, *arguments)
+  assert {run.trial for run in runs} == {1}
+
+
+def test_several_nodes_meet_at_the_first(tmp_path):
+  words = words_of(
+    tmp_path,
+    *LOCAL,
+    '--nodes=2',
+    '--processes_per_node=4',
+    '--executor=print',
+    rendezvous=launch_plan.Rendezvous('node1:20123', '4123', is_host=False),
+  )
+  assert words[:9] == [
+    'torchrun',
+    '--nnodes=2',
+    '--nproc_per_node=4',
+    '--rdzv_backend=c10d',
+    '--rdzv_endpoint=node1:20123',
+    '--rdzv_id=4123',
+    '--rdzv_conf=is_host=0',
+    '-m',
+    'lab.run',
+  ]
+
+
+def test_seeds_differ_between_studies_and_workloads_only(tmp_path):
+  _, plan, runs = parse(
+    tmp_path,
+    '--submissions=nadamw,nadamw_ema',
+    '--workloads=click_dlrm,stdlib_lm',
+    '--trials=2',
+  )
+  seeds = {run: launch_plan.seed_of(plan, run) for run in runs}
+  assert all(0 < seed < 2**31 - 1 for seed in seeds.values())
+  assert len(set(seeds.values())) == 3 * 2
+  for run, seed in seeds.items():
+    other = dataclasses.replace(run, submission='nadamw', trial=1)
+    assert seeds[other] == seed
+  again = dataclasses.replace(plan, seed=1)
+  assert launch_plan.seed_of(again, runs[0]) != seeds[runs[0]]
+  # Written down: a study that goes on tomorrow must find the same seeds.
+  first = Run('nadamw', 'click_dlrm', study=0, trial=1)
+  assert seeds[first] == 1864316039
+
+
+def test_print_shows_commands_and_writes_nothing(tmp_path, capsys):
+  arguments = [
+    '--submissions=nadamw_lawa',
+    '--workloads=wmt,imagenet_vit',
+    '--executor=print',
+    '--gpus_per_node=8',
+    f'--experiment_dir={tmp_path / "runs"}',
+  ]
+  assert launcher.main(arguments) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == f'cd {ROOT}'
+  assert len(lines) == 1 + 2 * 3 * 5
+  for line in lines[1:]:
+    words = shlex.split(line)
+    assert words[:3] == ['torchrun', '--nnodes=1', '--nproc_per_node=8']
+  assert len(set(lines)) == len(lines)
+  assert os.listdir(tmp_path) == []
+
+
+def test_print_leaves_the_first_nodes_name_to_the_shell(tmp_path, capsys):
+  arguments = [*LOCAL, '--executor=print', '--studies=1', '--trials=1']
+  arguments += ['--nodes=2', '--processes_per_node=2']
+  launcher.main([*arguments, f'--experiment_dir={tmp_path / "runs"}'])
+  line = capsys.readouterr().out.splitlines()[1]
+  assert ' --rdzv_endpoint="$HEAD_NODE":29500 ' in line
+  assert ' --rdzv_id=nadamw_ema-study_0-click_dlrm_pytorch-trial_1 ' in line
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'part'),
+  [
+    (
+      ['--submissions=no', '--workloads=wmt'],
+      "Invalid submission='no'. Must be",
+    ),
+    (['--submissions=nadamw', '--workloads=mnits'], "workload='mnits'. Must"),
+    (['--submissions=nadamw,nadamw', '--workloads=wmt'], 'is given twice'),
+    ([*LOCAL, '--studies=0'], 'invalid positive integer value'),
+    ([*LOCAL, '--trials=6'], 'Must be at most 5, the number of points'),
+    ([*LOCAL, '--executor=cloud'], "choice: 'cloud'"),
+    ([*LOCAL, '--tuning_ruleset=self', '--trials=5'], 'Invalid trials=5.'),
+    (
+      ['--submissions=nadamw', '--workloads=fastmri', '--gpus_per_node=3'],
+      'Invalid batch size 32 of nadamw on fastmri. Must be a multiple of the '
+      'number of processes, 3.',
+    ),
+    ([*LOCAL, '--tuning_search_space=no.json'], 'no.json: No such file'),
+    ([*LOCAL, '--nodes=2'], 'Must be 1 with --executor local'),
+    (
+      [
+        '--submissions=nadamw',
+        '--workloads=wmt',
+        '--executor=slurm',
+        '--nodes=2',
+        '--gpus_per_node=4',
+      ],
+      'Invalid nodes=2 for wmt. Must be 1: the benchmark',
+    ),
+    ([*LOCAL, '--export_dir=/nosuch'], 'No submissions in /nosuch'),
+    (['--workloads=wmt'], 'required: --submissions'),
+  ],
+)
+def test_bad_input_ends_in_one_line_before_anything_starts(
+  tmp_path, arguments, part
+):
+  with pytest.raises(InputError) as error:
+    launcher.main([*arguments, f'--experiment_dir={tmp_path / "runs"}'])
+  assert part in str(error.value)
+  assert '\n' not in str(error.value)
+  assert os.listdir(tmp_path) == []
+
+
+def test_another_budget_needs_another_directory(tmp_path):
+  _, plan, runs = parse(tmp_path, *LOCAL, '--max_global_steps=7')
+  directory = plan.directory(runs[0])
+  directory.mkdir(parents=True)
+  flags = directory / 'flags_0.json'
+  flags.write_text('{"max_global_steps": 7}')
+  checks._check_budgets(plan, runs)
+  flags.write_text('{"max_global_steps": null}')
+  with pytest.raises(InputError, match='Use another --experiment_dir'):
+    checks._check_budgets(plan, runs)
+
+
+def test_imagenet_in_jax_has_other_folders(tmp_path):
+  plan = plan_of(tmp_path, *LOCAL)
+  run = Run('nadamw_ema_jax', 'imagenet_resnet', study=0, trial=1)
+  words = launch_plan.command(plan, run)
+  folder = os.path.join(plan.data_dir, 'imagenet', 'jax')
+  assert f'--data_dir={folder}' in words
+  assert f'--imagenet_v2_data_dir={folder}' in words
+  with pytest.raises(InputError, match=r'--imagenet --framework=jax'):
+    benchmark.check_data('imagenet_resnet', str(tmp_path), 'jax')

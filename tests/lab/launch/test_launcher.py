@@ -1,0 +1,157 @@
+"""The launcher: states, locks, and runs that are not run twice."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from launch_runs import (
+  LOCAL,
+  RUN,
+  files_of,
+  parse,
+  plan_of,
+  scripted,
+  write_checkpoint,
+  write_end,
+)
+
+from lab.core.errors import InputError
+from lab.launch import (
+  checks,
+  executors,
+  jobs,
+  launch_plan,
+  launcher,
+)
+from lab.launch.launch_plan import Run
+
+FINISHES = """
+import os, sys
+folder = sys.argv[1]
+os.makedirs(folder)
+with open(os.path.join(folder, 'measurements.csv'), 'w') as file:
+  file.write('score,total_duration\\n3.5,\\n')
+"""
+
+
+def test_states_come_from_what_the_runs_left(tmp_path):
+  plan, files = plan_of(tmp_path), files_of(tmp_path)
+  runs = [Run('nadamw_ema', 'click_dlrm', 0, k) for k in range(1, 7)]
+  write_end(plan, runs[0])
+  write_checkpoint(plan, runs[1], 5)
+  jobs.update_record(files, runs[2], exit_status=1)
+  write_checkpoint(plan, runs[3], 5)
+  jobs.update_record(files, runs[3], exit_status=-9)
+  with jobs.held(files.lock(runs[4])):
+    found = launcher.states(plan, runs, files)
+    text = launcher.table(plan, found)
+  assert [state for state, _ in found.values()] == [
+    'finished',
+    'cut off',
+    'failed',
+    'cut off',
+    'running',
+    'waiting',
+  ]
+  assert 'exit status -9' in found[runs[3]][1]
+  assert '6 runs: 1 finished, 2 cut off, 1 failed, 1 running' in text
+  (line,) = [line for line in text.splitlines() if 'finished ' in line][:1]
+  assert line.split()[:4] == ['nadamw_ema', 'click_dlrm', '0', '1']
+  assert line.split()[4:] == ['finished', '5', '12.5']
+
+
+def test_an_evaluation_at_the_end_is_not_the_end(tmp_path):
+  plan = plan_of(tmp_path)
+  write_end(plan, RUN)
+  path = plan.directory(RUN) / 'measurements.csv'
+  lines = path.read_text().splitlines()
+  path.write_text('\n'.join(lines[:-1]) + '\n')
+  assert launch_plan.state_of(plan, RUN) == 'waiting'
+
+
+def test_finished_runs_are_not_run_again(tmp_path, monkeypatch, capsys):
+  seen = []
+  scripted(monkeypatch, FINISHES, seen)
+  _, plan, runs = parse(tmp_path, *LOCAL, '--studies=2', '--trials=2')
+  files = files_of(tmp_path)
+  write_end(plan, runs[1])
+  todo = [
+    run
+    for run, (state, _) in launcher.states(plan, runs, files).items()
+    if state != 'finished'
+  ]
+  assert executors.run_here(plan, todo, files) == 0
+  assert [run for run, _ in seen] == [runs[0], *runs[2:]]
+  found = launcher.states(plan, runs, files)
+  assert {state for state, _ in found.values()} == {'finished'}
+  record = json.loads(files.record(runs[0]).read_text())
+  assert record['exit_status'] == 0
+  # Even a job that was submitted before does nothing any more.
+  assert jobs.Job(plan, runs[0], files)() == 0
+  assert len(seen) == 3
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(
+  tmp_path, monkeypatch, capsys
+):
+  scripted(monkeypatch, 'import sys; sys.exit("error: no such thing")')
+  _, plan, runs = parse(tmp_path, *LOCAL, '--studies=1', '--trials=2')
+  assert executors.run_here(plan, runs, files_of(tmp_path)) == 1
+  out = capsys.readouterr().out
+  assert out.count('failed: error: no such thing') == 2
+  assert '2 of 2 runs failed.' in out
+  found = launcher.states(plan, runs, files_of(tmp_path))
+  assert {state for state, _ in found.values()} == {'failed'}
+
+
+def test_no_run_starts_twice_even_if_its_launcher_is_killed(tmp_path):
+  plan, files = plan_of(tmp_path), files_of(tmp_path)
+  with jobs.held(files.lock(RUN)) as lock:
+    child = subprocess.Popen(
+      [sys.executable, '-c', 'input()'],
+      stdin=subprocess.PIPE,
+      pass_fds=(lock,),
+    )
+    with pytest.raises(InputError, match='is running already'):
+      jobs.Job(plan, RUN, files)()
+  # Here the launcher is gone; its child is the run.
+  assert jobs.is_running(files, RUN)
+  child.communicate(b'\n')
+  assert not jobs.is_running(files, RUN)
+
+
+def test_the_lock_is_handed_on_to_the_run(tmp_path, monkeypatch):
+  text = (
+    'import os, sys\n'
+    'names = [os.path.realpath(f"/proc/self/fd/{n}") for n in range(3, 64)]\n'
+    'sys.exit(0 if any(name.endswith(".lock") for name in names) else 1)\n'
+  )
+  scripted(monkeypatch, text)
+  assert jobs.Job(plan_of(tmp_path), RUN, files_of(tmp_path))() == 0
+
+
+def exported(tmp_path):
+  from lab.export import exporter
+
+  folder = tmp_path / 'exported'
+  exporter.main(['nadamw_ema', '--output', str(folder)])
+  return folder
+
+
+def test_exported_submissions_are_run_from_their_folder(tmp_path, monkeypatch):
+  folder = exported(tmp_path)
+  monkeypatch.syspath_prepend(str(folder))
+  _, plan, runs = parse(
+    tmp_path,
+    '--submissions=all',
+    '--workloads=ogbg',
+    f'--export_dir={folder}',
+    '--gpus_per_node=1',
+  )
+  checks._check_submissions(plan, runs)
+  words = launch_plan.command(plan, runs[0])
+  for name in ('submission_path', 'tuning_search_space'):
+    (path,) = [w.partition('=')[2] for w in words if w.startswith(f'--{name}=')]
+    assert path.startswith('external_tuning/nadamw_ema/')
+    assert (plan.root / path).is_file()

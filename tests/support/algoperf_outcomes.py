@@ -1,0 +1,61 @@
+"""Outcomes of the tests of the real benchmark, kept for the docs' table.
+
+The suite takes hours, so an interrupted one goes on: a test that has passed
+isn't run again until a file changes that the tests run.
+"""
+
+import json
+import pathlib
+
+import torch
+
+# Studies, docs and points of the local workloads aren't read by the tests.
+CODE = (
+  'lab/core',
+  'lab/launch',
+  'lab/offline',
+  'submissions',
+  'tests/algoperf',
+  'tests/support',
+  'tuning_search_spaces',
+  ':!tuning_search_spaces/local',
+  'weightavg',
+)
+
+
+class Outcomes:
+  """A pytest plugin that records outcomes and skips the tests that passed.
+
+  Args:
+    path: JSON file with `commit`, and `tests`: name of a test to its outcome.
+    commit: Commit of the code; outcomes of another one are dropped.
+  """
+
+  def __init__(self, path: pathlib.Path, commit: str) -> None:
+    self.path, self.commit = path, commit
+    known = json.loads(path.read_text()) if path.exists() else {}
+    same = known.get('commit') == commit
+    self.tests = known['tests'] if same else {}
+
+  def pytest_collection_modifyitems(self, config, items):
+    """Deselect the tests that passed at this commit."""
+    done = [
+      item
+      for item in items
+      if self.tests.get(item.name, {}).get('outcome') == 'passed'
+    ]
+    config.hook.pytest_deselected(items=done)
+    items[:] = [item for item in items if item not in done]
+
+  def pytest_runtest_logreport(self, report):
+    """Write the outcome of a test of the real benchmark."""
+    ended = report.when == 'call' or report.outcome != 'passed'
+    if not ended or 'algoperf' not in report.keywords:
+      return
+    entry = {'outcome': report.outcome, 'torch': torch.__version__}
+    if report.skipped:
+      entry['reason'] = report.longrepr[2]
+    self.tests[report.nodeid.rpartition('::')[2]] = entry
+    content = {'commit': self.commit, 'tests': dict(sorted(self.tests.items()))}
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self.path.write_text(json.dumps(content, indent=2) + '\n')
