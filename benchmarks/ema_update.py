@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks import timm_ema
 from benchmarks.measure import Ratio, compare, merge, transformer_parameters
 from weightavg import AveragingConfig
 from weightavg.pytorch import Averager
@@ -55,6 +56,10 @@ def measure() -> dict[str, Ratio]:
     ),
     'timm_style_loop': ('a loop of lerp_ over tensors', per_tensor_loop),
   }
+  timm = timm_ema.load()
+  if timm is not None:
+    model_ema = timm.ModelEmaV3(model, decay=DECAY)
+    others['timm'] = ('timm.utils.ModelEmaV3', lambda: model_ema.update(model))
 
   def renamed(prefix: str) -> dict:
     return {f'{prefix}/{name}': other for name, other in others.items()}
