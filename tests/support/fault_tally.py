@@ -18,8 +18,10 @@ CODE = (
   'lab',
   ':!lab/studies',
   'submissions',
-  'tests',
+  'tests/faults',
+  'tests/support',
   'tuning_search_spaces',
+  ':!tuning_search_spaces/local',
   'weightavg',
 )
 TOTALS = ('kills', 'corruptions', 'inputs_fuzzed')
