@@ -1,6 +1,7 @@
 """Measure one EMA update against its memory traffic and other libraries."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ def measure() -> dict[str, Ratio]:
     for average, p in zip(loop.parameters(), model.parameters(), strict=True):
       average.lerp_(p, 1 - DECAY)
 
-  others = {
+  others: dict[str, tuple[str, Callable[[], object]]] = {
     'flat_lerp': (
       'one lerp_ over one flat tensor of the same bytes',
       lambda: flat[0].lerp_(flat[1], 1 - DECAY),

@@ -73,7 +73,7 @@ def measure() -> dict[str, Ratio]:
     with averager.evaluating():
       ours(inputs)
 
-  others = {
+  others: dict[str, tuple[str, Callable[[], object]]] = {
     'own_loop/no_average': (
       f'{STEPS} steps and one evaluation without an average',
       _loop(plain, lambda: None, lambda: plain(inputs)),
