@@ -127,10 +127,9 @@ def at_the_average(rank):
       averager.before_step(optimizer)
       optimizer.step()
       averager.update()
-      if step == BAD:
-        found[f'{name} after'] = held(model, averager)
-        if name == 'nadamw':
-          break  # the moments of rank 1 are not finite
+      if step in (BAD - 1, BAD):
+        when = 'after' if step == BAD else 'before'
+        found[f'{name} {when}'] = held(model, averager)
     found[name] = held(model, averager)
   return found
 

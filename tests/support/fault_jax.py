@@ -143,3 +143,8 @@ class Workload(spec.Workload):
 def register() -> None:
   """Put the workload in the place of a twin, for this process."""
   twins.build_workload = lambda name: Workload()
+
+
+def leaves(tree: Any) -> list[np.ndarray]:
+  """Leaves of a tree in host memory."""
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]

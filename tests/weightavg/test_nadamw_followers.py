@@ -56,6 +56,10 @@ def test_followers_move_before_and_after_the_step(lay_out, beta1, skip):
   flag = None if skip is None else torch.tensor(skip)
   followers = Followers(tensors, BEFORE, AFTER, flag)
   optimizer.lead(followers)
+  if skip:
+    # On an accelerator, nothing knows yet that the step is left out.
+    params[0].grad[1, 0, 2, 3] = float('nan')
+    twins[0].grad = twins[2].grad = None
   optimizer.step()
   plain.step()
   # The second of two parameters of a batch may be stepped by another kernel.
@@ -70,10 +74,76 @@ def test_followers_move_before_and_after_the_step(lay_out, beta1, skip):
       tensors[params[index]], expected.detach(), rtol=1e-13, atol=1e-13
     )
   assert torch.equal(tensors[params[3]], torch.full(SHAPE, 2.0).double())
+  if skip:
+    for index in (0, 2):
+      assert torch.equal(params[index], twins[index])
+      state = optimizer.state[params[index]]
+      assert not any(t.any() for k, t in state.items() if k != 'step')
   moments = {'exp_avg_sq'} | ({'exp_avg'} if beta1 else set())
   for p in params[:3]:
     assert optimizer.state[p].keys() == {'step'} | moments
   assert not optimizer.state[params[3]]
+
+
+@pytest.mark.parametrize('beta1', [0.0, 0.9])
+@pytest.mark.parametrize('lay_out', [as_it_is, channels_last, with_gaps])
+def test_a_step_left_out_on_the_device_is_taken_out_of_the_counts(
+  lay_out, beta1
+):
+  params, optimizer = build(lay_out, betas=(beta1, 0.99))
+  twins, plain = build(lay_out, betas=(beta1, 0.99))
+  tensors = {p: torch.zeros_like(p).detach() for p in params}
+  zero, one = torch.zeros(()), torch.ones(())
+  optimizer.lead(Followers(tensors, BEFORE, AFTER, zero))
+  optimizer.step()
+  good = [None if p.grad is None else p.grad.clone() for p in params]
+  for p in params[:3]:
+    p.grad.fill_(float('inf'))
+  for _ in range(2):
+    optimizer.lead(Followers(tensors, BEFORE, AFTER, one))
+    optimizer.step()
+    optimizer.uncount()
+  for p, gradient in zip(params, good, strict=True):
+    p.grad = gradient
+  optimizer.lead(Followers(tensors, BEFORE, AFTER, zero))
+  optimizer.step()
+  for _ in range(2):
+    plain.lead(
+      Followers({p: torch.zeros_like(p) for p in twins}, BEFORE, AFTER, zero)
+    )
+    plain.step()
+  for p, q in zip(params, twins, strict=True):
+    assert torch.equal(p, q)
+    one_state, other_state = optimizer.state[p], plain.state[q]
+    assert one_state.keys() == other_state.keys()
+    for key, value in one_state.items():
+      assert torch.equal(
+        torch.as_tensor(value), torch.as_tensor(other_state[key])
+      )
+
+
+def test_a_step_that_is_left_out_writes_nothing():
+  params, optimizer = build(as_it_is)
+  optimizer.step()
+  before = [p.detach().clone() for p in params]
+  params[0].grad.fill_(float('nan'))
+  followers = Followers(
+    {
+      p: torch.zeros(SHAPE, dtype=torch.float64) for p in (params[0], params[2])
+    },
+    BEFORE,
+    AFTER,
+    True,
+  )
+  optimizer.lead(followers)
+  optimizer.step()
+  assert not followers.moved
+  assert not any(f.any() for f in followers.tensors.values())
+  assert [optimizer.state[p]['step'] for p in params[:3]] == [1, 2, 1]
+  for index in (0, 2, 3):
+    assert torch.equal(params[index], before[index])
+  # This one is averaged by nobody.
+  assert not torch.equal(params[1], before[1])
 
 
 def test_followers_are_moved_in_one_step_only():

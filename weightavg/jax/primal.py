@@ -15,6 +15,7 @@ the sequence that the optimizer steps. With `accumulator_dtype` x is stored,
 too: one model more, for parameters too coarse to hold it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,8 +34,8 @@ class PrimalAverageState(NamedTuple):
   Attributes:
     count: updates so far; shape=(), dtype=int32.
     num_samples: samples in the average; shape=(), dtype=int32.
-    num_skipped: z that were not finite, and did not enter; shape=(),
-      dtype=int32.
+    num_skipped: steps that were left out, and z that did not enter, as
+      not finite; shape=(), dtype=int32.
     z: the base optimizer's iterate; masked where a leaf is not averaged.
     x: the average where it is stored, else an empty tuple.
     interpolation: mu with which y was made; shape=().
@@ -96,8 +97,10 @@ def primal_average(
       the same before the first one.
     accumulator_dtype: None stores z in the parameters' dtype and computes x.
       A dtype, float32 or wider, stores both x and z in it.
-    skip_nonfinite: leave a z out, and count it, if one of its values is not
-      finite; y and z then continue from x. Costs one more read of z.
+    skip_nonfinite: leave a step out, and count it, if one of the updates given
+      is not finite: x, y, z and the base optimizer's state stay. If a z is not
+      finite all the same, y and z continue from x. Costs one more read of the
+      updates, and one of z.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with the state
@@ -196,11 +199,21 @@ def primal_average(
       )
     trees.check_same_tree(params, state.z, 'primal_average')
     x = average_before_update(state, params)
-    updates, base_state = base_optimizer.update(
-      updates, state.base_state, _filled(state.z, params), **extra_args
-    )
-    z = _map(lambda z, u: (z + u).astype(z.dtype), state.z, updates)
-    new, is_kept = _counted(state, z)
+
+    def take_step(updates: Any, z: Any, base_state: Any) -> tuple[Any, ...]:
+      updates, base_state = base_optimizer.update(
+        updates, base_state, _filled(z, params), **extra_args
+      )
+      z = _map(lambda z, u: (z + u).astype(z.dtype), z, updates)
+      return updates, z, base_state
+
+    before, is_made = (updates, state.z, state.base_state), None
+    if skip_nonfinite:
+      is_made = trees.all_finite(updates)
+      updates, z, base_state = _unless_left_out(is_made, take_step, before)
+    else:
+      updates, z, base_state = take_step(*before)
+    new, is_kept = _counted(state, z, is_made)
     c = new.coefficient
     mu = jnp.asarray(interpolation, c.dtype)
 
@@ -209,7 +222,8 @@ def primal_average(
 
     def move(z: jax.Array, x: jax.Array, y: Any) -> jax.Array:
       # y of the new x and z, in one step from the old x.
-      return keep(lerp(x, z, 1.0 - mu * (1.0 - c)), x) - y
+      step = keep(lerp(x, z, 1.0 - mu * (1.0 - c)), x) - y
+      return step if is_made is None else jnp.where(is_made, step, 0.0)
 
     stored = state.x
     if accumulator_dtype is not None:
@@ -224,7 +238,7 @@ def primal_average(
     return updates, new
 
   def _counted(
-    state: PrimalAverageState, z: optax.Params
+    state: PrimalAverageState, z: optax.Params, is_made: jax.Array | None
   ) -> tuple[PrimalAverageState, jax.Array | None]:
     """Find c of this update, and whether z is kept (None: it always is)."""
     count = trees.increment(state.count)
@@ -235,11 +249,12 @@ def primal_average(
     c = jnp.where(is_sampled, c, jnp.where(has_begun, 0.0, 1.0))
     enters, is_kept = is_sampled, None
     num_skipped = state.num_skipped
-    if skip_nonfinite:
+    if is_made is not None:
       is_kept = trees.all_finite(z)
-      enters = is_sampled & is_kept
-      c = jnp.where(is_kept, c, 0.0)
-      num_skipped = num_skipped + (~is_kept).astype(jnp.int32)
+      is_sound = is_made & is_kept
+      enters = is_sampled & is_sound
+      c = jnp.where(is_sound, c, 0.0)
+      num_skipped = num_skipped + (~is_sound).astype(jnp.int32)
     return state._replace(
       count=count,
       num_samples=state.num_samples + enters.astype(jnp.int32),
@@ -285,6 +300,32 @@ def average_before_update(
     return y + before.astype(jnp.finfo(z.dtype).dtype) * (z - y)
 
   return _map(compute, state.z, params)
+
+
+def _unless_left_out(
+  is_made: jax.Array,
+  take_step: Callable[..., tuple[Any, ...]],
+  before: tuple[Any, ...],
+) -> tuple[Any, ...]:
+  """Take a step of the base optimizer, or leave z and its state alone.
+
+  Args:
+    is_made: a scalar.
+    take_step: maps (updates, z, state) to the next ones.
+    before: what it is called with.
+  """
+  shapes, *_ = jax.eval_shape(take_step, *before)
+
+  def zeros(leaf: Any, shape: Any) -> Any:
+    if jnp.issubdtype(shape.dtype, jnp.inexact):
+      return jnp.zeros(shape.shape, shape.dtype)
+    return leaf
+
+  def leave_out(updates: Any, z: Any, base_state: Any) -> tuple[Any, ...]:
+    return jax.tree.map(zeros, updates, shapes), z, base_state
+
+  # A branch: a choice between values would keep the old and the new state.
+  return jax.lax.cond(is_made, take_step, leave_out, *before)
 
 
 def _is_masked(node: Any) -> bool:

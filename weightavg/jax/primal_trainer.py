@@ -95,6 +95,19 @@ class PrimalTrainer(Trainer):
       return ()
     return trees.map_averaged(_wide, model_state)
 
+  def _step(
+    self, state: TrainState, batch: dict[str, Any], rng: Any, pace: Pace
+  ) -> tuple[TrainState, jax.Array, jax.Array]:
+    new, loss, norm = super()._step(state, batch, rng, pace)
+    if not jax.tree.leaves(state.model_state):
+      return new, loss, norm
+    # The batch of a step that was left out leaves running statistics alone, as
+    # one does that would make them NaN for ever.
+    is_made = new.optimizer.num_skipped == state.optimizer.num_skipped
+    is_made &= trees.all_finite(new.model_state)
+    statistics = trees.where(is_made, new.model_state, state.model_state)
+    return new._replace(model_state=statistics), loss, norm
+
   def _next_averages(
     self, before: TrainState, after: TrainState, pace: Pace
   ) -> Any:

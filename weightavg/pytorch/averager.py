@@ -193,7 +193,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
         self._weights,
         interpolation,
         averages_statistics=batch_norm == 'averaged',
-        collective=self._collective,
+        looker=finite.Looker(self._collective),
       )
     self._refresh_every: int | None = None
     if batch_norm == 'refreshed' and self._weights.statistics:

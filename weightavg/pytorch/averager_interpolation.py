@@ -50,7 +50,6 @@ class AveragerInterpolation(AveragerParts):
     self._primal.begin(
       optimizers,
       self.sampling.is_sampled(self.step + 1),
-      self._weights.statistics_now(self._collective),
     )
 
   @outside_autograd

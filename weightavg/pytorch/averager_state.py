@@ -93,6 +93,9 @@ class AveragerState(AveragerEvaluation):
       self.placement.restore(samples, saved, self._weights.data())
     if state_dict['swapped']:
       multi_tensor.copy_(self._weights.data(), self._in_order(raw))
+    if self._primal is not None:
+      self._primal.restart_statistics()
+    if state_dict['swapped']:
       self.swap_in()
       # Not the model's own: it may be restored only after this.
       self._swap.set_counters(state_dict.get('counters', {}))

@@ -3,11 +3,15 @@
 An average that is updated in every step reads and writes as much memory as the
 optimizer. Done by the optimizer itself, while a parameter is in the cache or in
 registers, its update needs no pass of its own.
+
+A step whose gradients are not finite is left out: the parameters, and all that
+the optimizer keeps for them, are as they were before it. On an accelerator the
+decision is a number there, for which nothing waits.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -24,16 +28,23 @@ class Followers:
       is this rank's piece.
     before: weight.
     after: weight.
-    skip: None, or 0-dimensional float32 beside the tensors; if it is 1, the
-      second line is left out.
+    skip: None for a step that is made, True for one that is left out, the lines
+      included. Or 0-dimensional float32 beside the tensors: if it is 1, the
+      step and the second line are left out, and the optimizer counts the step
+      until `uncount` is called.
     moved: filled in by the optimizer: the parameters that it has stepped.
   """
 
   tensors: Mapping[Tensor, Tensor]
   before: float
   after: float
-  skip: Tensor | None = None
+  skip: Tensor | Literal[True] | None = None
   moved: set[Tensor] = dataclasses.field(default_factory=set)
+
+  @property
+  def flag(self) -> Tensor | None:
+    """The decision that is a number on the accelerator, if it is one."""
+    return self.skip if isinstance(self.skip, Tensor) else None
 
 
 @runtime_checkable
@@ -42,5 +53,15 @@ class Leader(Protocol):
 
   param_groups: list
 
+  @property
+  def stays_finite(self) -> bool:
+    """True if finite gradients make no parameter infinite, nor a NaN.
+
+    Apart from training that has diverged.
+    """
+
   def lead(self, followers: Followers | None) -> None:
     """Move the followers in the next step; None for none."""
+
+  def uncount(self) -> None:
+    """Take the last step with followers out of the counts: it was left out."""

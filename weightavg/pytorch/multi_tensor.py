@@ -110,6 +110,24 @@ def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(targets), list(sources))
 
 
+def copies(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+  """Copy small tensors into few blocks of memory.
+
+  Returns:
+    The copies, and the block of each device and dtype, of which they are views.
+  """
+  result, blocks = list(tensors), []
+  for kind in dict.fromkeys((t.device, t.dtype) for t in result):
+    places = [i for i, t in enumerate(result) if (t.device, t.dtype) == kind]
+    parts = [result[i] for i in places]
+    block = torch.cat([t.reshape(-1) for t in parts])
+    blocks.append(block)
+    views = block.split([t.numel() for t in parts])
+    for i, own in zip(places, views, strict=True):
+      result[i] = own.view(result[i].shape)
+  return result, blocks
+
+
 def lerp_(
   averages: Sequence[Tensor], samples: Sequence[Tensor], weight: float
 ) -> None:

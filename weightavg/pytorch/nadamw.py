@@ -82,6 +82,8 @@ class NadamW(torch.optim.Optimizer):
     # Reused by every step: fresh memory costs a page fault per 4 KiB.
     self._scratch: dict[torch.dtype, Tensor] = {}
     self._followers: Followers | None = None
+    # States of the parameters that the last step with followers has counted.
+    self._led: list[dict[str, Any]] = []
     super().__init__(params, defaults)
 
   def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -104,6 +106,7 @@ class NadamW(torch.optim.Optimizer):
     super().__setstate__(state)
     self.__dict__.setdefault('_scratch', {})
     self.__dict__.setdefault('_followers', None)
+    self.__dict__.setdefault('_led', [])
 
   def lead(self, followers: Followers | None) -> None:
     """Move other tensors along with the parameters in the next step.
@@ -112,6 +115,20 @@ class NadamW(torch.optim.Optimizer):
       followers: of parameters of this optimizer; None for none.
     """
     self._followers = followers
+
+  @property
+  def stays_finite(self) -> bool:
+    """True unless an eps of 0 may divide a gradient of 0 by 0."""
+    return all(group['eps'] > 0.0 for group in self.param_groups)
+
+  def uncount(self) -> None:
+    """Take the last step with followers out of the counts: it was left out.
+
+    A state that was loaded since is another one, which did not count it.
+    """
+    for state in self._led:
+      state['step'] -= 1
+    self._led = []
 
   @torch.no_grad()
   def step(  # type: ignore[override]
@@ -126,15 +143,19 @@ class NadamW(torch.optim.Optimizer):
     if closure is not None:
       with torch.enable_grad():
         loss = closure()
+    followed = self._followers
+    left_out = followed.tensors if followed and followed.skip is True else {}
+    self._led = []
     for group in self.param_groups:
       # A parameter that missed a gradient has a smaller t than the others.
       by_step: dict[int, list[Tensor]] = {}
       for p in group['params']:
-        if p.grad is not None:
+        if p.grad is not None and p not in left_out:
           by_step.setdefault(self._count_step(p), []).append(p)
       followers, others = _divide(by_step, self._followers)
       for t, params in followers:
         self._update(params, t, group, self._followers)
+        self._led += [self.state[p] for p in params]
       for t, params in others:
         self._update(params, t, group, None)
     self._followers = None

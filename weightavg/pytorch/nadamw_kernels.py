@@ -71,10 +71,15 @@ class Kernel:
       weights = [p.to(wide) for p in params]
     if grads[0].dtype != wide:
       grads = [g.to(wide) for g in grads]
-    if exp_avgs is not None:
+    skip = None if followers is None else followers.flag
+    if exp_avgs is None:
+      exp_avgs = grads
+    elif skip is None:
       torch._foreach_lerp_(exp_avgs, grads, 1.0 - group['betas'][0])
     else:
-      exp_avgs = grads
+      multi_tensor.skipping_lerp_(
+        exp_avgs, grads, 1.0 - group['betas'][0], skip
+      )
     copies = (
       _borrow(self._scratch, exp_avg_sqs)
       if device.type == 'cpu'
@@ -99,17 +104,16 @@ class Kernel:
       eps=group['eps'],
       amsgrad=False,
       maximize=False,
+      found_inf=skip,
     )
     if weights is not params:
       torch._foreach_copy_(params, weights)
     if followers is None:
       return
-    if followers.skip is None:
+    if skip is None:
       torch._foreach_lerp_(following, params, followers.after)
     else:
-      multi_tensor.skipping_lerp_(
-        following, params, followers.after, followers.skip
-      )
+      multi_tensor.skipping_lerp_(following, params, followers.after, skip)
 
   def _numbers(self) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     """Return the numbers of the step as tensors: numbers would recompile."""
@@ -126,7 +130,7 @@ class Kernel:
     f = self._followers
     if f is None:
       return _scalars(*numbers), [], None
-    return _scalars(*numbers), _scalars(f.before, f.after), f.skip
+    return _scalars(*numbers), _scalars(f.before, f.after), f.flag
 
 
 def _scalars(*values: float) -> list[Tensor]:
@@ -165,22 +169,25 @@ def _update_each(
     n = g
     if exp_avgs is not None:
       m = exp_avgs[i]
-      new_m = g + beta1 * (m - g)
+      new_m = _unless(skip, g + beta1 * (m - g), m)
       m.copy_(new_m)
       n = g + beta1 * (new_m - g)
-    new_v = beta2 * v + (1.0 - beta2) * (g * g)
+    new_v = _unless(skip, beta2 * v + (1.0 - beta2) * (g * g), v)
     v.copy_(new_v)
     wide = p.to(v.dtype)
     new_p = wide * decay - step_size * n / (new_v.sqrt() / correction + eps)
+    new_p = _unless(skip, new_p, wide)
     if following is not None:
       before, after = follow
       f = following[i]
       middle = f + before * (p - f)
       new_f = middle + after * (new_p.to(p.dtype) - middle)
-      if skip is not None:
-        new_f = torch.where(skip > 0, middle, new_f)
-      f.copy_(new_f)
+      f.copy_(_unless(skip, new_f, middle))
     p.copy_(new_p)
+
+
+def _unless(skip: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+  return new if skip is None else torch.where(skip > 0, old, new)
 
 
 @functools.cache

@@ -16,14 +16,17 @@ the memory of y, one step is
   y <- x + (1 - mu (1 - c)) (z - x)     y of this step
 
 Both lines in y are moved by the optimizer in its own pass over memory where it
-can do that (`followers`), as NadamW does.
+can do that (`followers`), as NadamW does. A step whose gradients are not finite
+is then left out as a whole: x, y, z, the optimizer's moments and the running
+statistics are as they were. Another optimizer steps z, whatever it is, and z is
+looked at: one that is not finite is dropped, and y and z continue from x.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from weightavg.pytorch import (
@@ -34,6 +37,8 @@ from weightavg.pytorch import (
   training_point,
 )
 from weightavg.pytorch.followers import Followers, Leader
+from weightavg.pytorch.kept_statistics import KeptStatistics
+from weightavg.pytorch.primal_weighting import Weighting
 from weightavg.pytorch.weights import Weights
 from weightavg.schemes import Recursive
 
@@ -46,21 +51,29 @@ class _Step:
     after: weight of the second line in y; None before the first sample, while
       x, y and z are the same.
     coefficient: c; None where the step is not sampled.
-    followers: handed to optimizers; None if `end` moves all of y.
+    leaders: the optimizers that move followers.
+    followers: handed to them; None if `end` moves all of y.
     look: at the gradients, if there are followers.
   """
 
   after: float | None = None
   coefficient: float | None = None
+  leaders: Sequence[Leader] = ()
   followers: Followers | None = None
   look: finite.Look | bool | None = None
+
+  @property
+  def is_left_out(self) -> bool:
+    """True if the optimizers were told to make no step."""
+    return self.followers is not None and self.followers.skip is True
 
 
 class PrimalPlacement:
   """x, y and z of a model in training; between steps the parameters hold y.
 
   Running statistics are those of y. With `weights.statistics` they are averaged
-  with the coefficients c, or set by `keep_statistics`.
+  with the coefficients c, or set by `keep_statistics`. After a batch that is
+  not finite, the model has those of before.
 
   Args:
     scheme: gives c.
@@ -68,7 +81,8 @@ class PrimalPlacement:
     interpolation: mu in (0, 1).
     averages_statistics: False leaves them, from the first sample on, to
       `keep_statistics`.
-    collective: the ranks that skip a sample together; see `finite.Looker`.
+    looker: looks at gradients, z and running statistics; by default on this
+      rank alone.
 
   Raises:
     ValueError: for parameters of 16 bits.
@@ -80,7 +94,7 @@ class PrimalPlacement:
     weights: Weights,
     interpolation: float,
     averages_statistics: bool = True,
-    collective: bool | dist.ProcessGroup = False,
+    looker: finite.Looker | None = None,
   ) -> None:
     for name, p in zip(weights.names, weights.parameters, strict=False):
       if accumulators.average_dtype(p.dtype) != p.dtype:
@@ -109,8 +123,11 @@ class PrimalPlacement:
       )
       for s in weights.statistics
     ]
+    self._kept = KeptStatistics(weights)
     self._step: _Step | None = None
-    self._looker = finite.Looker(collective)
+    # The last step, until its result is known.
+    self._ended = _Step()
+    self._looker = looker or finite.Looker()
     # The parameters as `end` left them.
     self._left: list[tuple[Tensor, int, int]] | None = None
     training_point.guard(self, weights.parameters)
@@ -124,14 +141,12 @@ class PrimalPlacement:
     self,
     optimizers: Sequence[torch.optim.Optimizer],
     is_sampled: bool,
-    statistics: Sequence[Tensor],
   ) -> None:
     """Hand z to the optimizers.
 
     Args:
       optimizers: all that step the parameters.
       is_sampled: whether z enters the average after the step.
-      statistics: running statistics of y.
 
     Raises:
       RuntimeError: the last step was not ended, or y was changed since.
@@ -142,6 +157,7 @@ class PrimalPlacement:
         'optimizer.'
       )
     self._check_unchanged()
+    self._kept.keep()
     if not self.count and not is_sampled:
       self._step = _Step()
       return
@@ -152,7 +168,7 @@ class PrimalPlacement:
     self._undo = self._weighting if is_sampled else None
     c = self._next_coefficient(optimizers) if is_sampled else None
     step = _Step(1.0 - self._mu * (1.0 - (c or 0.0)), c)
-    self._offer(step, before, optimizers, statistics)
+    self._offer(step, before, optimizers)
     if step.followers is None:
       multi_tensor.lerp_(y, self._other, before)
     self._exchange()
@@ -190,22 +206,40 @@ class PrimalPlacement:
       return None
     z, y = self._local(), self._other
     result = step.look if is_finite is None else is_finite
-    if step.followers is None and result is None:
-      result = self._looker.look([*z, *statistics], self._weights.distributed)
+    if step.is_left_out:
+      result = False
+    elif step.followers is None and result is None:
+      result = self._look(z)
     self._move(step, y, z, result)
     if step.coefficient is not None and result is not False:
       self._average_statistics(step.coefficient, statistics, _skip(result))
     self._exchange()
-    self._left = [(p, *_version(p)) for p in self._weights.parameters]
+    self._left = self._versions()
+    self._ended = step if result is not True else _Step()
     return result
 
   def retract(self) -> None:
-    """Forget a z that is not finite: y and z continue from x."""
+    """Forget the last step, which was not finite.
+
+    Without followers y and z continue from x.
+    """
     if self._undo is not None:
       self._weighting, self._undo = self._undo, None
       self.count -= 1
+    self._kept.put_back()
+    step, self._ended = self._ended, _Step()
+    if step.is_left_out:
+      return
     # Left out was the second line in y: it holds x.
-    multi_tensor.copy_(self._other, self._local())
+    if step.followers is None:
+      multi_tensor.copy_(self._other, self._local())
+      return
+    for leader in step.leaders:
+      leader.uncount()
+    changed = self._changed()
+    multi_tensor.lerp_(self._local(), self._other, 1.0 - self._mu)
+    if changed is None:
+      self._left = self._versions()
 
   def keep_statistics(self, statistics: Sequence[Tensor]) -> None:
     """Take over the running statistics of x."""
@@ -254,6 +288,11 @@ class PrimalPlacement:
     for saved in buffers:
       multi_tensor.copy_([*self._other, *self._statistics], saved)
     self._left = None  # the model may be loaded before or after
+    self._ended = _Step()
+
+  def restart_statistics(self) -> None:
+    """Return to the running statistics of now, if the next batch is bad."""
+    self._kept.restart()
 
   def nbytes(self) -> int:
     """Bytes of z and of the averages of running statistics."""
@@ -268,27 +307,24 @@ class PrimalPlacement:
     """Count one more sample and return its c."""
     self.count += 1
     rates = [float(g['lr']) for o in optimizers for g in o.param_groups]
-    largest = max([self._weighting.largest_rate, *rates])
-    weight = self.scheme.sample_weight(self.count, largest)
-    total = self._weighting.total + (weight or 0.0)
-    self._weighting = Weighting(total, largest)
-    if weight is None:
-      return self.scheme.coefficient(self.count)
-    return weight / total if total else 1.0
+    c, self._weighting = self._weighting.next(self.scheme, self.count, rates)
+    return c
 
   def _offer(
     self,
     step: _Step,
     before: float,
     optimizers: Sequence[torch.optim.Optimizer],
-    statistics: Sequence[Tensor],
   ) -> None:
     """Let the optimizers move y, if they can do so for all that they step.
 
-    The gradients are looked at, as z is too late: an optimizer makes no
+    The gradients are looked at, as z is too late: these optimizers make no
     parameter infinite by finite ones before training has diverged.
     """
-    if not optimizers or not all(isinstance(o, Leader) for o in optimizers):
+    leaders = [o for o in optimizers if isinstance(o, Leader)]
+    if not leaders or len(leaders) < len(optimizers):
+      return
+    if not all(leader.stays_finite for leader in leaders):
       return
     stepped = {
       p for o in optimizers for g in o.param_groups for p in g['params']
@@ -297,15 +333,20 @@ class PrimalPlacement:
     if not own or not stepped.issuperset(own):
       return
     gradients = [dtensors.local(p.grad) for p in own]  # type: ignore[arg-type]
-    look = self._looker.look(
-      [*gradients, *statistics], self._weights.distributed
-    )
-    if look is False:
-      return
+    look = self._look(gradients)
     step.look = look
-    step.followers = Followers({}, before, step.after or 0.0, _skip(look))
-    for optimizer in optimizers:
-      optimizer.lead(step.followers)  # type: ignore[attr-defined]
+    skip: Tensor | Literal[True] | None = _skip(look)
+    if look is False:
+      skip = True
+    step.followers = Followers({}, before, step.after or 0.0, skip)
+    step.leaders = leaders
+    for leader in leaders:
+      leader.lead(step.followers)
+
+  def _look(self, tensors: Sequence[Tensor]) -> finite.Look | bool:
+    """Look at tensors and at what the forward pass left in the layers."""
+    seen = [*tensors, *self._kept.now]
+    return self._looker.look(seen, self._weights.distributed)
 
   def _move(
     self,
@@ -315,6 +356,8 @@ class PrimalPlacement:
     result: finite.Look | bool | None,
   ) -> None:
     """The second line in y, and the first where an optimizer left both out."""
+    if step.is_left_out:
+      return
     if step.followers is not None:
       left = [
         i
@@ -361,32 +404,27 @@ class PrimalPlacement:
     for i, p in enumerate(self._weights.parameters):
       self._other[i], p.data = p.data, self._other[i]
 
-  def _check_unchanged(self) -> None:
-    if self._left is None or not self.count:
-      return
-    names = self._weights.names
-    for name, p, (old, *version) in zip(
-      names, self._weights.parameters, self._left, strict=False
+  def _versions(self) -> list[tuple[Tensor, int, int]]:
+    return [(p, *_version(p)) for p in self._weights.parameters]
+
+  def _changed(self) -> str | None:
+    """Name of a parameter that was changed since the last `end`."""
+    named = zip(self._weights.names, self._weights.parameters, strict=False)
+    for (name, p), (old, *version) in zip(
+      named, self._left or [], strict=False
     ):
       if p is not old or list(_version(p)) != version:
-        raise RuntimeError(
-          f'The weights were changed since the last update(): {name!r}. The '
-          'average is computed from them. Build a new Averager, or load a '
-          'state of this one.'
-        )
+        return name
+    return None
 
-
-@dataclasses.dataclass(frozen=True)
-class Weighting:
-  """Sums over the samples of a scheme whose weights follow the learning rate.
-
-  Args:
-    total: w_1 + ... + w_k.
-    largest_rate: max(lr_1, ..., lr_k).
-  """
-
-  total: float = 0.0
-  largest_rate: float = 0.0
+  def _check_unchanged(self) -> None:
+    name = self._changed() if self.count else None
+    if name is not None:
+      raise RuntimeError(
+        f'The weights were changed since the last update(): {name!r}. The '
+        'average is computed from them. Build a new Averager, or load a '
+        'state of this one.'
+      )
 
 
 def _skip(result: finite.Look | bool | None) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from weightavg.pytorch import dtensors, models
+from weightavg.pytorch import dtensors, models, multi_tensor
 from weightavg.pytorch.distributed import group_of
 
 
@@ -40,6 +40,8 @@ class Weights:
     )
     named: list[tuple[str, Tensor]] = []
     self.statistics: list[models.Statistic] = []
+    # Those that no average holds among them.
+    self._live: list[models.Statistic] = []
     if self.model is None:
       if not isinstance(weights, Iterable):
         raise _not_weights(weights)
@@ -47,8 +49,9 @@ class Weights:
     else:
       dtensors.check_wrapper(self.model)
       named += _trained(self.model)
+      self._live = list(models.running_statistics(self.model))
       if with_statistics:
-        self.statistics = list(models.running_statistics(self.model))
+        self.statistics = list(self._live)
     if not named:
       raise ValueError('Invalid weights: there are none.')
     self._bind([tensor for _, tensor in named])
@@ -82,6 +85,11 @@ class Weights:
     """Numbers of batches that the averaged running statistics have seen."""
     return dict(c for s in self.statistics if (c := s.counter) is not None)
 
+  def live_statistics(self) -> list[Tensor]:
+    """Running statistics of the model and their counters, averaged or not."""
+    counters = [c for s in self._live if (c := s.counter) is not None]
+    return [s.tensor for s in self._live] + [c for _, c in counters]
+
   def set_counters(self, counters: Mapping[str, Tensor]) -> None:
     """Write the numbers of batches to the layers that have them."""
     for name, counter in self.counters().items():
@@ -103,17 +111,11 @@ class Weights:
         broadcast for each device and dtype.
     """
     group = group_of(collective)
-    result = [s.tensor for s in self.statistics]
-    for kind in dict.fromkeys((t.device, t.dtype) for t in result):
-      places = [i for i, t in enumerate(result) if (t.device, t.dtype) == kind]
-      parts = [result[i] for i in places]
-      flat = torch.cat([t.reshape(-1) for t in parts])
-      if group is not None:
-        dist.broadcast(flat, src=dist.get_global_rank(group, 0), group=group)
-      copies = flat.split([t.numel() for t in parts])
-      for i, own in zip(places, copies, strict=True):
-        result[i] = own.view(result[i].shape)
-    return result
+    copies, blocks = multi_tensor.copies([s.tensor for s in self.statistics])
+    if group is not None:
+      for block in blocks:
+        dist.broadcast(block, src=dist.get_global_rank(group, 0), group=group)
+    return copies
 
   def required_model(self) -> nn.Module:
     """The model without its wrappers.
@@ -164,7 +166,8 @@ class Weights:
     for name, parameter in now.items():
       if name not in before and parameter.requires_grad:
         raise _changed(f'{name!r} is trained now and is not averaged')
-    statistics = {s.name: s for s in models.running_statistics(self.model)}
+    live = list(models.running_statistics(self.model))
+    statistics = {s.name: s for s in live}
     for name in self.names[count:]:
       if name not in statistics:
         raise _changed(f'{name!r} is gone')
@@ -172,6 +175,7 @@ class Weights:
     self._check_places(parameters)
     self._bind(parameters)
     self.statistics = [statistics[name] for name in self.names[count:]]
+    self._live = live
     self._seen = tree
 
   def _bind(self, parameters: list[Tensor]) -> None:
