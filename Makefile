@@ -115,6 +115,8 @@ format: $(INSTALLED)
 clean:
 	rm -rf $(VENV)
 
+# timm without torchvision, whose wheels do not load beside a CPU build of torch:
+# benchmarks.timm_ema reads the one file of it that is compared with.
 $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "Python %d.%d found. Must be 3.11 or newer: make PYTHON=..." \
@@ -122,4 +124,6 @@ $(INSTALLED): constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check \
 	  -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check \
+	  -c constraints.txt --no-deps timm
 	touch $@

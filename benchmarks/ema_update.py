@@ -1,11 +1,13 @@
 """Measure one EMA update against its memory traffic and other libraries."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks import timm_ema
 from benchmarks.measure import Ratio, compare, merge, transformer_parameters
 from weightavg import AveragingConfig
 from weightavg.pytorch import Averager
@@ -40,7 +42,7 @@ def measure() -> dict[str, Ratio]:
     for average, p in zip(loop.parameters(), model.parameters(), strict=True):
       average.lerp_(p, 1 - DECAY)
 
-  others = {
+  others: dict[str, tuple[str, Callable[[], object]]] = {
     'flat_lerp': (
       'one lerp_ over one flat tensor of the same bytes',
       lambda: flat[0].lerp_(flat[1], 1 - DECAY),
@@ -55,6 +57,10 @@ def measure() -> dict[str, Ratio]:
     ),
     'timm_style_loop': ('a loop of lerp_ over tensors', per_tensor_loop),
   }
+  timm = timm_ema.load()
+  if timm is not None:
+    model_ema = timm.ModelEmaV3(model, decay=DECAY)
+    others['timm'] = ('timm.utils.ModelEmaV3', lambda: model_ema.update(model))
 
   def renamed(prefix: str) -> dict:
     return {f'{prefix}/{name}': other for name, other in others.items()}

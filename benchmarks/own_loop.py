@@ -1,7 +1,8 @@
 """Measure a plain training loop with an EMA at every step, by library.
 
 Each library takes three lines: build, update after each step, evaluate on the
-average. All loops train copies of one model on the same inputs.
+average. All loops train copies of one model on the same inputs. timm is left
+out where it is not installed.
 """
 
 import copy
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks import timm_ema
 from benchmarks.measure import Ratio, compare
 from weightavg import Ema
 from weightavg.pytorch import Averager
@@ -55,7 +57,7 @@ def measure() -> dict[str, Ratio]:
   from ema_pytorch import EMA
 
   base, inputs = _model(), torch.randn(ROWS, WIDTH)
-  ours, theirs, third, plain = (copy.deepcopy(base) for _ in range(4))
+  ours, theirs, third, fourth, plain = (copy.deepcopy(base) for _ in range(5))
   averager = Averager(ours, Ema(DECAY))
   swa = AveragedModel(theirs, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
   ema = EMA(
@@ -71,34 +73,38 @@ def measure() -> dict[str, Ratio]:
     with averager.evaluating():
       ours(inputs)
 
-  results = compare(
-    _loop(ours, averager.update, evaluate),
-    {
-      'own_loop/no_average': (
-        f'{STEPS} steps and one evaluation without an average',
-        _loop(plain, lambda: None, lambda: plain(inputs)),
+  others: dict[str, tuple[str, Callable[[], object]]] = {
+    'own_loop/no_average': (
+      f'{STEPS} steps and one evaluation without an average',
+      _loop(plain, lambda: None, lambda: plain(inputs)),
+    ),
+    'own_loop/swa_utils': (
+      'the same with torch.optim.swa_utils.AveragedModel',
+      _loop(theirs, lambda: swa.update_parameters(theirs), lambda: swa(inputs)),
+    ),
+    'own_loop/ema_pytorch': (
+      'the same with ema-pytorch, use_foreach=True',
+      _loop(third, ema.update, lambda: ema(inputs)),
+    ),
+  }
+  kept_by = {'swa_utils': swa.module, 'ema_pytorch': ema.ema_model}
+  timm = timm_ema.load()
+  if timm is not None:
+    model_ema = timm.ModelEmaV3(fourth, decay=DECAY)
+    others['own_loop/timm'] = (
+      'the same with timm.utils.ModelEmaV3',
+      _loop(
+        fourth, lambda: model_ema.update(fourth), lambda: model_ema(inputs)
       ),
-      'own_loop/swa_utils': (
-        'the same with torch.optim.swa_utils.AveragedModel',
-        _loop(
-          theirs, lambda: swa.update_parameters(theirs), lambda: swa(inputs)
-        ),
-      ),
-      'own_loop/ema_pytorch': (
-        'the same with ema-pytorch, use_foreach=True',
-        _loop(third, ema.update, lambda: ema(inputs)),
-      ),
-    },
-  )
+    )
+    kept_by['timm'] = model_ema.module
+  results = compare(_loop(ours, averager.update, evaluate), others)
   model = _bytes(list(base.state_dict().values()))
   assert averager.placement is not None
   assert averager._swap.backup is not None
   kept = averager.placement.nbytes() + _bytes(averager._swap.backup)
-  sizes = {
-    'swa_utils': _bytes(list(swa.module.state_dict().values())),
-    'ema_pytorch': _bytes(list(ema.ema_model.state_dict().values())),
-  }
-  for name, size in sizes.items():
+  for name, module in kept_by.items():
+    size = _bytes(list(module.state_dict().values()))
     results[f'own_loop_bytes/{name}'] = Ratio(
       kept / size,
       None,

@@ -10,6 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+  get_model_state_dict,
+  set_model_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
@@ -103,10 +107,18 @@ def trained(model, scheme, **options):
   return optimizer, averager, samples
 
 
-def check_scheme(model, scheme):
+def error_of(call):
+  try:
+    call()
+  except (ValueError, RuntimeError) as error:
+    return str(error)
+  raise AssertionError('no error')
+
+
+def check_scheme(model, scheme, **options):
   """Evaluation sees the explicit weighted sum, training its raw weights."""
   inputs = torch.randn(3, 5, generator=torch.Generator().manual_seed(99))
-  _, averager, samples = trained(model, scheme)
+  _, averager, samples = trained(model, scheme, **options)
   before = [p.clone() for p in pieces(model)]
   with averager.evaluating():
     # A forward pass before and one inside: FSDP2 keeps whole weights of the
@@ -126,6 +138,26 @@ def check_scheme(model, scheme):
 def fsdp2(folder):
   for scheme in SCHEMES.values():
     check_scheme(sharded(), scheme)
+
+
+def exchange(folder):
+  """The storages of DTensors cannot be exchanged: raw weights were shown."""
+  for make_model in (sharded, tensor_parallel):
+    check_scheme(make_model(), Ema(0.5), swap='exchange')
+
+
+def writes_while_shown(folder):
+  """Steps and loads are refused; a load of the same values is none."""
+  model = sharded()
+  optimizer, averager, _ = trained(model, Ema(0.5))
+  raw = {k: v.clone() for k, v in get_model_state_dict(model).items()}
+  with averager.evaluating():
+    shown = weights(model)
+    found = error_of(lambda: step(model, optimizer, STEPS))
+    assert 'before a step of the optimizer' in found
+    assert 'is loaded' in error_of(lambda: set_model_state_dict(model, raw))
+    set_model_state_dict(model, get_model_state_dict(model))
+    assert all(map(torch.equal, shown, weights(model)))
 
 
 def hsdp(folder):
@@ -286,30 +318,43 @@ def state_dicts(folder):
   assert again.samples == STEPS
 
 
-def refused(folder):
-  def message(make_averager):
-    try:
-      make_averager()
-    except (ValueError, RuntimeError) as error:
-      return str(error)
-    raise AssertionError('no error')
-
+def copies(folder):
+  """An average goes to another model, whichever of the two is sharded."""
   model = sharded()
-  assert 'Invalid placement' in message(
+  _, averager, _ = trained(model, Ema(0.5))
+  with averager.evaluating():
+    expected_weights = weights(model)
+  other, plain = sharded(), make()
+  averager.copy_to(other)
+  averager.copy_to(plain)
+  assert all(map(torch.equal, weights(other), expected_weights))
+  assert all(map(torch.equal, weights(plain), expected_weights))
+  alone = Averager(plain, Ema(0.5))
+  alone.update()
+  again = sharded()
+  alone.copy_to(again)
+  assert all(map(torch.equal, weights(again), expected_weights))
+
+
+def refused(folder):
+  model = sharded()
+  assert 'Invalid placement' in error_of(
     lambda: Averager(model, Ema(0.5), placement='sharded')
   )
   flat = FullyShardedDataParallel(
     make(), use_orig_params=True, device_id=torch.device('cpu')
   )
-  assert 'FSDP1' in message(lambda: Averager(flat, Ema(0.5)))
+  assert 'FSDP1' in error_of(lambda: Averager(flat, Ema(0.5)))
   early = make()
   averager = Averager(early, Ema(0.5))
   fully_shard(early, mesh=init_device_mesh('cpu', (2,)))
-  assert 'Build a new Averager' in message(averager.update)
+  assert 'Build a new Averager' in error_of(averager.update)
 
 
 SCENARIOS = (
   fsdp2,
+  exchange,
+  writes_while_shown,
   hsdp,
   tensor_parallelism,
   evaluations_leave_training_alone,
@@ -320,6 +365,7 @@ SCENARIOS = (
   save,
   load,
   state_dicts,
+  copies,
   refused,
 )
 

@@ -6,6 +6,7 @@ the explicit weighted sum of the weights after each optimizer step.
 
 import copy
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -80,6 +81,36 @@ def test_wrapped_models(wrap, swap, scheme):
   assert_average(model, averager, scheme, samples)
   with averager.evaluating():
     assert torch.equal(wrapped(inputs(9)), model(inputs(9)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:`torch.jit:DeprecationWarning')
+def test_a_model_that_inductor_compiled_sees_the_swap():
+  """torch.compile's default backend, which needs a C++ compiler."""
+  if shutil.which('g++') is None:
+    pytest.skip('no C++ compiler')
+  for swap in ('copy', 'exchange'):
+    model = make()
+    compiled = torch.compile(model)
+    averager = Averager(compiled, Ema(0.5), swap=swap)
+    optimizer = torch.optim.AdamW(compiled.parameters(), lr=0.1)
+    samples = []
+    for number in range(STEPS):
+      compiled(inputs(number)).square().mean().backward()
+      optimizer.step()
+      optimizer.zero_grad()
+      averager.update()
+      samples.append(flat(model))
+    assert_average(model, averager, Ema(0.5), samples)
+    with torch.no_grad():
+      before = compiled(inputs(9))
+      with averager.evaluating():
+        # float32 products in another order than uncompiled.
+        torch.testing.assert_close(
+          compiled(inputs(9)), model(inputs(9)), rtol=1e-5, atol=1e-6
+        )
+        assert not torch.equal(compiled(inputs(9)), before)
+      assert torch.equal(compiled(inputs(9)), before)
 
 
 @pytest.mark.parametrize('optimizer_class', [torch.optim.AdamW, NadamW])

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks import timm_ema
 from weightavg import Auto, Ema, Lawa, Polynomial
 from weightavg.pytorch import Averager
 
@@ -204,8 +205,9 @@ def test_states_that_do_not_fit_are_refused(scheme, library, message):
 
 @pytest.mark.parametrize('name', ['ModelEmaV2', 'ModelEmaV3'])
 def test_timm_reads_our_average_and_we_continue_its(name):
-  """timm imports torchvision: this runs where both are installed."""
-  model_ema = pytest.importorskip('timm.utils.model_ema')
+  model_ema = timm_ema.load()
+  if model_ema is None:
+    pytest.skip('timm is not installed')
   model, averager = trained(Ema(0.5))
   theirs = getattr(model_ema, name)(model, decay=0.75)
   theirs.load_state_dict(averager.export_state('timm'))

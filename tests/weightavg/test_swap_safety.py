@@ -344,6 +344,25 @@ def test_the_model_is_no_argument_of_update():
     averager.update(net)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_defaults_of_torch_change_no_average(dtype):
+  net = nn.Linear(1, 1, bias=False)
+  torch.set_default_dtype(dtype)
+  try:
+    with torch.device('meta'):
+      averager = Averager(net, Ema(0.999))
+      for value in (1.0, 2.0, 2.0):
+        net.weight.data.fill_(value)
+        averager.update()
+      with averager.evaluating():
+        shown = net.weight.item()
+  finally:
+    torch.set_default_dtype(torch.float32)
+  total = 0.999**2 + 0.999 + 1.0
+  # Two roundings in float32; in bfloat16 this would be 1.671875.
+  assert shown == pytest.approx((0.999**2 + 2 * 0.999 + 2) / total, rel=2e-7)
+
+
 def test_an_averager_built_in_inference_mode_follows_training():
   net = nn.Linear(1, 1, bias=False)
   with torch.inference_mode():

@@ -45,12 +45,17 @@ class AverageOutside(AveragerEvaluation):
     """Write the average, and the other entries of the state, to another model.
 
     Args:
-      model: of the same architecture, wrapped or not, on any device.
+      model: of the same architecture, wrapped or not, on any device. One of the
+        two may be sharded or both; all ranks call it then.
     """
     export.load_into(model, self.averaged_state_dict())
 
   def averaged_model(self) -> nn.Module:
-    """A copy of the model that holds the average, in evaluation mode."""
+    """A copy of the model that holds the average, in evaluation mode.
+
+    A model under `fully_shard` cannot be copied: torch raises AssertionError.
+    Build another one for `copy_to`.
+    """
     result = copy.deepcopy(self._weights.required_model())
     self.copy_to(result)
     return result.eval()

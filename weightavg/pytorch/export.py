@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightavg.pytorch import models
+from weightavg.pytorch import dtensors, models
 
 # Prefix of a model's own keys in the state dicts of other libraries' averages.
 PREFIXES = {
@@ -48,15 +48,22 @@ def averaged_state(
 
 
 def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
-  """Load a state dict into another model, whichever way it is wrapped."""
+  """Load a state dict into another model, however it is wrapped or sharded.
+
+  A collective if the state holds DTensors and the model has others, or none.
+  """
   target = models.unwrap(model)
-  names = {models.clean_name(key): key for key in target.state_dict()}
-  target.load_state_dict(
-    {
-      names.get(models.clean_name(key), key): value
-      for key, value in state.items()
-    }
-  )
+  own = target.state_dict()
+  names = {models.clean_name(key): key for key in own}
+  found = {
+    names.get(models.clean_name(key), key): value
+    for key, value in state.items()
+  }
+  for key, value in found.items():
+    if isinstance(value, Tensor) and isinstance(own.get(key), Tensor):
+      piece = dtensors.piece_of(value, own[key])
+      found[key] = dtensors.wrap(piece, own[key])
+  target.load_state_dict(found)
 
 
 def to_library(

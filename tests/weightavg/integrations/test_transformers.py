@@ -179,6 +179,23 @@ def test_the_best_model_is_an_average(tmp_path):
   assert any(torch.equal(flat(model), seen) for seen in model.evaluated)
 
 
+def test_after_a_failed_evaluation_training_starts_from_the_raw_weights(
+  tmp_path,
+):
+  callback = AveragingCallback(Ema(0.5))
+  trainer = trainer_of(tmp_path, [callback])
+  model = trainer.model
+  evaluate, model.evaluated = model.evaluated, None
+  with pytest.raises(AttributeError):
+    trainer.train()
+  model.evaluated = evaluate
+  assert callback.averager.swapped
+  raw = callback.averager.state_dict()['raw']['layer.weight'].clone()
+  assert not torch.equal(model.layer.weight, raw)
+  trainer.train()
+  assert torch.equal(model.trained[3][: raw.numel()], raw.flatten())
+
+
 def test_accumulated_batches_count_once(tmp_path):
   callback = AveragingCallback(Ema(0.5))
   train(tmp_path, [callback], max_steps=3, gradient_accumulation_steps=2)

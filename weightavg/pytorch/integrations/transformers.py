@@ -80,6 +80,10 @@ class AveragingCallback(TrainerCallback):
     del control, kwargs
     _check(args)
     assert model is not None
+    if self.averager is not None:
+      # An evaluation that has failed left its average in the model: the
+      # Trainer has no hook for that.
+      self.averager.swap_out()
     options = dict(self._options)
     options.setdefault('total_steps', state.max_steps)
     options.setdefault('collective', args.world_size > 1)
