@@ -105,7 +105,15 @@ class PrimalTrainer(Trainer):
     # one does that would make them NaN for ever.
     is_made = new.optimizer.num_skipped == state.optimizer.num_skipped
     is_made &= trees.all_finite(new.model_state)
-    statistics = trees.where(is_made, new.model_state, state.model_state)
+    # A branch: a choice between values would be fused with their computation,
+    # which then rounds otherwise.
+    statistics = jax.lax.cond(
+      is_made,
+      lambda new, old: new,
+      lambda new, old: old,
+      new.model_state,
+      state.model_state,
+    )
     return new._replace(model_state=statistics), loss, norm
 
   def _next_averages(

@@ -117,11 +117,6 @@ def all_finite(tree: optax.Params) -> jax.Array:
   return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
 
 
-def where(condition: jax.Array, new: Any, old: Any) -> Any:
-  """Take all leaves of one tree, or all of another."""
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
 def increment(count: jax.Array) -> jax.Array:
   """Add one; the largest integer stays."""
   return count + (count < jnp.iinfo(count.dtype).max).astype(count.dtype)
