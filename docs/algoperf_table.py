@@ -1,13 +1,12 @@
 """Outcomes of the tests that run submissions on the benchmark's workloads.
 
-`make test-algoperf` records the outcome of each of its tests, and the commit
-that all of them ran at, in results/algoperf/matrix.json.
+`make test-algoperf` records the outcome of each of its tests, and the commit of
+the code that it ran, in results/algoperf/matrix.json.
 """
 
 import collections
 import re
 from collections.abc import Mapping
-from typing import Any
 
 _TRAINED = re.compile(
   r'test_submission_trains_evaluates_and_resumes\[(\w+)-(\w+)\]'
@@ -20,23 +19,30 @@ _RESUMED = re.compile(
 _RUNNER = 'mnist, by submission_runner.py'
 
 
-def table(content: Mapping[str, Any]) -> str:
+def table(outcomes: Mapping[str, Mapping[str, str]]) -> str:
   """Format the outcomes as Markdown: workloads down, submissions across.
 
   Args:
-    content: `commit`, and `tests`: name of a test to its outcome.
+    outcomes: Name of a test to its `outcome` and the `commit` that it ran at.
 
   >>> name = 'test_submission_trains_evaluates_and_resumes[nadamw-ogbg]'
-  >>> print(table({'commit': 'abc', 'tests': {name: {'outcome': 'passed'}}}))
-  All tests ran at commit `abc`: 1 passed.
+  >>> print(table({name: {'outcome': 'passed', 'commit': 'abc'}}))
+  Tests at commit `abc`: 1 passed.
   <BLANKLINE>
   | workload | `nadamw` |
   |---|---|
   | ogbg | passed |
   """
-  outcomes = content['tests']
-  counts = collections.Counter(test['outcome'] for test in outcomes.values())
-  summary = ', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items()))
+  counts = collections.Counter(
+    (test['commit'], test['outcome']) for test in outcomes.values()
+  )
+  commits = [
+    f'commit `{commit}`: '
+    + ', '.join(
+      f'{n} {how}' for (c, how), n in sorted(counts.items()) if c == commit
+    )
+    for commit in sorted({commit for commit, _ in counts})
+  ]
   cells: dict[tuple[str, str], str] = {}
   for name, result in outcomes.items():
     if match := _TRAINED.fullmatch(name):
@@ -52,5 +58,4 @@ def table(content: Mapping[str, Any]) -> str:
   ]
   text = ['| ' + ' | '.join(line) + ' |' for line in lines]
   text[1] = '|---' * len(header) + '|'
-  title = f'All tests ran at commit `{content["commit"]}`: {summary}.'
-  return '\n'.join([title, '', *text])
+  return '\n'.join([f'Tests at {"; at ".join(commits)}.', '', *text])

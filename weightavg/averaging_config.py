@@ -248,7 +248,7 @@ def resolve(
   ):
     if value is not None:
       _check_steps(name, value)
-  if not isinstance(start, int) or start < 0:
+  if not _is_integer(start) or start < 0:
     raise ValueError(
       f'Invalid {start=}. Must be an integer in [0, inf), in steps.'
     )
@@ -401,8 +401,12 @@ def _without_effect(
   )
 
 
+def _is_integer(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_steps(name: str, value: Any) -> None:
-  if not isinstance(value, int) or value < 1:
+  if not _is_integer(value) or value < 1:
     raise ValueError(
       f'Invalid {name}={value!r}. Must be an integer in [1, inf).'
     )

@@ -53,7 +53,7 @@ def suite(folder, commit, killed=''):
     text=True,
   )
   content = json.loads((folder / 'kept' / 'matrix.json').read_text())
-  outcomes = {k: v['outcome'] for k, v in content['tests'].items()}
+  outcomes = {k: v['outcome'] for k, v in content.items()}
   return done.returncode, (folder / 'ran').read_text(), content, outcomes
 
 
@@ -70,11 +70,15 @@ def test_a_killed_suite_runs_only_the_tests_that_have_not_passed(tmp_path):
     'test_one[b]': 'passed',
     'test_one[c]': 'skipped',
   }
-  assert 'too large' in content['tests']['test_one[c]']['reason']
-  # Other code: nothing that is known of it is kept.
-  status, ran, content, outcomes = suite(tmp_path, 'two', killed='c')
-  assert (ran, content['commit']) == ('abc', 'two')
-  assert outcomes == {'test_one[a]': 'passed', 'test_one[b]': 'passed'}
+  assert 'too large' in content['test_one[c]']['reason']
+  # Other code: every test runs again, and each outcome names its commit.
+  status, ran, content, outcomes = suite(tmp_path, 'two', killed='b')
+  assert ran == 'ab'
+  assert {k: v['commit'] for k, v in content.items()} == {
+    'test_one[a]': 'two',
+    'test_one[b]': 'one',
+    'test_one[c]': 'one',
+  }
 
 
 @pytest.mark.parametrize('paths', [(), algoperf_outcomes.CODE])

@@ -43,6 +43,8 @@ def test_the_cadence_and_the_length(scheme, options, sampling, resolved):
     (Lawa(window=5), {}, r'Missing every\. Lawa\(window=5\) averages'),
     (Auto(), {}, r'Missing total_steps'),
     (Ema(0.9), {'every': 0}, r'Invalid every=0\. Must be an integer in \[1,'),
+    (Ema(0.9), {'every': True}, r'Invalid every=True\. Must be an integer in'),
+    (Ema(0.9), {'start': True}, r'Invalid start=True\. Must be an integer in'),
     (Ema(0.9), {'start': -1}, r'Invalid start=-1\. Must be an integer in \[0,'),
     (Ema(0.9), {'total_steps': 1.5}, r'Invalid total_steps=1\.5\. Must be an'),
     (Ema(0.9), {'swap': 'move'}, r"Invalid swap='move'\. Must be one of ex"),
@@ -55,6 +57,20 @@ def test_the_cadence_and_the_length(scheme, options, sampling, resolved):
 def test_bad_arguments_are_named(scheme, options, message):
   with pytest.raises(ValueError, match=message):
     Averager(model(), scheme, **options)
+
+
+def test_a_loop_of_ones_own_copies_and_a_submission_exchanges():
+  net = model()
+  storage = net.weight.data_ptr()
+  config = AveragingConfig.from_point(averaging_scheme='ema', ema_decay=0.5)
+  own, submission = (
+    Averager(net, Ema(0.5)),
+    Averager.from_config(net, config, budget=10),
+  )
+  for averager, is_copied in ((own, True), (submission, False)):
+    averager.update()
+    with averager.evaluating():
+      assert (net.weight.data_ptr() == storage) == is_copied
 
 
 def test_the_direct_form_and_a_point_share_their_states():

@@ -10,7 +10,6 @@ differ.
 """
 
 import cmath
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -263,22 +262,14 @@ def _is_sum_finite(tensors: list[Tensor]) -> bool:
 def _sums_on_cpu(
   tensors: list[Tensor], wide: torch.dtype
 ) -> Iterator[complex | float]:
-  """Numbers that are finite together exactly if all elements are.
-
-  A dot product reads memory at full speed also on few threads, torch's sum does
-  not. Where squares overflow, the sum decides.
-  """
+  """Numbers that are finite together exactly if all elements are."""
   small: list[Tensor] = []
   for tensor in tensors:
-    dense = flat(tensor) if tensor.dtype == wide else None
-    if dense is not None and len(dense) < _SMALL:
-      small.append(dense)
-      continue
-    if dense is not None and not dense.is_complex():
-      square = torch.dot(dense, dense).item()
-      if math.isfinite(square):
-        continue
-    yield tensor.sum(dtype=wide).item()
+    if tensor.dtype == wide and tensor.numel() < _SMALL:
+      small.append(tensor.reshape(-1))
+    else:
+      # Faster than a dot product with itself, whose squares may overflow.
+      yield tensor.sum(dtype=wide).item()
   for batch in _batches(small):
     yield (torch.cat(batch) if len(batch) > 1 else batch[0]).sum().item()
 

@@ -223,3 +223,10 @@ def test_an_average_that_takes_part_in_training_is_refused(scheme, options):
   with pytest.raises(ValueError, match=r'=0\.9\. Must be 0 in a c'):
     AveragingCallback(scheme, **options)
   AveragingCallback(Ema(0.9), interpolation=0.0)
+
+
+def test_a_decay_alone_is_no_scheme():
+  with pytest.raises(
+    ValueError, match=r'Invalid scheme=0\.999\. Must be a sch'
+  ):
+    AveragingCallback(0.999)

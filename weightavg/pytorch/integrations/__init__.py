@@ -14,8 +14,12 @@ def check_options(scheme: Scheme, options: Mapping[str, Any]) -> None:
     options: arguments of `Averager`.
 
   Raises:
-    ValueError: the average is to take part in training.
+    ValueError: the average is to take part in training, or there is no scheme.
   """
+  if not isinstance(scheme, Scheme):
+    raise ValueError(
+      f'Invalid scheme={scheme!r}. Must be a scheme such as Ema(0.999).'
+    )
   interpolation = options.get('interpolation')
   if interpolation is None:
     interpolation = scheme.default_interpolation
