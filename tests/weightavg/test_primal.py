@@ -580,6 +580,21 @@ def test_a_step_that_is_not_finite_is_as_if_it_was_not_made(
   assert sound[2].skipped == 0
 
 
+def test_a_refresh_by_a_bad_batch_is_dropped():
+  model, optimizer, averager = build(batch_norm='refreshed', refresh_every=2)
+  train(model, optimizer, averager, range(3))
+  with averager.evaluating():
+    before = contents(model)
+  with averager.refreshing():
+    model(torch.full_like(batch(model, 0)[0], float('inf')))
+  with averager.evaluating():
+    assert_same(contents(model), before)
+  with averager.refreshing():
+    model(batch(model, 0)[0])
+  with averager.evaluating():
+    assert not torch.equal(model.norm.running_mean, before['norm.running_mean'])
+
+
 class Later(finite.Looker):
   """Leaves the result on the device, as on an accelerator."""
 

@@ -215,6 +215,20 @@ def skipping_copy_(
     target.copy_(torch.where(skip > 0, target, source))
 
 
+def copy_if_finite_(
+  targets: Sequence[Tensor], sources: Sequence[Tensor]
+) -> None:
+  """targets <- sources, or nothing if an element of these is not finite.
+
+  Nothing waits for an accelerator that has them all.
+  """
+  devices = {t.device.type for t in sources}
+  if len(devices) == 1 and devices != {'cpu'}:
+    skipping_copy_(targets, sources, not_finite(sources))
+  elif all_finite(sources):
+    copy_(targets, sources)
+
+
 def not_finite(tensors: Sequence[Tensor]) -> Tensor:
   """1 if an element is not finite, else 0, in float32 on the tensors' device.
 

@@ -242,8 +242,8 @@ class PrimalPlacement:
       self._left = self._versions()
 
   def keep_statistics(self, statistics: Sequence[Tensor]) -> None:
-    """Take over the running statistics of x."""
-    multi_tensor.copy_(self._statistics, statistics)
+    """Take over the running statistics of x, unless one is not finite."""
+    multi_tensor.copy_if_finite_(self._statistics, statistics)
 
   def collect(self) -> None:
     """Start to bring together what `buffers` needs: it is here."""
