@@ -81,6 +81,17 @@ def test_both_looks_agree(value, bad):
   assert Looker().look(tensors) is (bad is None)
 
 
+def test_both_looks_add_magnitudes_in_float32():
+  # In float16 the sum would overflow at 65,504.
+  half = [torch.full((1000,), 100.0, dtype=torch.float16)]
+  assert multi_tensor.all_finite(half)
+  assert not multi_tensor.not_finite(half)
+  # The sum overflows, the root of the sum of squares would not.
+  diverged = [torch.full((10,), 1e38)]
+  assert not multi_tensor.all_finite(diverged)
+  assert multi_tensor.not_finite(diverged)
+
+
 @pytest.mark.parametrize('place', [0, 4099, -1])
 @pytest.mark.parametrize('bad', [NAN, INF, -INF])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
