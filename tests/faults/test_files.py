@@ -35,18 +35,18 @@ def trial_of(folder, name):
   return folder / 'runs' / name / 'fake_pytorch' / 'trial_1'
 
 
-def truncate(path, rng, trial):
+def truncate(path, rng, first):
   content = path.read_bytes()
   path.write_bytes(content[: rng.randrange(len(content))])
 
 
-def flip(path, rng, trial):
+def flip(path, rng, first):
   content = bytearray(path.read_bytes())
   content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
   path.write_bytes(content)
 
 
-def zero(path, rng, trial):
+def zero(path, rng, first):
   content = bytearray(path.read_bytes())
   begin = rng.randrange(len(content))
   length = min(4096, len(content) - begin)
@@ -54,20 +54,20 @@ def zero(path, rng, trial):
   path.write_bytes(content)
 
 
-def lengthen(path, rng, trial):
+def lengthen(path, rng, first):
   with open(path, 'ab') as file:
     file.write(rng.randbytes(rng.randint(1, 5000)))
 
 
-def replace(path, rng, trial):
-  path.write_bytes((trial / 'checkpoint_5').read_bytes())
+def replace(path, rng, first):
+  path.write_bytes(first)
 
 
-def delete(path, rng, trial):
+def delete(path, rng, first):
   path.unlink()
 
 
-def to_directory(path, rng, trial):
+def to_directory(path, rng, first):
   path.unlink()
   path.mkdir()
 
@@ -78,12 +78,13 @@ DAMAGES = (truncate, flip, zero, lengthen, replace, delete, to_directory)
 def damaged_places(trial, rng):
   """Damage some checkpoints of a finished run; the damage done to each."""
   done = {}
+  first = (trial / f'checkpoint_{STEPS[0]}').read_bytes()
   for step in rng.sample(STEPS, rng.randint(1, 4)):
     path = trial / f'checkpoint_{step}'
     done[step] = rng.choice(DAMAGES)
     before = path.read_bytes()
-    done[step](path, rng, trial)
-    # A zeroed block of zeros, the fifth replaced by itself.
+    done[step](path, rng, first)
+    # A zeroed block of zeros, the first replaced by itself.
     if path.is_file() and path.read_bytes() == before:
       del done[step]
   return done

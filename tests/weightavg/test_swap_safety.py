@@ -379,7 +379,10 @@ def test_a_spectral_norms_vectors_stay_those_of_the_live_model():
   averager = Averager(net, Ema(0.5))
   for step in range(3):
     torch.manual_seed(step)
-    net(torch.randn(4, 3)).sum().backward()
+    net.parametrizations.weight.original.data.normal_()
+    before = net.parametrizations.weight[0]._u.clone()
+    net(torch.randn(4, 3))
+    assert not torch.equal(net.parametrizations.weight[0]._u, before)
     averager.update()
   u = net.parametrizations.weight[0]._u.clone()
   with averager.evaluating():
