@@ -350,6 +350,25 @@ def test_training_at_an_average_on_several_devices(folder, tmp_path):
     assert len(leaf.sharding.device_set) == 4
 
 
+class KeepsAxes(jax_host.Workload):
+  """Returns statistics with an axis more than the first ones have."""
+
+  def model_fn(self, *args, **kwargs):
+    logits, state = super().model_fn(*args, **kwargs)
+    return logits, jax.tree.map(lambda mean: mean[None], state)
+
+
+@pytest.mark.parametrize('folder', ['nadamw_ema_jax', REFRESHED])
+def test_statistics_may_come_back_with_axes_of_length_one(folder):
+  """As from the benchmark's speech models."""
+  hosts = [Host(folder, workload=w()) for w in (jax_host.Workload, KeepsAxes)]
+  for host in hosts:
+    run(host, 12)
+    host.prepare_for_eval()
+  assert_equal(hosts[1].shown(), hosts[0].shown())
+  assert_equal(hosts[1].raw(), hosts[0].raw())
+
+
 @pytest.mark.parametrize('folder', [PRIMAL, REFRESHED])
 @pytest.mark.parametrize('key', ['inputs', 'targets'])
 def test_a_bad_batch_leaves_no_trace(folder, key, caplog):

@@ -329,21 +329,27 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
 def in_nest(model_state: Any, like: Any) -> Any:
   """Put the leaves that a model returned into the containers of its first ones.
 
-  A workload may return a dict where it began with flax's FrozenDict.
+  A workload may return a dict where it began with flax's FrozenDict, and
+  statistics of shape (1, 1, features) where it began with (features,), as the
+  speech models do. The step is compiled once, for the first ones' shapes.
 
   Raises:
     ValueError: there are other leaves.
   """
-  leaves = jax.tree.leaves(model_state)
-  shapes = [jnp.shape(leaf) for leaf in leaves]
-  before = [jnp.shape(leaf) for leaf in jax.tree.leaves(like)]
-  if shapes != before:
+  leaves, first = jax.tree.leaves(model_state), jax.tree.leaves(like)
+  if [*map(_long_axes, leaves)] != [*map(_long_axes, first)]:
     raise ValueError(
-      f'Invalid model_state. model_fn returns {len(shapes)} arrays with other '
-      f'shapes than the {len(before)} of init_model_fn.'
+      f'Invalid model_state. model_fn returns {len(leaves)} arrays with other '
+      f'shapes than the {len(first)} of init_model_fn.'
     )
   structure: Any = jax.tree.structure(like)
-  return jax.tree.unflatten(structure, leaves)
+  pairs = zip(leaves, first, strict=True)
+  shaped = [jnp.reshape(x, jnp.shape(y)) for x, y in pairs]
+  return jax.tree.unflatten(structure, shaped)
+
+
+def _long_axes(leaf: Any) -> tuple[int, ...]:
+  return tuple(length for length in jnp.shape(leaf) if length != 1)
 
 
 def _norm(tree: Any) -> jax.Array:
