@@ -545,7 +545,7 @@ def bad_step(model, optimizer, averager, step):
 
 
 def everything(model, optimizer, averager):
-  """What a checkpoint holds, but for the number of calls and of skips."""
+  """Collect a checkpoint, without the numbers of calls and of skips."""
   state = averager.state_dict()
   del state['step'], state['skipped']
   return contents(model), optimizer.state_dict(), state
