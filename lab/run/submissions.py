@@ -43,6 +43,15 @@ class Submission:
     return getattr(self.module, 'prepare_for_eval', None)
 
   @property
+  def prepare_for_checkpoint(self) -> Callable[..., Any] | None:
+    """Called for a checkpoint between two evaluations.
+
+    The module's own where it has one: a submission that chooses at each
+    evaluation doesn't choose there. `prepare_for_eval` otherwise.
+    """
+    return getattr(self.module, 'prepare_for_checkpoint', self.prepare_for_eval)
+
+  @property
   def needs_train_state(self) -> bool:
     """True if `update_params` takes `train_state`."""
     return 'train_state' in inspect.signature(self.update_params).parameters

@@ -139,7 +139,7 @@ class TrialRun:
     if saves and step and self._saved_at != step:
       rng = random_utils.fold_in(keys.steps, step - 1)
       # What ranks share is gathered here; it is not billed.
-      self._prepare_for_eval(random_utils.split(rng, 4)[2], is_billed=False)
+      self._prepare_for_eval(random_utils.split(rng, 4)[2], only_saves=True)
       self._save()
     self._progress.close()
     path = checkpoint_files.path_of(directory, step) if saves and step else None
@@ -282,9 +282,11 @@ class TrialRun:
     period = trial.workload.eval_period_time_sec
     return now - train_state['last_eval_time'] >= period
 
-  def _prepare_for_eval(self, rng: Any, is_billed: bool = True) -> None:
+  def _prepare_for_eval(self, rng: Any, only_saves: bool = False) -> None:
     trial, state = self.trial, self.state
     prepare = trial.submission.prepare_for_eval
+    if only_saves:
+      prepare = trial.submission.prepare_for_checkpoint
     if prepare is None:
       return
     start_time = trial.context.clock()
@@ -302,7 +304,7 @@ class TrialRun:
         rng=rng,
       )
     seconds = trial.context.clock() - start_time
-    if is_billed:
+    if not only_saves:
       state.train_state['accumulated_submission_time'] += seconds
 
   def _evaluate(self, rng: Any) -> None:

@@ -4,6 +4,7 @@ from weightavg.pytorch import choosing_step
 from weightavg.pytorch.build_nadamw import NADAMW
 from weightavg.pytorch.choosing_step import (
   data_selection,
+  prepare_for_checkpoint,
   prepare_for_eval,
   update_params,
 )
@@ -12,6 +13,7 @@ __all__ = [
   'data_selection',
   'get_batch_size',
   'init_optimizer_state',
+  'prepare_for_checkpoint',
   'prepare_for_eval',
   'update_params',
 ]

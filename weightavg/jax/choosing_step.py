@@ -111,7 +111,32 @@ def prepare_for_eval(
   del hyperparameters, loss_type, eval_results
   state, trainer = optimizer_state
   state = trainer.choose(trainer.own(state), rng, global_step)
-  which = int(state.choice.selection.chosen)
-  params, statistics = trainer.shown(state, which)
-  state = trainer.pause(state)
-  return (state, trainer), params, statistics
+  return _shown(state, trainer)
+
+
+def prepare_for_checkpoint(
+  workload: spec.Workload,
+  current_param_container: Any,
+  current_params_types: Any,
+  model_state: Any,
+  hyperparameters: Any,
+  loss_type: spec.LossType,
+  optimizer_state: State,
+  eval_results: list[tuple[int, float]],
+  global_step: int,
+  rng: Any,
+) -> tuple[State, Any, Any]:
+  """Return the average that was chosen last.
+
+  A choice at a checkpoint between two evaluations would be one more than an
+  undisturbed run makes.
+  """
+  del workload, current_param_container, current_params_types, model_state
+  del hyperparameters, loss_type, eval_results, global_step, rng
+  state, trainer = optimizer_state
+  return _shown(trainer.own(state), trainer)
+
+
+def _shown(state: Any, trainer: Any) -> tuple[State, Any, Any]:
+  params, statistics = trainer.shown(state, int(state.choice.selection.chosen))
+  return (trainer.pause(state), trainer), params, statistics

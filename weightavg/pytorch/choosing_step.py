@@ -171,6 +171,11 @@ def prepare_for_eval(
   )
 
 
+# A checkpoint between two evaluations: a choice there would be one more than an
+# undisturbed run makes.
+prepare_for_checkpoint = train_step.prepare_for_eval
+
+
 def example_losses(
   workload: spec.Workload,
   model: nn.Module,
