@@ -150,8 +150,8 @@ class Host:
     )
     self.step += 1
 
-  def prepare(self):
-    self.state, self.model, self.model_state = choosing_step.prepare_for_eval(
+  def prepare(self, prepare=choosing_step.prepare_for_eval):
+    self.state, self.model, self.model_state = prepare(
       workload=self.workload,
       current_param_container=self.model,
       current_params_types=None,
@@ -289,6 +289,25 @@ def test_a_second_call_in_a_row_changes_nothing():
     host.prepare()
     assert host.averager.choice.selected == selected
     assert_same(host.weights(), first)
+
+
+def test_a_checkpoint_between_evaluations_makes_no_choice():
+  """The next one is that of a run without the checkpoint."""
+  one, other = Host(), Host()
+  for step in range(9):
+    one.update()
+    other.update()
+    if step % 3 == 2:
+      one.prepare()
+      other.prepare()
+    else:
+      one.prepare(choosing_step.prepare_for_checkpoint)
+    assert one.averager.choice.selected == other.averager.choice.selected
+  assert_same(one.weights(), other.weights())
+  states = [host.state['selector'].state_dict() for host in (one, other)]
+  for key in ('before', 'latest'):
+    assert states[0][key]
+    assert_same(*(state[key] for state in states))
 
 
 def test_training_with_choices_equals_training_without():
