@@ -78,7 +78,10 @@ class Tally:
         known = {'commit': now, 'tests': {}}
       entry = {'counts': dict(self.counts), 'lost': self.lost}
       known['tests'][self.name] = entry
-      path.write_text(json.dumps(known, indent=2) + '\n')
+      # Other processes read it without the lock.
+      partial = path.with_suffix('.partial')
+      partial.write_text(json.dumps(known, indent=2) + '\n')
+      partial.replace(path)
       write_totals(self.folder)
 
 
