@@ -81,8 +81,8 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
-# Hours. Counts in results/faults/; started again at the same commit, it makes the
-# tests that are missing.
+# Half an hour. Counts in results/faults/; started again at the same code, it
+# makes the tests that are missing.
 test-faults: $(INSTALLED)
 	WEIGHTAVG_FAULTS=results/faults $(PYTEST) tests/faults $(ARGS)
 
