@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks import timm_ema
 from benchmarks.gpu import shapes, timing
 from benchmarks.gpu.setting import Rows, Setting
 from benchmarks.gpu.synchronisations import total, waits
@@ -50,11 +51,10 @@ def _peers(model: nn.Module) -> dict[str, Callable[[], object]]:
       model, beta=DECAY, update_every=1, update_after_step=-1, use_foreach=True
     )
     peers['ema-pytorch'] = ema.update
-  if importlib.util.find_spec('timm'):
-    from timm.utils import ModelEmaV3
-
-    timm_ema = ModelEmaV3(model, decay=DECAY)
-    peers['timm ModelEmaV3'] = lambda: timm_ema.update(model)
+  timm = timm_ema.load()
+  if timm is not None:
+    model_ema = timm.ModelEmaV3(model, decay=DECAY)
+    peers['timm ModelEmaV3'] = lambda: model_ema.update(model)
   return peers
 
 
