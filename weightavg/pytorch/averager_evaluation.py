@@ -63,12 +63,13 @@ class AveragerEvaluation(AveragerParts):
     Raises:
       RuntimeError: another averager shows its average in the same weights.
     """
-    if self.swapped:
+    # Without a scheme the model is evaluated as it is.
+    if self.swapped or self.placement is None:
       return
-    # Also where there is no average yet: another one would pass for the raw
+    # Also where there is no sample yet: another average would pass for the raw
     # weights.
     shown.check_not_shown(self._weights.parameters, 'swap_in()')
-    if self.placement is None or not self.samples:
+    if not self.samples:
       return
     self._refuse_in_step('swap_in()')
     self._weights.follow()
