@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import algoperf_outcomes
 import code_commit
 import pytest
 
@@ -81,9 +80,9 @@ def test_a_killed_suite_runs_only_the_tests_that_have_not_passed(tmp_path):
   }
 
 
-@pytest.mark.parametrize('paths', [(), algoperf_outcomes.CODE])
+@pytest.mark.parametrize('suite', ['tests/algoperf', 'tests/faults'])
 def test_the_commit_is_the_last_that_changed_the_code(
-  paths, tmp_path, monkeypatch
+  suite, tmp_path, monkeypatch
 ):
   def git(*words):
     subprocess.run(
@@ -99,7 +98,7 @@ def test_the_commit_is_the_last_that_changed_the_code(
     path.write_text(text)
     git('add', '-A')
     git('commit', '-m', name)
-    return code_commit.commit(*paths)
+    return code_commit.commit(suite)
 
   monkeypatch.setattr(code_commit, 'ROOT', tmp_path)
   git('init')
@@ -109,4 +108,4 @@ def test_the_commit_is_the_last_that_changed_the_code(
   second = write('weightavg/a.py', '2')
   assert second != first
   (tmp_path / 'weightavg/a.py').write_text('3')
-  assert code_commit.commit(*paths) == f'{second}-dirty'
+  assert code_commit.commit(suite) == f'{second}-dirty'

@@ -10,18 +10,7 @@ import pathlib
 
 import torch
 
-# Studies, docs and points of the local workloads aren't read by the tests.
-CODE = (
-  'lab/core',
-  'lab/launch',
-  'lab/offline',
-  'submissions',
-  'tests/algoperf',
-  'tests/support',
-  'tuning_search_spaces',
-  ':!tuning_search_spaces/local',
-  'weightavg',
-)
+from lab.core import logs
 
 
 class Outcomes:
@@ -61,6 +50,5 @@ class Outcomes:
     if report.skipped:
       entry['reason'] = report.longrepr[2]
     self.tests[report.nodeid.rpartition('::')[2]] = entry
-    content = dict(sorted(self.tests.items()))
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    self.path.write_text(json.dumps(content, indent=2) + '\n')
+    logs.write_json(str(self.path), dict(sorted(self.tests.items())))

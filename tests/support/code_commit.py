@@ -4,22 +4,32 @@ import pathlib
 import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Studies, docs, results and points of the local workloads aren't read by the
+# long suites.
+CODE = (
+  'lab',
+  ':!lab/studies',
+  'submissions',
+  'tests/support',
+  'tuning_search_spaces',
+  ':!tuning_search_spaces/local',
+  'weightavg',
+)
 
 
-def commit(*paths: str) -> str:
-  """Return the last commit that changed the code.
+def commit(tests: str) -> str:
+  """Return the last commit that changed the code or the tests.
 
   Args:
-    *paths: Files and folders of the code; all files but results/ if none.
+    tests: Folder of the suite.
 
   Returns:
     Twelve hexadecimal digits; with `-dirty` if the code differs from it.
   """
-  code = list(paths) or ['.', ':!results']
 
   def git(*words):
     return subprocess.run(
-      ['git', *words, '--', *code], cwd=ROOT, capture_output=True
+      ['git', *words, '--', *CODE, tests], cwd=ROOT, capture_output=True
     )
 
   found = git('log', '-1', '--format=%h', '--abbrev=12').stdout.decode().strip()

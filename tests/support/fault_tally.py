@@ -12,24 +12,15 @@ import pathlib
 import code_commit
 import filelock
 
+from lab.core import logs
+
 FOLDER = code_commit.ROOT / 'results' / 'faults'
-# Studies, docs and results aren't run by the tests.
-CODE = (
-  'lab',
-  ':!lab/studies',
-  'submissions',
-  'tests/faults',
-  'tests/support',
-  'tuning_search_spaces',
-  ':!tuning_search_spaces/local',
-  'weightavg',
-)
 TOTALS = ('kills', 'corruptions', 'inputs_fuzzed')
 
 
 def commit() -> str:
   """Return the last commit that changed what the tests run."""
-  return code_commit.commit(*CODE)
+  return code_commit.commit('tests/faults')
 
 
 def _read(path: pathlib.Path) -> dict:
@@ -78,10 +69,8 @@ class Tally:
         known = {'commit': now, 'tests': {}}
       entry = {'counts': dict(self.counts), 'lost': self.lost}
       known['tests'][self.name] = entry
-      # Other processes read it without the lock.
-      partial = path.with_suffix('.partial')
-      partial.write_text(json.dumps(known, indent=2) + '\n')
-      partial.replace(path)
+      # Complete or not at all: other processes read it without the lock.
+      logs.write_json(str(path), known)
       write_totals(self.folder)
 
 
@@ -105,5 +94,4 @@ def write_totals(folder: pathlib.Path = FOLDER) -> None:
     'lost': sum(e['lost'] for e in progress['tests'].values()),
     'by_category': by_category,
   }
-  text = json.dumps(content, indent=2) + '\n'
-  (folder / 'faults.json').write_text(text)
+  logs.write_json(str(folder / 'faults.json'), content)

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from weightavg import spec
+from weightavg.jax import train_step
 from weightavg.jax.choosing_trainer import ChoosingTrainer
 from weightavg.jax.probes import Batch
 from weightavg.jax.run_state import RunState
+from weightavg.jax.trainer import Trainer
 from weightavg.optimizers import Optimizer
 from weightavg.schemes import Auto
 from weightavg.submission_config import SubmissionConfig
@@ -105,38 +107,24 @@ def prepare_for_eval(
   eval_results: list[tuple[int, float]],
   global_step: int,
   rng: Any,
-) -> tuple[State, Any, Any]:
+) -> tuple[tuple[Any, Trainer], Any, Any]:
   """Choose an average by the probe, and return it."""
-  del workload, current_param_container, current_params_types, model_state
-  del hyperparameters, loss_type, eval_results
   state, trainer = optimizer_state
   state = trainer.choose(trainer.own(state), rng, global_step)
-  return _shown(state, trainer)
+  return prepare_for_checkpoint(
+    workload,
+    current_param_container,
+    current_params_types,
+    model_state,
+    hyperparameters,
+    loss_type,
+    (state, trainer),
+    eval_results,
+    global_step,
+    rng,
+  )
 
 
-def prepare_for_checkpoint(
-  workload: spec.Workload,
-  current_param_container: Any,
-  current_params_types: Any,
-  model_state: Any,
-  hyperparameters: Any,
-  loss_type: spec.LossType,
-  optimizer_state: State,
-  eval_results: list[tuple[int, float]],
-  global_step: int,
-  rng: Any,
-) -> tuple[State, Any, Any]:
-  """Return the average that was chosen last.
-
-  A choice at a checkpoint between two evaluations would be one more than an
-  undisturbed run makes.
-  """
-  del workload, current_param_container, current_params_types, model_state
-  del hyperparameters, loss_type, eval_results, global_step, rng
-  state, trainer = optimizer_state
-  return _shown(trainer.own(state), trainer)
-
-
-def _shown(state: Any, trainer: Any) -> tuple[State, Any, Any]:
-  params, statistics = trainer.shown(state, int(state.choice.selection.chosen))
-  return (trainer.pause(state), trainer), params, statistics
+# Between two evaluations: a choice there would be one more than an undisturbed
+# run makes.
+prepare_for_checkpoint = train_step.prepare_for_eval

@@ -127,6 +127,10 @@ class ChoosingTrainer(Trainer):
     self._log(chosen, global_step)
     return self.returned(state._replace(choice=choice))
 
+  def chosen(self, state: RunState) -> int:
+    """Index of the candidate of the last choice; -1 for the raw weights."""
+    return int(state.choice.selection.chosen)
+
   def _losses(
     self, params: Any, model_state: Any, batch: Batch, rng: Any
   ) -> tuple[jax.Array, jax.Array]:

@@ -89,7 +89,7 @@ def prepare_for_eval(
   del hyperparameters, loss_type, eval_results, global_step, rng
   state, trainer = optimizer_state
   state = trainer.own(state)
-  params, statistics = trainer.shown(state, which=0)
+  params, statistics = trainer.shown(state, trainer.chosen(state))
   state = trainer.pause(state)
   return (state, trainer), params, statistics
 

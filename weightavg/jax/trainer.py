@@ -300,6 +300,11 @@ class Trainer:
     averaged = self.config.averaging.averaging_batch_norm == 'averaged'
     return params, statistics if averaged else state.model_state
 
+  def chosen(self, state: RunState) -> int:
+    """Index of the candidate that evaluation sees; -1 for the raw weights."""
+    del state
+    return 0
+
   def shown(self, state: RunState, which: int) -> tuple[Any, Any]:
     """Return the parameters and running statistics that evaluation sees.
 
