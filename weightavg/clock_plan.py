@@ -40,8 +40,9 @@ UTILIZATION = 0.95
 PLANS = 16
 _BLOCKS = 5
 _LONGEST_BLOCK = 100
-# Of T: the rest of the schedule has at least as many steps, however late it is.
-_SHORTEST_REST = 0.01
+# Positions are passed at most this many times as fast as in L steps, however late
+# it is: the learning rate comes down in several steps.
+_STEEPEST = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +155,10 @@ class ClockPlan:
       measured.seconds_per_step, self.seconds / (100 * self.longest)
     )
     fitting = math.floor(rest / duration)
-    shortest = max(1, math.ceil(_SHORTEST_REST * self.total))
-    planned = self.step + max(fitting, shortest)
-    self._anchor = (self.step, self.position(self.step))
+    reached = self.position(self.step)
+    gentlest = max(1, math.ceil((1.0 - reached) * self.longest / _STEEPEST))
+    planned = self.step + max(fitting, gentlest)
+    self._anchor = (self.step, reached)
     self.total = max(self.step, min(self.longest, planned))
     self._next = math.floor(PLANS * self._anchor[1]) + 1
     return self.total
