@@ -71,7 +71,7 @@ def measure(setting: Setting) -> Rows:
       for name, values in _ranks(backend, count, setting):
         yield f'{label}/{name}', values
   with attempts.one('lab.run'):
-    yield from _laboratory(setting)
+    yield from laboratory(setting)
   attempts.check()
 
 
@@ -96,7 +96,7 @@ def _ranks(backend: str, count: int, setting: Setting) -> Rows:
       raise error
 
 
-def _laboratory(setting: Setting) -> Rows:
+def laboratory(setting: Setting) -> Rows:
   """The laboratory's runner under torchrun with a sharded average."""
   if setting.smoke:
     return
