@@ -129,9 +129,9 @@ def _check_counter(num_samples: Any) -> None:
   """Raise ValueError for a state of several runs, or one of wrapped arrays."""
   if not jax.tree_util.all_leaves([num_samples]):
     raise ValueError(
-      f'Invalid opt_state. Its num_samples is no array but of type '
-      f'{type(num_samples).__name__}: give flax.nnx.as_pure of the state and of '
-      'the parameters.'
+      'Invalid opt_state. Its num_samples is no array but of type '
+      f'{type(num_samples).__name__}: give flax.nnx.as_pure of the state and '
+      'of the parameters.'
     )
   shape = np.shape(num_samples)
   if shape:

@@ -144,7 +144,7 @@ def test_a_state_in_a_flax_optimizer_is_shown_without_its_wrappers():
     optimizer.update(model, grads)
     samples.append(np.asarray(model.kernel[...]))
   params = nnx.state(model, nnx.Param)
-  with pytest.raises(ValueError, match='num_samples is no array.*as_pure'):
+  with pytest.raises(ValueError, match=r'num_samples is no array.*as_pure'):
     wj.eval_params(optimizer.opt_state, params)
   average = wj.eval_params(
     nnx.as_pure(optimizer.opt_state), nnx.as_pure(params)
