@@ -22,6 +22,7 @@ from lab.core.errors import InputError
 from lab.report import figures, layout, log_files, page, tables, targets
 from lab.report.report import RULESETS, Options, Report, build
 from lab.report.savings import MISSED_RULES
+from lab.report.time_to_target import FASTEST
 
 PROBLEMS_FOUND = 2
 
@@ -55,6 +56,13 @@ def parser() -> command_line.Parser:
     choices=MISSED_RULES,
     default='budget',
     help='what a missed target costs (budget)',
+  )
+  add(
+    '--fastest',
+    choices=FASTEST,
+    default='seconds',
+    help='what the fastest trial of a study has the fewest of; the published '
+    'scoring takes the fewest evaluations (seconds)',
   )
   add('--gpus', type=_gpus, help='devices of all runs; default: from the logs')
   add(
@@ -105,6 +113,7 @@ def read(arguments: argparse.Namespace) -> Report:
     ruleset=arguments.ruleset,
     baseline=arguments.baseline,
     missed=arguments.missed,
+    fastest=arguments.fastest,
     gpus=arguments.gpus,
     what_if=arguments.what_if,
   )

@@ -6,7 +6,7 @@ close to the range of the studies.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -98,26 +98,24 @@ def of_medians(studies: pd.DataFrame, column: str) -> pd.DataFrame:
 def of_scores(
   studies: pd.DataFrame,
   base_workloads: Sequence[str],
+  held_out: Mapping[str, str] = scores.NO_HELD_OUT,
   resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
   """Interval of each score; all submissions are drawn anew in a resample."""
   rng = np.random.default_rng(SEED)
   names = sorted(studies['submission'].unique())
-  times = np.full((resamples, len(names), len(base_workloads)), math.inf)
+  workloads = [*base_workloads, *held_out]
+  times = np.full((resamples, len(names), len(workloads)), math.inf)
   for (submission, workload), group in studies.groupby(
     ['submission', 'workload'], sort=True
   ):
-    if workload in base_workloads:
-      place = (
-        names.index(str(submission)),
-        list(base_workloads).index(str(workload)),
-      )
+    if workload in workloads:
+      place = names.index(str(submission)), workloads.index(str(workload))
       times[:, *place] = resampled_medians(
         group['seconds'].tolist(), rng, resamples
       )
-  fastest = times.min(axis=1, keepdims=True)
-  with np.errstate(invalid='ignore'):
-    ratio = np.nan_to_num(times / fastest, nan=math.inf, posinf=math.inf)
+  pairs = scores.held_out_columns(base_workloads, held_out)
+  ratio = scores.relative_times(times, pairs)[..., : len(base_workloads)]
   taus = np.linspace(1.0, scores.MAX_TAU, scores.POINTS)
   heights = np.stack([(ratio <= tau).mean(axis=2) for tau in taus], axis=-1)
   area = np.trapezoid(heights, x=taus, axis=-1) / (taus[-1] - taus[0])

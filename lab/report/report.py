@@ -12,6 +12,7 @@ from lab.core.errors import InputError
 from lab.report import (
   hyperparameters,
   intervals,
+  notes,
   savings,
   scores,
   time_to_target,
@@ -22,9 +23,6 @@ from lab.report.log_files import Trial
 from lab.report.targets import Targets
 
 RULESETS = ('self', 'external')
-# Trials of a study and studies that the competition asks for.
-TRIALS = {'self': 1, 'external': 5}
-STUDIES = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,8 @@ class Options:
     ruleset: self or external; sets the time budget and the trials expected.
     baseline: Submission that savings are relative to; None leaves them out.
     missed: What a missed target costs, one of `savings.MISSED_RULES`.
+    fastest: What the trials of a study compare by, one of
+      `time_to_target.FASTEST`.
     gpus: Devices of all runs; None takes those of the logs or of the benchmark.
     what_if: Changes, as `what_if.parse` reads them.
   """
@@ -42,6 +42,7 @@ class Options:
   ruleset: str = 'external'
   baseline: str | None = None
   missed: str = 'budget'
+  fastest: str = 'seconds'
   gpus: int | None = None
   what_if: Sequence[str] = ()
 
@@ -117,6 +118,7 @@ class Report:
         'source': self.targets.source,
         'version': self.targets.version,
         'base_workloads': list(self.targets.base_workloads),
+        'held_out': dict(self.targets.held_out),
         'goals': [
           {'workload': name}
           | _plain_row(dataclasses.asdict(self.targets.goals[name]))
@@ -133,6 +135,7 @@ class Report:
       'gpu_hours': _records(self.gpu_hours),
       'baseline': self.options.baseline,
       'missed_rule': self.options.missed,
+      'fastest_rule': self.options.fastest,
       'savings': _records(self.savings),
       'relative_to_baseline': _records(self.relative),
       'hyperparameters': {k: _records(v) for k, v in self.sweeps.items()},
@@ -172,11 +175,14 @@ def build(
       f'Invalid baseline={options.baseline!r}. Must be among '
       f'{", ".join(names)}.'
     )
-  changes = [what_if.parse(text, names, base) for text in options.what_if]
+  changes = [
+    what_if.parse(text, names, [*base, *targets.held_out])
+    for text in options.what_if
+  ]
   trial_rows = time_to_target.of_trials(trials, goals)
   if options.gpus is not None:
     trial_rows['gpus'] = options.gpus
-  studies = time_to_target.of_studies(trial_rows, goals)
+  studies = time_to_target.of_studies(trial_rows, goals, options.fastest)
   medians = time_to_target.of_submissions(studies, goals)
   for column in ('seconds', 'steps'):
     interval = intervals.of_medians(studies, column)
@@ -185,7 +191,9 @@ def build(
   budgets = {
     name: targets.budget_seconds(name, options.ruleset) for name in goals
   }
-  ratios = scores.ratios(times, base)
+  # Logs without a held-out workload are scored without it, and a note says so.
+  held_out = {n: b for n, b in targets.held_out.items() if n in times}
+  ratios = scores.ratios(times, base, held_out)
   profiles = scores.profiles(ratios)
   hours = savings.gpu_hours(medians, trial_rows, budgets, targets.gpus)
   counted = hours[hours['workload'].isin(base)]
@@ -209,7 +217,9 @@ def build(
     best=time_to_target.best_values(trial_rows, goals),
     ratios=ratios,
     profiles=profiles,
-    scores=_scores(profiles, studies, times, targets, options, budgets),
+    scores=_scores(
+      profiles, studies, times, targets, options, budgets, held_out
+    ),
     gpu_hours=hours,
     savings=saved,
     relative=relative,
@@ -218,9 +228,13 @@ def build(
       name: hyperparameters.fits(sweeps[name])
       for name in hyperparameters.FITTED
     },
-    what_if=[what_if.outcome(times, base, change) for change in changes],
-    values=what_if.value_of_changes(times, base, budgets),
-    notes=_notes(studies, trials, targets, options),
+    what_if=[
+      what_if.outcome(times, base, change, held_out) for change in changes
+    ],
+    values=what_if.value_of_changes(times, base, budgets, held_out),
+    notes=notes.lines(
+      studies, medians, ratios, trials, targets, options.ruleset
+    ),
     problems=[*targets.invalid, *problems],
   )
 
@@ -232,11 +246,13 @@ def _scores(
   targets: Targets,
   options: Options,
   budgets: dict[str, float | None],
+  held_out: dict[str, str],
 ) -> pd.DataFrame:
   """Score, interval and targets reached, the highest score first."""
   base = list(targets.base_workloads)
   table = scores.integrate(profiles).rename('score').reset_index()
-  table = table.merge(intervals.of_scores(studies, base), on='submission')
+  spread = intervals.of_scores(studies, base, held_out)
+  table = table.merge(spread, on='submission')
   reached = np.isfinite(times.reindex(columns=base)).sum(axis=1)
   table['reached'] = table['submission'].map(reached)
   table['workloads'] = len(base)
@@ -250,46 +266,6 @@ def _scores(
   return table.sort_values(
     ['score', 'submission'], ascending=[False, True], ignore_index=True
   )
-
-
-def _notes(
-  studies: pd.DataFrame,
-  trials: Sequence[Trial],
-  targets: Targets,
-  options: Options,
-) -> list[str]:
-  """List what a strict scoring would refuse, and what has been converted."""
-  notes = []
-  base = targets.base_workloads
-  for submission, group in studies.groupby('submission', sort=True):
-    absent = [name for name in base if name not in set(group['workload'])]
-    if absent:
-      notes.append(f'{submission}: no logs of {", ".join(absent)}.')
-    for workload, rows in group.groupby('workload', sort=True):
-      if len(rows) != STUDIES:
-        notes.append(
-          f'{submission}, {workload}: {len(rows)} of {STUDIES} studies.'
-        )
-      expected = TRIALS[options.ruleset]
-      wrong = rows[rows['trials'] != expected]
-      if len(wrong):
-        counts = ', '.join(str(n) for n in sorted(set(wrong['trials'])))
-        notes.append(
-          f'{submission}, {workload}: {counts} trials in {len(wrong)} of '
-          f'{len(rows)} studies, the {options.ruleset} ruleset asks for '
-          f'{expected}.'
-        )
-  calls = {
-    (t.submission, t.workload, t.steps_per_call)
-    for t in trials
-    if t.steps_per_call > 1
-  }
-  notes += [
-    f'{submission}, {workload}: each step of the log is {count} optimizer '
-    'steps (lawa_inner_steps_frac).'
-    for submission, workload, count in sorted(calls)
-  ]
-  return notes
 
 
 def _plain(value: Any) -> Any:

@@ -95,6 +95,8 @@ class Targets:
     base_workloads: Workloads that the score is a fraction of.
     gpus: Devices of the benchmark's machine; None if unknown.
     self_tuning_factor: Time budget under self-tuning, relative to external.
+    held_out: Base workload of each held-out workload; a submission that misses
+      the latter misses the former, too.
     invalid: A line for each workload whose goal cannot be used.
   """
 
@@ -104,6 +106,7 @@ class Targets:
   base_workloads: tuple[str, ...]
   gpus: int | None = None
   self_tuning_factor: float = 1.0
+  held_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
   invalid: tuple[str, ...] = ()
 
   def budget_seconds(self, workload: str, ruleset: str) -> float | None:
@@ -146,6 +149,12 @@ def _known_version(base_workloads: Collection[str]) -> Targets | None:
   return None
 
 
+def _base_of(workload: str, base_workloads: Collection[str]) -> str | None:
+  """Base workload that a variant's name begins with; None without one."""
+  bases = [name for name in base_workloads if workload.startswith(f'{name}_')]
+  return max(bases, key=len, default=None)
+
+
 def read(path: pathlib.Path) -> Targets:
   """Targets in a `workload_targets.json`; budgets of the version it matches.
 
@@ -156,6 +165,7 @@ def read(path: pathlib.Path) -> Targets:
     content = json.loads(path.read_text(encoding='utf-8'))
     workloads = dict(content['workloads'])
     base = tuple(map(str, content['base_workloads']))
+    variants = tuple(map(str, content.get('held_out_workloads', ())))
   except (OSError, *_UNUSABLE) as error:
     raise InputError(
       f'Cannot read targets from {path} ({str(error)[:200]!r}). Must be a JSON '
@@ -164,13 +174,24 @@ def read(path: pathlib.Path) -> Targets:
   known = _known_version(base)
   goals, invalid = {}, []
   for name, entry in workloads.items():
-    budget = known.goals.get(name) if known is not None else None
+    # A variant has the budgets of its base workload.
+    likely = name if name in base else _base_of(name, base)
+    budget = known.goals.get(likely or '') if known is not None else None
     try:
       goals[name] = _goal(entry, budget)
     except _UNUSABLE as error:
       invalid.append(f'{path}: no usable target of {name} ({error}).')
   missing = [name for name in base if name not in workloads]
   invalid += [f'{path}: no target of base workload {name}.' for name in missing]
+  held_out = {}
+  for name in variants:
+    likely = _base_of(name, base)
+    if likely is None:
+      invalid.append(f'{path}: held-out workload {name} has no base workload.')
+    elif name not in goals:
+      invalid.append(f'{path}: no target of held-out workload {name}.')
+    else:
+      held_out[name] = likely
   number = content.get('benchmark_version')
   if known is None:
     invalid.append(
@@ -188,6 +209,7 @@ def read(path: pathlib.Path) -> Targets:
     base_workloads=base,
     gpus=None if known is None else known.gpus,
     self_tuning_factor=1.0 if known is None else known.self_tuning_factor,
+    held_out=held_out,
     invalid=tuple(invalid),
   )
 
@@ -236,11 +258,11 @@ def for_logs(targets: Targets, workloads: Collection[str]) -> Targets:
   """
   local = {n: g for n, g in local_goals().items() if n in workloads}
   local = {n: g for n, g in local.items() if n not in targets.goals}
-  base = targets.base_workloads
+  base, held_out = targets.base_workloads, targets.held_out
   source, version, gpus = targets.source, targets.version, targets.gpus
   if local and not set(base) & set(workloads):
     base, source = tuple(local), 'calibrations of lab.workloads'
-    version, gpus = None, None
+    version, gpus, held_out = None, None, {}
   return dataclasses.replace(
     targets,
     goals={**targets.goals, **local},
@@ -248,4 +270,5 @@ def for_logs(targets: Targets, workloads: Collection[str]) -> Targets:
     source=source,
     version=version,
     gpus=gpus,
+    held_out=held_out,
   )

@@ -92,11 +92,14 @@ seconds={'wmt': 8000.0})
 
 
 def outcome(
-  times: pd.DataFrame, base_workloads: Sequence[str], change: Change
+  times: pd.DataFrame,
+  base_workloads: Sequence[str],
+  change: Change,
+  held_out: Mapping[str, str] = scores.NO_HELD_OUT,
 ) -> dict[str, Any]:
   """Score of the submission before and after a change, and all scores after."""
-  before = scores.score(times, base_workloads)
-  after = scores.score(change.apply(times), base_workloads)
+  before = scores.score(times, base_workloads, held_out)
+  after = scores.score(change.apply(times), base_workloads, held_out)
   return {
     'what_if': change.text,
     'submission': change.submission,
@@ -111,24 +114,33 @@ def value_of_changes(
   times: pd.DataFrame,
   base_workloads: Sequence[str],
   budgets: Mapping[str, float | None],
+  held_out: Mapping[str, str] = scores.NO_HELD_OUT,
 ) -> list[dict[str, Any]]:
   """Gain by 10 % fewer steps beside the gain by one more workload.
 
   Steps are taken to last as long as before. The workload added is the missed
   one with the largest gain among those that another submission reaches, at the
   slowest time of these; where there is none, among all others, at the budget.
+  Its held-out workloads count as reached as slowly as those that reach them.
   """
-  before = scores.score(times, base_workloads)
-  columns = times.reindex(columns=list(base_workloads)).fillna(math.inf)
+  before = scores.score(times, base_workloads, held_out)
+  columns = times.reindex(columns=[*base_workloads, *held_out])
+  columns = columns.fillna(math.inf)
   rows = []
   for submission in times.index:
     faster = Change('', submission, FEWER_STEPS)
-    gain = scores.score(faster.apply(columns), base_workloads) - before
+    after = scores.score(faster.apply(columns), base_workloads, held_out)
+    gain = after - before
     added = []
-    for workload, seconds in _within_reach(columns, submission, budgets):
-      change = Change('', submission, 1.0, {workload: seconds})
-      after = scores.score(change.apply(columns), base_workloads)[submission]
-      added.append((float(after - before[submission]), workload, seconds))
+    for workload, seconds in _within_reach(
+      columns, submission, base_workloads, budgets, held_out
+    ):
+      change = Change('', submission, 1.0, seconds)
+      after = scores.score(change.apply(columns), base_workloads, held_out)
+      reached_at = seconds.get(workload, columns.at[submission, workload])
+      added.append(
+        (float((after - before)[submission]), workload, float(reached_at))
+      )
     best = max(added, default=(math.nan, None, math.nan))
     rows.append(
       {
@@ -144,12 +156,30 @@ def value_of_changes(
 
 
 def _within_reach(
-  times: pd.DataFrame, submission: str, budgets: Mapping[str, float | None]
-) -> list[tuple[str, float]]:
-  """Workloads that a submission misses, with a time that has been possible."""
-  finite = times.where(times < math.inf)
-  missed = [str(n) for n in times if finite[n].isna()[submission]]
-  slowest = [(n, float(finite[n].max())) for n in missed]
-  reached = [(n, seconds) for n, seconds in slowest if math.isfinite(seconds)]
-  known = [(n, b) for n in missed if (b := budgets.get(n)) is not None]
-  return reached or known
+  times: pd.DataFrame,
+  submission: str,
+  base_workloads: Sequence[str],
+  budgets: Mapping[str, float | None],
+  held_out: Mapping[str, str],
+) -> list[tuple[str, dict[str, float]]]:
+  """Base workloads that a submission misses, with times that were possible.
+
+  Each comes with the times that would reach it: its own, and those of its
+  held-out workloads, where the submission misses them.
+  """
+  slowest = times.where(times < math.inf).max()
+  by_others, in_budget = [], []
+  for workload in base_workloads:
+    variants = [n for n, base in held_out.items() if base == workload]
+    missed = [
+      n for n in [workload, *variants] if math.isinf(times.at[submission, n])
+    ]
+    if not missed:
+      continue
+    seconds = {n: float(slowest[n]) for n in missed}
+    known = {n: b for n in missed if (b := budgets.get(n)) is not None}
+    if all(map(math.isfinite, seconds.values())):
+      by_others.append((workload, seconds))
+    elif len(known) == len(missed):
+      in_budget.append((workload, known))
+  return by_others or in_budget

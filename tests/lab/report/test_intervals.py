@@ -53,6 +53,21 @@ def test_one_study_has_an_interval_of_no_width():
     )
 
 
+def test_interval_of_a_score_knows_held_out_workloads():
+  studies = _studies(
+    {
+      ('a', 'x'): [5.0],
+      ('b', 'x'): [8.0],
+      ('b', 'x_big'): [3.0],
+      ('a', 'y'): [9.0],
+      ('b', 'y'): [9.0],
+    }
+  )
+  table = intervals.of_scores(studies, ['x', 'y'], {'x_big': 'x'})
+  # a has no logs of x_big, so that b alone reaches x.
+  assert table['score_low'].tolist() == pytest.approx([0.5, 1.0], abs=1e-12)
+
+
 def test_intervals_repeat_and_hold_what_the_draws_give():
   studies = _studies(
     {('a', 'x'): [10.0, 10.0, 10.0], ('b', 'x'): [10.0, 20.0, 41.0]}

@@ -10,9 +10,11 @@ import json
 import math
 import os
 import pathlib
+import random
 import statistics
 
 import pytest
+from slow_scores import slow_scores
 
 from lab.report import __main__ as command
 from lab.report import targets
@@ -60,6 +62,57 @@ def test_scores_and_times_are_the_official_ones(ruleset):
         assert seconds is None, (submission, workload)
         continue
       assert seconds == pytest.approx(expected, abs=1e-9, rel=0)
+
+
+def _seconds_by_loop(root, goal, submission, workload):
+  """Median over studies of the seconds to target, NaN without logs."""
+  column = f'validation/{goal["target_metric_name"]}'
+  sign = -1 if goal['target_metric_name'] in ('loss', 'wer', 'ppl') else 1
+  target = sign * goal['validation_target_value']
+  fastest = {}
+  for path in root.glob(f'{submission}/*/{workload}_*/*/eval_*.csv'):
+    study = fastest.setdefault(path.parts[-4], [math.inf])
+    study += [
+      float(line['accumulated_submission_time'])
+      for line in _rows(path)
+      if sign * float(line[column] or 'nan') >= target
+    ][:1]
+  medians = [min(times) for times in fastest.values()]
+  return statistics.median(medians) if medians else math.inf
+
+
+@pytest.mark.parametrize('folder', [A100, V05], ids=['a100', 'v05'])
+def test_any_choice_of_submissions_and_workloads_has_its_own_scores(
+  folder, tmp_path
+):
+  """Scores depend on the group; a loop over files and definition agrees."""
+  if not folder.is_dir():
+    pytest.skip(f'{folder} is missing')
+  content = json.loads((folder / targets.TARGETS_FILE).read_text())
+  base = content['base_workloads']
+  submissions = sorted(p.parent.name for p in folder.glob('*/study_0'))
+  choose = random.Random(0)
+  for number in range(3):
+    names = choose.sample(submissions, choose.randint(1, len(submissions)))
+    chosen = choose.sample(base, choose.randint(1, len(base)))
+    root = tmp_path / str(number)
+    for path in folder.glob('*/*/*'):
+      submission, study, workload = path.parts[-3:]
+      if submission in names and workload.rpartition('_')[0] in chosen:
+        link = root / submission / study / workload
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve(), target_is_directory=True)
+    file = root / targets.TARGETS_FILE
+    file.write_text(json.dumps(content | {'base_workloads': chosen}))
+    times = {
+      name: {
+        w: _seconds_by_loop(root, content['workloads'][w], name, w)
+        for w in chosen
+      }
+      for name in names
+    }
+    scores = _report(str(root), '--ruleset=self').as_json()['scores']
+    assert scores == pytest.approx(slow_scores(times, chosen), abs=1e-9, rel=0)
 
 
 @pytest.mark.parametrize(('folder', 'version'), [(A100, '1.0'), (V05, '0.5')])

@@ -1,6 +1,5 @@
 """Profiles and scores: literal arithmetic, a slow reference, properties."""
 
-import itertools
 import math
 
 import numpy as np
@@ -8,28 +7,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_scores import slow_scores
 
 from lab.report import scores
 
 INF = math.inf
-
-
-def _slow_score(times, base):
-  """Score of each submission by loops over the definition."""
-  taus = [1 + 3 * i / 99 for i in range(100)]
-  result = {}
-  for name, own in times.items():
-    heights = []
-    for tau in taus:
-      count = 0
-      for workload in base:
-        fastest = min(t.get(workload, INF) for t in times.values())
-        time = own.get(workload, INF)
-        count += time < INF and time <= 4 * fastest and time / fastest <= tau
-      heights.append(count / len(base))
-    pairs = itertools.pairwise(heights)
-    result[name] = sum((a + b) / 2 for a, b in pairs) / 99
-  return result
 
 
 def _frame(times):
@@ -45,6 +27,29 @@ def test_ratios_by_hand():
   # Four times the fastest still counts, more does not.
   assert ratios.loc['b'].tolist() == [4.0, 1.0, INF]
   assert ratios.loc['c'].tolist() == [INF, INF, INF]
+
+
+def test_missing_a_held_out_workload_is_missing_its_base_workload():
+  times = _frame(
+    {
+      'a': {'x': 10.0, 'x_big': INF},
+      'b': {'x': 30.0, 'x_big': 7.0},
+      'c': {'x': 39.0, 'x_big': 28.0},
+      'd': {'x': 39.0, 'x_big': 28.5},
+      'e': {'x': 41.0, 'x_big': 7.0},
+      'f': {'x': INF, 'x_big': 1.0},
+    }
+  )
+  ratios = scores.ratios(times, ['x'], {'x_big': 'x'})
+  # f misses x, so its 1 s on x_big is not the fastest: 7 s is, and 28.5 s is
+  # beyond four times it. a is the fastest on x when e is judged by four times
+  # that, and no longer once a has missed x_big: b is the fastest of the rest.
+  assert ratios['x'].tolist() == [INF, 1.0, 1.3, INF, INF, INF]
+
+
+def test_a_target_reached_at_zero_seconds_is_the_fastest():
+  times = _frame({'a': {'x': 0.0}, 'b': {'x': 1.0}, 'c': {'x': INF}})
+  assert scores.ratios(times, ['x'])['x'].tolist() == [1.0, INF, INF]
 
 
 def test_score_by_hand():
@@ -72,14 +77,16 @@ _GROUPS = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
-@given(_GROUPS)
-def test_score_equals_the_slow_reference(times):
-  base = ['x', 'y', 'z']
-  fast = scores.score(_frame(times), base)
-  for name, expected in _slow_score(times, base).items():
-    # Rounding in tau itself may move a step of the profile by one point.
-    assert fast[name] == pytest.approx(expected, abs=3.1 / 99)
+@settings(deadline=None, max_examples=100)
+@given(
+  _GROUPS,
+  st.sampled_from([{}, {'z': 'x'}, {'z': 'y'}, {'y': 'x', 'z': 'x'}]),
+)
+def test_score_equals_the_slow_reference(times, held_out):
+  base = [w for w in ('x', 'y', 'z') if w not in held_out]
+  fast = scores.score(_frame(times), base, held_out)
+  for name, expected in slow_scores(times, base, held_out.items()).items():
+    assert fast[name] == pytest.approx(expected, abs=1e-12)
     assert 0 <= fast[name] <= 1 + 1e-12
 
 

@@ -63,6 +63,36 @@ def test_unknown_version_and_unusable_targets_are_listed(tmp_path):
   assert reasons[3].startswith("unknown version '9.9'")
 
 
+def test_held_out_workloads_of_a_file(tmp_path):
+  base = targets.of_version('0.5').base_workloads
+  names = [*base, 'wmt_glu_tanh', 'imagenet_vit_map']
+  path = log_folders.write_targets(
+    tmp_path / 'targets.json',
+    {name: ('loss', 0.1, 50) for name in names},
+    base=base,
+    version='0.5',
+  )
+  content = json.loads(path.read_text())
+  held_out = ['imagenet_vit_map', 'wmt_none', 'chess_fast', 'wmt_glu_tanh']
+  path.write_text(json.dumps(content | {'held_out_workloads': held_out}))
+  read = targets.read(path)
+  assert read.held_out == {
+    'imagenet_vit_map': 'imagenet_vit',
+    'wmt_glu_tanh': 'wmt',
+  }
+  assert [line.removeprefix(f'{path}: ') for line in read.invalid] == [
+    'no target of held-out workload wmt_none.',
+    'held-out workload chess_fast has no base workload.',
+  ]
+  # Budgets of its base workload; own target and step hint.
+  variant = read.goals['wmt_glu_tanh']
+  assert variant.budget_seconds == 48151
+  assert (variant.target, variant.step_hint) == (0.1, 50)
+  # Local workloads are scored without them.
+  local = targets.for_logs(read, {'glyph_resnet'})
+  assert (local.base_workloads, local.held_out) == (('glyph_resnet',), {})
+
+
 @pytest.mark.parametrize('text', ['', '[]', '{"workloads": {}}', 'null'])
 def test_file_without_targets_is_refused(tmp_path, text):
   path = tmp_path / 'targets.json'

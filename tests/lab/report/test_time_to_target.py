@@ -74,6 +74,24 @@ def test_fastest_trial_of_a_study_is_the_one_with_fewest_seconds():
   assert row['trials'] == 3
 
 
+def test_fastest_trial_may_be_the_one_with_fewest_evaluations():
+  # As the published scoring: the second row of trial 1 is later than the third
+  # of trial 2. Trials 1 and 3 reach the target at the same row.
+  trials = [
+    _trial([(1, 10.0, 0.9), (2, 30.0, 0.4)], trial=1),
+    _trial([(1, 5.0, 0.9), (2, 10.0, 0.9), (3, 20.0, 0.4)], trial=2),
+    _trial([(1, 10.0, math.nan), (2, 29.0, 0.4)], trial=3),
+    _trial([(1, 1.0, 0.9)], trial=4),
+  ]
+  rows = time_to_target.of_trials(trials, GOALS)
+  assert rows['evaluations'].tolist() == [2, 3, 2, INF]
+  fastest = {
+    rule: time_to_target.of_studies(rows, GOALS, rule)['seconds'].item()
+    for rule in time_to_target.FASTEST
+  }
+  assert fastest == {'seconds': 20.0, 'evaluations': 29.0}
+
+
 def test_study_that_misses_is_shown_by_its_best_trial():
   trials = [
     _trial([(5, 1.0, 0.8)], trial=1),

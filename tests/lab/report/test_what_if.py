@@ -77,3 +77,26 @@ def test_workload_that_nobody_reaches_counts_at_the_budget():
   assert (first['workload'], first['reached_at_seconds']) == ('y', 33.0)
   first, _ = what_if.value_of_changes(times, BASE, {'x': 1.0, 'y': None})
   assert first['workload'] is None
+
+
+def test_one_more_workload_is_reached_with_its_held_out_workload():
+  times = pd.DataFrame(
+    {'x': [10.0, 9.0], 'x_big': [INF, 8.0], 'y': [5.0, 5.0]}, index=['a', 'b']
+  )
+  held_out = {'x_big': 'x'}
+  a, b = what_if.value_of_changes(times, BASE, {}, held_out)
+  assert (a['score'], b['score']) == pytest.approx((0.5, 1.0), abs=1e-12)
+  # a reaches x at 10 s already; with x_big at b's 8 s it counts.
+  assert (a['workload'], a['reached_at_seconds']) == ('x', 10.0)
+  counts = scores.score(times[['x', 'y']], BASE)['a']
+  assert a['gain_by_one_more_workload'] == pytest.approx(counts - 0.5)
+  assert b['workload'] is None
+  change = what_if.parse('a:x_big=9', ['a'], [*BASE, 'x_big'])
+  outcome = what_if.outcome(times, BASE, change, held_out)
+  assert outcome['score_after'] == counts
+  # Nobody else reaches x_big: its budget counts.
+  alone = times.iloc[:1]
+  (a,) = what_if.value_of_changes(alone, BASE, {'x_big': 7.0}, held_out)
+  assert (a['workload'], a['gain_by_one_more_workload']) == ('x', 0.5)
+  (a,) = what_if.value_of_changes(alone, BASE, {'x': 7.0}, held_out)
+  assert a['workload'] is None
