@@ -183,8 +183,7 @@ def test_plans_after_the_limit_do_not_steepen_the_rest_again():
     yield from constant(0.05)
 
   run(plan, durations(), on_plan=lambda p: plans.append((p.step, p.total)))
-  # 121 steps (the first one is dropped with its block), 0.88 of the schedule are
-  # left: 8.8 steps.
+  # After six blocks of 20 steps 0.88 of the schedule are left: 8.8 steps.
   assert plans[0] == (120, 129)
   # A plan after each step, since each passes a sixteenth.
   assert [step for step, _ in plans] == list(range(120, 120 + len(plans)))
