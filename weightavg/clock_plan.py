@@ -15,9 +15,9 @@ and a new T changes the speed at which the remaining positions are passed:
 
   p(s) = p_0 + (1 - p_0) (s - s_0) / (T - s_0)   since the plan at step s_0.
 
-p is continuous in s, and so is every learning rate that is continuous in p. It
-rises by at most 100 / L in a step: T is later than the limit allows where it has
-to be.
+p is continuous in s, and so is every learning rate that is continuous in p. A
+step raises p by at most 100 / L, which puts T after the limit where little time
+is left.
 
 d is the median, over the last five blocks of steps, of the mean duration of a
 step. The mean spreads the cost of periodic work (Shampoo's roots), the median
