@@ -48,7 +48,7 @@ def parser() -> command_line.Parser:
     '--targets',
     type=pathlib.Path,
     metavar='FILE',
-    help='workload_targets.json of any version; default: the one in LOGS, or '
+    help='workload_targets.json of any version; default: the first in LOGS, or '
     f'those of AlgoPerf {targets.DEFAULT_VERSION}',
   )
   add('--baseline', metavar='NAME', help='submission that savings refer to')
