@@ -1,8 +1,8 @@
 """Let pages show files of results/, which lies outside of docs/.
 
 mkdocs takes files of docs/ only. The hooks add the figures and the reports of
-results/ to the site and turn `../results/` in a page, as it is right in the repository, into
-their place there.
+results/ to the site and turn `../results/` in a page, as it is right in the
+repository, into their place there.
 """
 
 import pathlib
