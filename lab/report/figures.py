@@ -178,10 +178,12 @@ def steps_to_target(report: Report) -> matplotlib.figure.Figure:
   for panel, (ax, workload) in enumerate(
     zip(axes, report.workloads, strict=True)
   ):
+    longest = 1.0
     for i, name in enumerate(names):
       key = (workload, name)
       value = keyed['fraction_of_budget'].get(key, math.nan)
       if math.isfinite(value):
+        longest = max(longest, value)
         ax.barh(i, value, color=curve_data.colour(i))
         ax.text(value, i, f' {value:.2f}', va='center', size=7)
       else:
@@ -193,7 +195,7 @@ def steps_to_target(report: Report) -> matplotlib.figure.Figure:
     ax.set_yticks(range(len(names)), texts, size=7)
     ax.set_ylim(len(names) - 0.5, -0.5)
     # Leaves room for the number beside the longest bar.
-    ax.set_xlim(0, 1.18 * max([1.0, *(bar.get_width() for bar in ax.patches)]))
+    ax.set_xlim(0, 1.18 * longest)
     ax.set_title(workload)
     ax.grid(False, axis='y')
   figure.supxlabel('steps to target / step hint')
