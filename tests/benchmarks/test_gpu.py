@@ -354,6 +354,8 @@ def test_training_is_measured_on_a_stand_in(name):
     assert rows[pair]['weights_finite']
     assert rows[pair]['graphs_compiled_by_swap'] == 0
     values = rows[pair]
+    # Beside the average the row has its control: names tell them apart.
+    assert {'control_peak_gigabytes', 'average_gigabytes'} < {*values}
     assert math.isclose(
       values['percent_at_that_cadence'] * values['steps_between_samples'],
       100 * values['sample_ms'] / values['control_ms'],
