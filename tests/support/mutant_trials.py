@@ -44,10 +44,11 @@ _LONG = 3.0
 _PLACES = {
   '.shampoo.': ('/shampoo/',),
   '.nadamw.': ('/test_nadamw',),
-  '.multi_tensor.': ('/test_multi_tensor', '/test_mutants'),
+  '.multi_tensor.': ('/test_multi_tensor',),
 }
-# torch's optimizers import it in their first step, which takes seconds.
-_IMPORTED_LATE = ('torch._dynamo',)
+# torch's optimizers import the first in their first step, a compiled one imports
+# the second. Both take seconds.
+_IMPORTED_LATE = ('torch._dynamo', 'torch._inductor.compile_fx')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
