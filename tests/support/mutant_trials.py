@@ -46,8 +46,8 @@ _PLACES = {
   '.nadamw.': ('/test_nadamw',),
   '.multi_tensor.': ('/test_multi_tensor',),
 }
-# torch's optimizers import the first in their first step, a compiled one imports
-# the second. Both take seconds.
+# torch's optimizers import the first in their first step, compiled ones import
+# the second, which takes seconds.
 _IMPORTED_LATE = ('torch._dynamo', 'torch._inductor.compile_fx')
 
 
