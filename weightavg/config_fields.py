@@ -100,10 +100,17 @@ def check_value(key: str, field: dataclasses.Field, value: Any) -> None:
 
 
 def check_fields(config: Any) -> None:
-  """Raise ValueError for the first field of wrong type or out of range."""
+  """Raise ValueError for the first field of wrong type or out of range.
+
+  NumPy's float64, which is a float, becomes Python's: a checkpoint that holds
+  one is not read by `torch.load(weights_only=True)`.
+  """
   for field in dataclasses.fields(config):
     if 'kind' in field.metadata:
-      check_value(field.name, field, getattr(config, field.name))
+      value = getattr(config, field.name)
+      check_value(field.name, field, value)
+      if isinstance(value, float) and type(value) is not float:
+        object.__setattr__(config, field.name, float(value))
 
 
 def read_fields(config_class: type[Config], point: Mapping[str, Any]) -> Config:

@@ -1,5 +1,6 @@
 """Distributed Shampoo on several gloo ranks; importable by spawn."""
 
+import copy
 import pathlib
 
 import torch
@@ -78,6 +79,10 @@ def train_all_ways(rank, folder):
   results['stale'] = optimizer.state_dict()
   optimizer.gather_state_for_checkpoint()
   results['end'] = optimizer.state_dict()
+  try:
+    copy.deepcopy(optimizer)
+  except RuntimeError as error:
+    results['copy'] = str(error)
 
   dist.barrier()
   state = torch.load(folder / 'state.pt', weights_only=True)

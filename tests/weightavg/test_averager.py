@@ -4,6 +4,7 @@ import copy
 import io
 import re
 
+import numpy as np
 import pytest
 import torch
 from references import explicit_average
@@ -795,6 +796,22 @@ def test_evaluation_may_run_in_inference_mode(scheme, swap):
     assert p.item() == shown[-1]
   (p * 2).backward()
   assert p.item() == 2.0
+
+
+@pytest.mark.parametrize(
+  ('scheme', 'interpolation'),
+  [
+    (Ema(np.float64(0.5)), 0.0),
+    (Polynomial(np.float64(2.0)), 0.0),
+    (Ema(0.5), np.float64(0.9)),
+  ],
+)
+def test_numbers_of_numpy_are_saved_as_plain_ones(scheme, interpolation):
+  averager = Averager(nn.Linear(1, 1), scheme, interpolation=interpolation)
+  file = io.BytesIO()
+  torch.save(averager.state_dict(), file)
+  file.seek(0)
+  averager.load_state_dict(torch.load(file, weights_only=True))
 
 
 def test_evaluations_nest():

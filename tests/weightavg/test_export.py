@@ -87,6 +87,29 @@ def test_the_state_shares_no_memory_and_goes_through_safetensors(tmp_path):
   assert fresh.head.weight is fresh.embedding.weight
 
 
+def halve(module, state, prefix, metadata):
+  del module, metadata
+  for key in [key for key in state if key.startswith(prefix)]:
+    state[key] = state[key].half()
+
+
+@pytest.mark.parametrize('is_shown', [False, True])
+def test_a_hook_that_casts_the_state_casts_the_average(is_shown):
+  model, averager = trained(Ema(0.5))
+  plain = averager.averaged_state_dict()
+  model.register_state_dict_post_hook(halve)
+  raw = model.state_dict()
+  if is_shown:
+    averager.swap_in()
+  state = averager.averaged_state_dict()
+  assert averager.swapped == is_shown
+  averager.swap_out()
+  for key, value in plain.items():
+    assert torch.equal(state[key], value.half()), key
+    assert torch.equal(model.state_dict()[key], raw[key]), key
+  assert not torch.equal(state['head.weight'], raw['head.weight'])
+
+
 def test_before_the_first_sample_the_state_is_the_models_own():
   model, averager = trained(Ema(0.5), steps=0)
   for key, value in averager.averaged_state_dict().items():

@@ -173,3 +173,15 @@ def test_followers_keep_the_step_counts_of_their_parameters():
     counts[leads] = [p.detach().clone() for p in params]
   for p, q in zip(counts[False], counts[True], strict=True):
     torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-13)
+
+
+def test_a_step_that_was_not_made_is_not_taken_out_of_the_counts():
+  """As with GradScaler, which leaves out the call of step()."""
+  params, optimizer = build(as_it_is)
+  for is_made in (True, False):
+    tensors = {p: torch.zeros_like(p).detach() for p in params}
+    optimizer.lead(Followers(tensors, BEFORE, AFTER, torch.tensor(0.0)))
+    if is_made:
+      optimizer.step()
+  optimizer.uncount()
+  assert optimizer.state[params[0]]['step'] == 1

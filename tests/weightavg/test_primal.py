@@ -763,6 +763,27 @@ def test_a_skipped_step_of_the_optimizer_is_a_sample_of_the_same_z():
 # Misuse.
 
 
+def test_a_step_that_was_not_made_hands_nothing_to_a_later_one():
+  """GradScaler left out the call of step(): the next one is not left out."""
+  p, q = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+  averager = Averager([('p', p), ('q', q)], Ema(0.5), interpolation=0.5)
+  one, other = nadamw([p]), sgd([q])
+  p.grad = torch.ones(1)
+  averager.before_step(one)
+  one.step()
+  averager.update()
+  p.grad = torch.full((1,), float('inf'))
+  averager.before_step(one)
+  averager.update()
+  before = p.item()
+  p.grad, q.grad = torch.ones(1), torch.ones(1)
+  averager.before_step(one, other)
+  one.step()
+  other.step()
+  averager.update()
+  assert p.item() < before
+
+
 @pytest.mark.parametrize('make', [nadamw, shampoo, torch.optim.SGD])
 def test_a_step_without_gradients_is_a_sample_of_the_same_z(make):
   model = nn.Linear(2, 1)
@@ -845,6 +866,7 @@ def test_calls_within_a_step_are_refused():
   for call in (
     averager.swap_in,
     averager.state_dict,
+    averager.averaged_state_dict,
     lambda: averager.load_state_dict(state),
   ):
     with pytest.raises(RuntimeError, match='The model holds z'):

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from weightavg import Auto, Ema, Lawa, Polynomial
 from weightavg.pytorch import Averager, NadamW
@@ -67,6 +68,37 @@ def test_a_second_averager_is_refused_while_the_first_shows(first, second):
   with other.evaluating():
     assert net.weight.item() == 5.0
   assert net.weight.item() == 5.0
+
+
+class OutOfMemory(TorchDispatchMode):
+  """No memory for a tensor like another one, while it is on."""
+
+  def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    if func in (
+      torch.ops.aten.empty_like.default,
+      torch.ops.aten.clone.default,
+    ):
+      raise torch.OutOfMemoryError(func)
+    return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('swap', SWAPS)
+def test_a_swap_that_finds_no_memory_leaves_no_guard_behind(swap):
+  net = nn.BatchNorm1d(1)
+  averager = Averager(net, Polynomial(0.0), swap=swap)
+  optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+  for value in (1.0, 5.0):
+    net.weight.data.fill_(value)
+    averager.update()
+  with pytest.raises(torch.OutOfMemoryError), OutOfMemory():
+    averager.swap_in()
+  assert (averager.swapped, net.weight.item()) == (False, 5.0)
+  net.weight.grad = torch.ones(1)
+  optimizer.step()
+  averager.update()
+  with averager.evaluating():
+    assert net.weight.item() == pytest.approx(10 / 3)
+  assert net.weight.item() == 4.0
 
 
 @pytest.mark.parametrize('scheme', [Ema(0.5), Raw()])

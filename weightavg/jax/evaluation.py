@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from weightavg.jax import trees
@@ -73,7 +74,8 @@ def eval_params(opt_state: Any, params: optax.Params) -> Any:
 
   Raises:
     ValueError: if the state holds no averaging state or several, or one made
-      for other parameters.
+      for other parameters, by `jax.vmap` for several runs, or with arrays
+      wrapped by `flax.nnx`.
 
   Examples:
     >>> import jax.numpy as jnp, optax
@@ -98,6 +100,7 @@ def eval_params(opt_state: Any, params: optax.Params) -> Any:
       'give one of averaging_states(opt_state).'
     )
   (state,) = found
+  _check_counter(state.num_samples)
   is_window = isinstance(state, LawaWeightsState)
   trees.check_same_tree(params, state[3], _NAMES[type(state)], int(is_window))
   has_samples = state.num_samples > 0
@@ -120,6 +123,22 @@ def eval_params(opt_state: Any, params: optax.Params) -> Any:
     params,
     is_leaf=lambda node: isinstance(node, optax.MaskedNode),
   )
+
+
+def _check_counter(num_samples: Any) -> None:
+  """Raise ValueError for a state of several runs, or one of wrapped arrays."""
+  if not jax.tree_util.all_leaves([num_samples]):
+    raise ValueError(
+      'Invalid opt_state. Its num_samples is no array but of type '
+      f'{type(num_samples).__name__}: give flax.nnx.as_pure of the state and '
+      'of the parameters.'
+    )
+  shape = np.shape(num_samples)
+  if shape:
+    raise ValueError(
+      f'Invalid opt_state. Its num_samples has shape {shape}, as after '
+      'jax.vmap or jax.pmap: call jax.vmap(eval_params).'
+    )
 
 
 def observe(

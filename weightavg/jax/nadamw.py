@@ -40,6 +40,9 @@ def nadamw(
   Returns:
     An `optax.GradientTransformationExtraArgs`.
 
+  Raises:
+    ValueError: for an argument out of range; at `init` for complex parameters.
+
   Examples:
     >>> import jax.numpy as jnp, optax
     >>> from weightavg.jax import nadamw
@@ -101,6 +104,7 @@ def scale_by_nadam(
 
   def init_fn(params: optax.Params) -> optax.ScaleByAdamState:
     trees.check_arrays(params, 'scale_by_nadam')
+    _check_real(params)
 
     def zeros(leaf: Any) -> jax.Array:
       dtype = trees.average_dtype(jnp.result_type(leaf))
@@ -134,6 +138,17 @@ def scale_by_nadam(
     return scaled, optax.ScaleByAdamState(count, mu, nu)
 
   return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _check_real(params: optax.Params) -> None:
+  """Raise ValueError for the first complex leaf: its square is no variance."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    dtype = jnp.result_type(leaf)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+      where = jax.tree_util.keystr(path)
+      raise ValueError(
+        f'Invalid params{where} of dtype {dtype}. nadamw takes real arrays.'
+      )
 
 
 def _moment(

@@ -318,7 +318,8 @@ def _unless_left_out(
 
   def zeros(leaf: Any, shape: Any) -> Any:
     if jnp.issubdtype(shape.dtype, jnp.inexact):
-      return jnp.zeros(shape.shape, shape.dtype)
+      # Like the gradient: in explicit mode the sharding is part of its type.
+      return jnp.zeros_like(leaf, dtype=shape.dtype)
     return leaf
 
   def leave_out(updates: Any, z: Any, base_state: Any) -> tuple[Any, ...]:

@@ -40,7 +40,7 @@ def check_same_tree(
   for where, leaf in _leaves(average):
     if isinstance(leaf, optax.MaskedNode):
       # Masked here: the subtree is the caller's, or masked as well.
-      given = {k: v for k, v in given.items() if not k.startswith(where)}
+      given = {k: v for k, v in given.items() if not _is_within(k, where)}
       continue
     shape = leaf.shape[leading if is_averaged(leaf) else 0 :]
     if where not in given:
@@ -59,6 +59,11 @@ def check_same_tree(
       f'Invalid params{where}. {name} was initialised without this leaf. '
       'Initialise the state again.'
     )
+
+
+def _is_within(path: str, subtree: str) -> bool:
+  """True for a path at or below another one: `.w2` is not below `.w`."""
+  return path.startswith(subtree) and path[len(subtree) :][:1] in '.['
 
 
 def _shapes(tree: optax.Params) -> dict[str, tuple[int, ...]]:

@@ -17,10 +17,13 @@ class AverageOutside(AveragerEvaluation):
 
     Keys are those of the model inside its wrappers, tensors are copies: the
     result loads into the model's class by `load_state_dict` and can be saved by
-    safetensors. A collective with placement='sharded'.
+    safetensors. A collective with placement='sharded'. If the model's state
+    dict holds other tensors than its parameters, as after a hook that casts
+    them, the average is swapped in for it.
 
     Raises:
-      RuntimeError: the averager was built from tensors, not from a model.
+      RuntimeError: the averager was built from tensors, not from a model; with
+        an interpolation also between `before_step` and `update`.
 
     >>> from weightavg import Ema
     >>> from weightavg.pytorch import Averager
@@ -29,17 +32,22 @@ class AverageOutside(AveragerEvaluation):
     >>> sorted(averager.averaged_state_dict())
     ['bias', 'weight']
     """
+    self._refuse_in_step('averaged_state_dict()')
     self._weights.follow()
+    model = self._weights.required_model()
     averages = [
       (tensor, dtensors.wrap(average, tensor))
       for tensor, average in zip(
         self._weights.tensors, self._average(), strict=True
       )
     ]
-    return export.averaged_state(
-      self._weights.required_model(),
-      {id(tensor): average for tensor, average in averages},
+    found = export.averaged_state(
+      model, {id(tensor): average for tensor, average in averages}
     )
+    if found is not None:
+      return found
+    with self.evaluating():
+      return export.copies(model.state_dict())
 
   def copy_to(self, model: nn.Module) -> None:
     """Write the average, and the other entries of the state, to another model.

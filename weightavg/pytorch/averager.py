@@ -166,6 +166,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
     averaging_config.check_storage(batch_norm, placement, swap)
     averaging_config.check_interpolation(scheme, interpolation, placement)
     averaging_config.check_refresh(batch_norm, refresh_every, interpolation)
+    interpolation = float(interpolation)
     if every is None and interpolation:
       every = 1
     self.sampling, self.scheme = averaging_config.resolve(

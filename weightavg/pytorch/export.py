@@ -24,7 +24,7 @@ _COUNTERS = {'torch': 'n_averaged', 'ema_pytorch': 'step'}
 
 def averaged_state(
   model: nn.Module, averaged: Mapping[int, Tensor]
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
   """A state dict of a model with some of its tensors replaced.
 
   Args:
@@ -32,13 +32,32 @@ def averaged_state(
     averaged: by the identity of the parameter or buffer that it replaces.
 
   Returns:
-    Under the model's own keys, tensors that share no memory with the model, the
+    `copies` under the model's own keys; None if one of the tensors to replace
+    is not found there, as where a hook of the model casts them.
+  """
+  state = model.state_dict(keep_vars=True)
+  if not averaged.keys() <= {id(value) for value in state.values()}:
+    return None
+  return copies(state, averaged)
+
+
+def copies(
+  state: Mapping[str, Any], replaced: Mapping[int, Tensor] | None = None
+) -> dict[str, Any]:
+  """Copy the values of a state dict.
+
+  Args:
+    state: of a model.
+    replaced: what to copy instead of some tensors, by their identity.
+
+  Returns:
+    Under the same keys, tensors that share no memory with the model, the
     averager or each other, as safetensors asks for.
   """
   found: dict[str, Any] = {}
-  for key, value in model.state_dict(keep_vars=True).items():
+  for key, value in state.items():
     if isinstance(value, Tensor):
-      source = averaged.get(id(value), value).detach()
+      source = (replaced or {}).get(id(value), value).detach()
       found[key] = torch.empty_like(
         source, dtype=value.dtype, device=value.device
       ).copy_(source)

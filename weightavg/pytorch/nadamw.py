@@ -115,6 +115,8 @@ class NadamW(torch.optim.Optimizer):
       followers: of parameters of this optimizer; None for none.
     """
     self._followers = followers
+    # A step that GradScaler leaves out has counted nothing.
+    self._led = []
 
   @property
   def stays_finite(self) -> bool:

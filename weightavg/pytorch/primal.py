@@ -322,6 +322,9 @@ class PrimalPlacement:
     parameter infinite by finite ones before training has diverged.
     """
     leaders = [o for o in optimizers if isinstance(o, Leader)]
+    for leader in leaders:
+      # They keep those of a step that was not made, as GradScaler leaves out.
+      leader.lead(None)
     if not leaders or len(leaders) < len(optimizers):
       return
     if not all(leader.stays_finite for leader in leaders):

@@ -55,16 +55,23 @@ class Swap:
       raw: the weights' data.
       average: parallel to them.
 
+    The weights are in place if it fails, as where memory for them is lacking.
+
     Raises:
       RuntimeError: another averager shows its average in the same weights.
     """
     self._showing = self._guard()
     shown.clear_autocast_cache()
-    self.set_counters(self._weights.counters())
-    if self._exchange:
-      self._exchange_in(raw, average)
-    else:
-      self._copy_in(raw, average)
+    try:
+      self.set_counters(self._weights.counters())
+      if self._exchange:
+        self._exchange_in(raw, average)
+      else:
+        self._copy_in(raw, average)
+    except BaseException:
+      self.undo()
+      self._end_guard()
+      raise
     self._showing.note_versions()
 
   def undo(self) -> None:
@@ -86,6 +93,9 @@ class Swap:
     self._weights.set_counters(self._counters)
     self.raw = None
     shown.clear_autocast_cache()
+    self._end_guard()
+
+  def _end_guard(self) -> None:
     if self._showing is not None:
       self._showing.end()
       self._showing = None

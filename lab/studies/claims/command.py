@@ -72,7 +72,7 @@ def _known(path: pathlib.Path) -> list[Row]:
 
 def _make(shelf: Shelf, runs: str, jobs: int) -> Exception | None:
   """Make the runs that are missing; the error of one that failed."""
-  print(costs.describe(shelf.runs, jobs), file=sys.stderr)
+  print(costs.describe_missing(shelf.runs, runs, jobs), file=sys.stderr)
   try:
     execution.run_all(shelf.runs, runs, jobs, costs.hours_of)
   except Exception as error:
@@ -101,10 +101,10 @@ def main(arguments: Sequence[str]) -> None:
   shelf = Shelf(QUICK if options.quick else FULL)
   # Measured on an empty shelf, claims ask for their runs.
   rows.rows_of(claims, shelf)
-  if options.dry_run:
-    print(costs.describe(shelf.runs, options.jobs))
-    return
   runs = folder / 'runs'
+  if options.dry_run:
+    print(costs.describe_missing(shelf.runs, str(runs), options.jobs))
+    return
   all_rows = _known(folder / ROWS)
   failed = None
   if not options.report_only:

@@ -1,8 +1,9 @@
 """Estimate how long runs take before they are made."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from lab.studies.parts import execution
 from lab.studies.parts.search import RUNGS, Trial
 from lab.studies.parts.training import Training
 from lab.workloads import build_workload
@@ -67,6 +68,14 @@ def describe(runs: Iterable[Training], jobs: int) -> str:
     f'about {total / 60 / jobs:.1f} h in {jobs} processes.'
   )
   return '\n'.join(lines)
+
+
+def describe_missing(
+  runs: Sequence[Training], directory: str, jobs: int
+) -> str:
+  """Number of runs, and what those cost that `directory` does not keep yet."""
+  missing = [run for run in runs if execution.kept(run, directory) is None]
+  return f'{len(runs)} runs, of which are missing:\n{describe(missing, jobs)}'
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:

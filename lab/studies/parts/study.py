@@ -187,9 +187,7 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
   for note in study.notes(options):
     print(note, file=sys.stderr)
   if options.dry_run:
-    missing = [t for t in trainings if execution.kept(t, str(runs)) is None]
-    print(f'{len(trainings)} runs, of which are missing:')
-    print(costs.describe(missing, options.jobs))
+    print(costs.describe_missing(trainings, str(runs), options.jobs))
     return
   if options.report_only:
     results = execution.finished(trainings, str(runs))

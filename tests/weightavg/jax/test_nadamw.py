@@ -113,3 +113,9 @@ def test_schedule_equals_pytorch_in_float64():
   steps = np.arange(0, 7100, 13)
   expected = [factor(int(s), 7000, 0.02) for s in steps]
   np.testing.assert_allclose(rate(jnp.asarray(steps)), expected, atol=1e-15)
+
+
+def test_complex_parameters_are_refused():
+  """The square of a complex gradient is no second moment."""
+  with pytest.raises(ValueError, match=r"params\['c'\] of dtype complex64"):
+    wj.nadamw(0.1).init({'c': jnp.array(1.0 + 1.0j)})

@@ -112,3 +112,23 @@ def test_training_at_an_average_keeps_the_sharding_of_the_parameters(
   ):
     # Other programs: a product and a sum may be one operation in either.
     np.testing.assert_allclose(a, b, rtol=3e-6, atol=1e-7)
+
+
+def test_training_at_an_average_with_explicit_shardings(devices):
+  """A sharding that is part of a type must be that of both branches."""
+  mesh = sharding.Mesh(
+    np.array(devices), ('x',), axis_types=(sharding.AxisType.Explicit,)
+  )
+  spec = sharding.NamedSharding(mesh, sharding.PartitionSpec('x'))
+  optimizer = wj.primal_average(optax.sgd(0.5), Polynomial(0.0), 0.5)
+  params = jax.device_put(np.full(8, 8.0, np.float32), spec)
+  gradients = jax.device_put(np.full(8, 2.0, np.float32), spec)
+  with jax.set_mesh(mesh):
+    state = optimizer.init(params)
+    for gradient in (gradients, gradients * jnp.inf, gradients):  # z = 7, 6
+      updates, state = jax.jit(optimizer.update)(gradient, state, params)
+      params = optax.apply_updates(params, updates)
+    average = wj.eval_params(state, params)
+  assert int(state.num_skipped) == 1
+  np.testing.assert_array_equal(average, np.full(8, 6.5, np.float32))
+  assert average.sharding.is_equivalent_to(spec, 1)

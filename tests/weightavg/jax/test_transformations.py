@@ -1,5 +1,7 @@
 """Averaging transformations among optax's: nesting, donation, compilation."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 from jax_support import import_jax
@@ -97,6 +99,60 @@ def test_masked_leaves_are_shown_as_they_are(scheme, prefix):
   np.testing.assert_array_equal(shown['b']['c'], trained['b']['c'])
   assert not np.array_equal(shown['b']['c'], expected['b']['c'])
   assert jax.tree.structure(shown) == jax.tree.structure(trained)
+
+
+class Layer(NamedTuple):
+  """Paths of leaves, `.w` and `.w_out`, of which one begins like the other."""
+
+  w: Any
+  w_out: Any
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_a_mask_ends_with_the_name_of_its_attribute(scheme):
+  layer = Layer(jnp.array([1.0, 2.0]), jnp.array([3.0]))
+  optimizer = optax.masked(SCHEMES[scheme](), Layer(w=False, w_out=True))
+  state = optimizer.init(layer)
+  _, state = optimizer.update(Layer(jnp.ones(2), jnp.ones(1)), state, layer)
+  shown = wj.eval_params(state, layer)
+  np.testing.assert_array_equal(shown.w, [1.0, 2.0])
+  np.testing.assert_array_equal(shown.w_out, [4.0])
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_states_of_several_runs_are_shown_run_by_run(scheme):
+  """Outside of vmap the leading axis would be taken for one of the weights."""
+  optimizer = optax.chain(optax.sgd(0.5), SCHEMES[scheme]())
+  runs = jnp.arange(1.0, 4.0)[:, None] * jnp.ones((3, 1))
+  state = jax.vmap(optimizer.init)(runs)
+  updates, state = jax.vmap(optimizer.update)(runs, state, runs)
+  with pytest.raises(ValueError, match=r'shape \(3,\).*jax.vmap\(eval_params'):
+    wj.eval_params(state, runs)
+  shown = jax.vmap(wj.eval_params)(state, runs)
+  np.testing.assert_array_equal(shown, runs + updates)
+
+
+def test_a_state_in_a_flax_optimizer_is_shown_without_its_wrappers():
+  nnx = import_jax('flax.nnx')
+  model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+  optimizer = nnx.Optimizer(
+    model, optax.chain(optax.sgd(0.1), wj.ema_weights(0.5)), wrt=nnx.Param
+  )
+  samples = []
+  for _ in range(2):
+    grads = nnx.grad(lambda model: model(jnp.ones((1, 2))).sum())(model)
+    optimizer.update(model, grads)
+    samples.append(np.asarray(model.kernel[...]))
+  params = nnx.state(model, nnx.Param)
+  with pytest.raises(ValueError, match=r'num_samples is no array.*as_pure'):
+    wj.eval_params(optimizer.opt_state, params)
+  average = wj.eval_params(
+    nnx.as_pure(optimizer.opt_state), nnx.as_pure(params)
+  )
+  nnx.update(model, average)
+  np.testing.assert_allclose(
+    model.kernel[...], (samples[0] + 2 * samples[1]) / 3, rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize('scheme', SCHEMES)

@@ -113,6 +113,12 @@ def test_incomplete_state_says_so_and_is_refused(two, rank, moment, reason):
     optimizer.load_state_dict(results[rank][moment])
 
 
+def test_a_copy_of_several_ranks_is_refused(two):
+  results, _ = two
+  for result in results:
+    assert 'build another DistributedShampoo and load' in result['copy']
+
+
 def test_state_gathered_at_the_end_is_complete(two):
   (first, _), _ = two
   assert first['end']['complete']

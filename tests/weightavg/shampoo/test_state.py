@@ -2,7 +2,9 @@
 
 import copy
 import io
+import pickle
 
+import numpy as np
 import pytest
 import shampoo_ranks
 import torch
@@ -46,6 +48,47 @@ def test_resumed_training_is_bit_identical(stop, options):
   shampoo_ranks.train(again, resumed, stop + 1, 9)
   for name, weight in weights.items():
     assert torch.equal(weight, again[name])
+
+
+@pytest.mark.parametrize(
+  'clone',
+  [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))],
+  ids=['deepcopy', 'pickle'],
+)
+def test_a_copy_with_its_parameters_continues_bit_for_bit(clone):
+  layer = torch.nn.Linear(6, 4)
+  optimizer = DistributedShampoo(
+    layer.named_parameters(), lr=0.1, precondition_frequency=2
+  )
+  torch.optim.lr_scheduler.StepLR(optimizer, 1)  # it wraps `step`
+  inputs = torch.randn(9, 5, 6)
+
+  def step(layer, optimizer, number):
+    optimizer.zero_grad()
+    layer(inputs[number]).square().mean().backward()
+    optimizer.step()
+
+  for number in range(3):
+    step(layer, optimizer, number)
+  other_layer, other = clone((layer, optimizer))
+  before = other_layer.weight.detach().clone()
+  for number in range(3, 6):
+    step(layer, optimizer, number)
+  assert torch.equal(other_layer.weight, before)
+  for number in range(3, 6):
+    step(other_layer, other, number)
+  assert torch.equal(other_layer.weight, layer.weight)
+  assert_same(
+    snapshot(dict(layer.named_parameters()), optimizer),
+    snapshot(dict(other_layer.named_parameters()), other),
+  )
+
+
+def test_a_learning_rate_of_numpy_is_saved_as_a_plain_number():
+  optimizer = DistributedShampoo(
+    [torch.nn.Parameter(torch.ones(2))], lr=np.float64(0.1)
+  )
+  assert saved(optimizer)['param_groups'][0]['lr'] == 0.1
 
 
 def test_state_holds_plain_data_under_clean_names():

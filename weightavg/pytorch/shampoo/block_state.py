@@ -6,6 +6,7 @@ all of them, on a CPU as many as stay in the cache between two operations.
 
 import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -72,6 +73,10 @@ class BlockStack:
       tuple[int, int],
       list[tuple[symmetric_pairs.SymmetricHalf, symmetric_pairs.SymmetricHalf]],
     ] = {}
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Pickle would give views a memory of their own.
+    return self.__dict__ | {'_cut': {}}
 
   def tensors(self) -> dict[str, torch.Tensor]:
     """Return all state tensors by name."""

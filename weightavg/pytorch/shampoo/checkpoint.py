@@ -175,6 +175,8 @@ def _tensors(stacks: Sequence[BlockStack]) -> list[torch.Tensor]:
 def _plain(value: Any) -> Any:
   if isinstance(value, tuple):
     return [_plain(item) for item in value]
+  if isinstance(value, float):
+    return float(value)  # NumPy's float64 is one
   return value.item() if isinstance(value, torch.Tensor) else value
 
 

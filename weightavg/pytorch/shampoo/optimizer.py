@@ -164,6 +164,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     for group in groups:
       validation.check_group(defaults | group)
     super().__init__(groups, defaults)
+    by_torch = set(self.__dict__)
     self.preconditioner_dtype = preconditioner_dtype
     self.skip_nonfinite_gradients = skip_nonfinite_gradients
     self.retried_roots = 0
@@ -193,6 +194,23 @@ class DistributedShampoo(torch.optim.Optimizer):
         communication_dtype,
         communicate_params,
       )
+    # What a copy needs beside torch's own.
+    self._own = self.__dict__.keys() - by_torch | {'_own'}
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Return what copies and pickles hold, together with the parameters.
+
+    Raises:
+      RuntimeError: the work is shared by several ranks.
+    """
+    if self._ranks.everyone is not None:
+      raise RuntimeError(
+        'Invalid copy. The process groups of several ranks cannot be copied: '
+        'build another DistributedShampoo and load the state_dict.'
+      )
+    # torch copies and pickles only defaults, state and groups.
+    own = {name: self.__dict__[name] for name in self._own}
+    return super().__getstate__() | own
 
   def state_bytes(self) -> int:
     """Return the bytes of this rank's state, without exchange buffers."""

@@ -68,6 +68,11 @@ def test_from_runs_to_rows_and_on_from_there(tiny, tmp_path, capsys):
   # Resumed, the study makes the missing run alone.
   gone = sorted(before)[0]
   (folder / 'runs' / gone).unlink()
+  capsys.readouterr()
+  call(folder, '--only=a,b', '--dry_run')
+  shown = capsys.readouterr().out
+  assert shown.startswith('2 runs, of which are missing:')
+  assert 'All: 1 runs, ' in shown
   call(folder, '--only=a,b', '--jobs=1')
   after = stamps(folder)
   assert {name for name in after if after[name] != before[name]} == {gone}
@@ -97,7 +102,7 @@ def test_a_run_that_fails_leaves_the_other_claims_measured(
 
 def test_a_dry_run_counts_and_writes_nothing(tiny, tmp_path, capsys):
   call(tmp_path / 'out', '--only=a', '--dry_run', '--jobs=4')
-  assert 'All: 2 runs, ' in capsys.readouterr().out
+  assert '2 runs, of which are missing:' in capsys.readouterr().out
   assert not (tmp_path / 'out').exists()
 
 
