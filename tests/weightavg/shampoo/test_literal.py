@@ -1,5 +1,7 @@
 """Literal steps of blocks, without which mutants of the arithmetic survived."""
 
+import copy
+
 import pytest
 import torch
 
@@ -240,3 +242,17 @@ def test_a_phase_counts_from_the_first_root():
     if root_schedule.due_blocks(group | {'step': step}, {block: 1}, 0)
   ]
   assert steps == [5, 8, 11]
+
+
+def test_a_copy_takes_the_same_steps():
+  weight = torch.nn.Parameter(torch.randn(3, 2))
+  optimizer = DistributedShampoo(
+    [weight], lr=0.1, max_preconditioner_dim=3, precondition_frequency=1
+  )
+  step_with_random_gradients(optimizer, [weight])
+  both = [(weight, optimizer), copy.deepcopy((weight, optimizer))]
+  for seed in range(2):
+    for parameter, owner in both:
+      torch.manual_seed(seed)
+      step_with_random_gradients(owner, [parameter])
+  assert torch.equal(both[0][0], both[1][0])
