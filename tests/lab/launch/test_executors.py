@@ -71,7 +71,8 @@ def test_slurm_is_asked_for_by_name(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == []
 
 
-def test_a_study_is_one_slurm_array(tmp_path, monkeypatch, capsys):
+def submitted(tmp_path, monkeypatch, *options):
+  """The script that a fake sbatch was given."""
   pytest.importorskip('submitit')
   commands = tmp_path / 'bin'
   commands.mkdir()
@@ -80,9 +81,13 @@ def test_a_study_is_one_slurm_array(tmp_path, monkeypatch, capsys):
     (commands / name).chmod(0o755)
   monkeypatch.setenv('PATH', f'{commands}{os.pathsep}{os.environ["PATH"]}')
   arguments = [*LOCAL, '--executor=slurm', '--studies=2', '--trials=2']
-  arguments += ['--nodes=2', '--gpus_per_node=4', '--slurm=partition=gpu']
+  arguments += ['--nodes=2', '--gpus_per_node=4', *options]
   launcher.main([*arguments, f'--experiment_dir={tmp_path / "runs"}'])
-  script = (commands / 'script').read_text()
+  return (commands / 'script').read_text()
+
+
+def test_a_study_is_one_slurm_array(tmp_path, monkeypatch, capsys):
+  script = submitted(tmp_path, monkeypatch, '--slurm=partition=gpu')
   for line in (
     '#SBATCH --array=0-3%4',
     '#SBATCH --nodes=2',
@@ -97,6 +102,17 @@ def test_a_study_is_one_slurm_array(tmp_path, monkeypatch, capsys):
   assert record == {'job_id': '51234_0', 'exit_status': None}
   # What scoring reads holds runs only.
   assert not (tmp_path / 'runs').exists()
+  assert 'warning: Slurm may give each job one CPU' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('key', ['cpus-per-task', 'cpus_per_task'])
+def test_cpus_are_asked_for_twice(tmp_path, monkeypatch, capsys, key):
+  """Since Slurm 22.05 srun takes one CPU, whatever sbatch was given."""
+  script = submitted(tmp_path, monkeypatch, f'--slurm={key}=48')
+  (command,) = [line for line in script.splitlines() if line[:5] == 'srun ']
+  assert '#SBATCH --cpus-per-task=48' in script
+  assert ' --cpus-per-task=48 ' in command
+  assert 'warning' not in capsys.readouterr().err
 
 
 def test_submitit_runs_a_trial_of_a_local_workload(tmp_path):
