@@ -19,6 +19,10 @@ from lab.launch import (
   launcher,
 )
 
+# Its logger keeps the stderr that it is imported with: not one that a test
+# captures, which is closed.
+submitit = pytest.importorskip('submitit')
+
 SBATCH = """#!/bin/sh
 cp "$1" "$(dirname "$0")/script"
 echo Submitted batch job 51234
@@ -26,7 +30,6 @@ echo Submitted batch job 51234
 
 
 def test_a_slurm_job_knows_where_its_nodes_meet(tmp_path, monkeypatch):
-  pytest.importorskip('submitit')
   plan = plan_of(tmp_path, *LOCAL, '--nodes=3', '--processes_per_node=2')
   for name, value in {
     'SUBMITIT_EXECUTOR': 'slurm',
@@ -47,7 +50,6 @@ def test_a_slurm_job_knows_where_its_nodes_meet(tmp_path, monkeypatch):
 
 
 def test_a_stopped_job_ends_its_processes_and_is_submitted_again(tmp_path):
-  submitit = pytest.importorskip('submitit')
   plan, files = plan_of(tmp_path), files_of(tmp_path)
   job = jobs.Job(plan, RUN, files)
   job._process = subprocess.Popen(
@@ -60,7 +62,6 @@ def test_a_stopped_job_ends_its_processes_and_is_submitted_again(tmp_path):
 
 
 def test_slurm_is_asked_for_by_name(tmp_path, monkeypatch):
-  pytest.importorskip('submitit')
   monkeypatch.setenv('PATH', '')
   _, plan, runs = parse(tmp_path, *LOCAL)
   files = files_of(tmp_path)
@@ -73,7 +74,6 @@ def test_slurm_is_asked_for_by_name(tmp_path, monkeypatch):
 
 def submitted(tmp_path, monkeypatch, *options):
   """The script that a fake sbatch was given."""
-  pytest.importorskip('submitit')
   commands = tmp_path / 'bin'
   commands.mkdir()
   for name in ('sbatch', 'srun'):
@@ -116,7 +116,6 @@ def test_cpus_are_asked_for_twice(tmp_path, monkeypatch, capsys, key):
 
 
 def test_submitit_runs_a_trial_of_a_local_workload(tmp_path):
-  pytest.importorskip('submitit')
   _, plan, runs = parse(
     tmp_path,
     *LOCAL,
