@@ -170,7 +170,8 @@ def faults() -> str:
       lines.append(f'| {text} | {found[key]:,} | {parts} |')
   mutants, killed = found['mutants'], found['mutants_killed']
   lines += [
-    f'| mutants of the core | {mutants:,} | {killed:,} killed by tests |',
+    f'| mutants of the core | {mutants:,} | {killed:,} killed by tests, '
+    f'{mutants - killed:,} justified |',
     f'| **losses** | **{found["lost"]}** | |',
     '',
     f'Commit {found["commit"]}.',

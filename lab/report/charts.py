@@ -112,6 +112,7 @@ def _profiles(report: Report) -> Chart:
     xaxis={
       'title': 'time relative to the fastest submission, tau',
       'hoverformat': '.2f',
+      'spikethickness': 1,
     },
     yaxis={'title': 'fraction of workloads', 'range': [0, 1.02]},
   )

@@ -309,7 +309,7 @@ def markdown(
     '# AlgoPerf report\n',
     f'{len(report.submissions)} submissions, '
     f'{len(report.workloads)} workloads, {len(report.trials)} trials. '
-    f'Targets: {escape_markdown(targets.source)}; '
+    f'Targets: {escape_markdown(targets.title)}; '
     f'ruleset: {report.options.ruleset}; a score is a fraction of '
     f'{len(targets.base_workloads)} base workloads.\n',
   ]

@@ -86,6 +86,12 @@ def test_labels_are_short_and_all_different(names, width):
     assert list(labels.values()) == names
 
 
+def test_names_that_differ_in_the_middle_get_numbers():
+  names = [f'a_long_{middle}_name' for middle in ('first', 'other', 'third')]
+  labels = curve_data.labels(names, 9)
+  assert list(labels.values()) == ['a_lo…name', 'a_l…me 2', 'a_l…me 3']
+
+
 def test_long_names_fit_into_the_pictures(tmp_path):
   for name in ('a' * 200, 'a' * 100 + 'b' * 100, 'c'):
     log_folders.write_trial(tmp_path / 'logs', name, 'wmt', [(9, 9.0, 40.0)],

@@ -115,6 +115,16 @@ def test_draws_all_charts(page):
   assert _count(page, 4, '.shapelayer path') == 1
 
 
+def test_loads_nothing(page):
+  script = 'return performance.getEntriesByType("resource").map((r) => r.name)'
+  # The empty icon keeps the browser from asking for one.
+  assert [
+    name for name in page.execute_script(script) if name != 'data:,'
+  ] == []
+  external = _all(page, '[src], link[href]:not([href^="data:"])')
+  assert [e.get_attribute('outerHTML') for e in external] == []
+
+
 def test_fits_its_window(page):
   width = page.execute_script('return document.documentElement.scrollWidth')
   # A phone's window grows with what does not fit: compare with what was asked.
