@@ -38,7 +38,8 @@ def torchrun(count: int, *arguments: str, timeout: float) -> None:
     RuntimeError: with the end of its output, if a rank failed or hung.
   """
   command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-  command += [f'--nproc_per_node={count}', '-m', *arguments]
+  command += ['--local_addr=127.0.0.1', f'--nproc_per_node={count}']
+  command += ['-m', *arguments]
   with tempfile.TemporaryFile('w+', encoding='utf-8') as output:
     process = subprocess.Popen(
       command,

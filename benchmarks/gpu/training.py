@@ -79,7 +79,7 @@ def _pair(
   control.steps(2)
   timing.free(device)
   control.steps(2)
-  values: dict = {'peak_gigabytes': timing.peak_gigabytes(device)}
+  values: dict = {'control_peak_gigabytes': timing.peak_gigabytes(device)}
   if optimizer == 'shampoo':
     # The first roots, so that all steps after them are preconditioned.
     at_step(control.optimizer, FREQUENCY)
