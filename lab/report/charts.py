@@ -52,7 +52,10 @@ def shown(text: str) -> str:
 
 def all_charts(report: Report) -> list[Chart]:
   """Charts that the logs give rise to, in the order of the page."""
-  charts = [_profiles(report), _heat_map(report)]
+  charts = [_profiles(report)]
+  # Logs may hold no base workload.
+  if set(report.workloads) & set(report.ratios.columns):
+    charts.append(_heat_map(report))
   charts += _bars(report)
   for by, section in (('steps', 'steps'), ('seconds', 'billed time')):
     charts += _curves(report, by, f'Validation metric against {section}')

@@ -3,6 +3,7 @@
 import functools
 import math
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,9 @@ def save_all(report: Report, folder: pathlib.Path) -> list[str]:
   """Draw all figures that the logs give rise to; returns their names."""
   folder.mkdir(parents=True)
   drawn = []
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    # Names of any script are drawn as boxes where no font has their letters.
+    warnings.filterwarnings('ignore', message='Glyph .* missing from font')
     for name, draw in _figures(report).items():
       figure = draw(report)
       # Placed once, not for each format again.
@@ -71,8 +74,12 @@ def _figures(
   report: Report,
 ) -> dict[str, Callable[[Report], matplotlib.figure.Figure]]:
   known: dict[str, Callable[[Report], matplotlib.figure.Figure]] = {
-    'profiles': profiles,
-    'time_to_target': time_to_target,
+    'profiles': profiles
+  }
+  # Logs may hold no base workload.
+  if set(report.workloads) & set(report.ratios.columns):
+    known['time_to_target'] = time_to_target
+  known |= {
     'steps_to_target': steps_to_target,
     'metric_by_steps': functools.partial(metric_curves, by='steps'),
     'metric_by_time': functools.partial(metric_curves, by='seconds'),

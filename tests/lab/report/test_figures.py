@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.report import __main__ as command
-from lab.report import curve_data, figures, targets
+from lab.report import charts, curve_data, figures, targets
 from lab.report.log_files import Evaluation
 
 ODD = '_odd $name$'
@@ -93,7 +93,8 @@ def test_names_that_differ_in_the_middle_get_numbers():
 
 
 def test_long_names_fit_into_the_pictures(tmp_path):
-  for name in ('a' * 200, 'a' * 100 + 'b' * 100, 'c'):
+  # A warning, such as of a letter that no font has, would be an error.
+  for name in ('a' * 200, 'a' * 100 + 'b' * 100, '漢字 🚀'):
     log_folders.write_trial(tmp_path / 'logs', name, 'wmt', [(9, 9.0, 40.0)],
                             metric='bleu')  # fmt: skip
   arguments = [str(tmp_path / 'logs'), '--output=.']
@@ -103,6 +104,25 @@ def test_long_names_fit_into_the_pictures(tmp_path):
     picture = matplotlib.image.imread(path)[..., :3]
     edges = picture[:, :2], picture[:, -2:], picture[:2], picture[-2:]
     assert all((edge == 1).all() for edge in edges), path.name
+
+
+def test_logs_without_a_base_workload_have_no_heat_map(tmp_path):
+  goals = {'wmt_post_ln': ('bleu', 30.0, 100), 'wmt': ('bleu', 30.0, 100)}
+  log_folders.write_trial(
+    tmp_path, 'a', 'wmt_post_ln', [(9, 9.0, 40.0)], metric='bleu'
+  )
+  path = log_folders.write_targets(
+    tmp_path / 'workload_targets.json', goals, base=['wmt']
+  )
+  arguments = [str(path.parent), '--output=.']
+  report = command.read(command.parser().parse_args(arguments))
+  assert report.scores['score'].tolist() == [0.0]
+  drawn = figures.save_all(report, tmp_path / 'figures')
+  assert 'time_to_target' not in drawn
+  assert 'steps_to_target' in drawn
+  sections = {chart.section for chart in charts.all_charts(report)}
+  assert 'Seconds to target, relative to the fastest' not in sections
+  assert 'Performance profiles' in sections
 
 
 @pytest.mark.parametrize('value', [1e308, -1e308, 3.4e38])
