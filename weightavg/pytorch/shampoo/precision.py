@@ -72,7 +72,7 @@ def _set_full_precision() -> Callable[[], None]:
 
 
 def _levels() -> list[Any]:
-  """Where torch >= 2.9 has a precision; the first ones hold for later ones."""
+  """Return what has a precision in torch >= 2.9, general ones first."""
   backends = torch.backends
   levels = (
     backends,
