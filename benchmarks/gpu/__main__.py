@@ -92,8 +92,11 @@ def _unfit(needs_gpu: bool) -> str | None:
     if importlib.util.find_spec(package) is None:
       return f'{sys.executable} has no package {package}.'
   if needs_gpu:
-    import torch
-
+    try:
+      import torch
+    # A library of CUDA's may be missing.
+    except (ImportError, OSError) as error:
+      return f'torch cannot be imported ({str(error).splitlines()[0]}).'
     if not torch.cuda.is_available():
       return 'No CUDA device was found.'
   return None

@@ -82,6 +82,23 @@ def test_an_interpreter_without_torch_ends_in_one_line(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
+def test_a_torch_that_cannot_be_loaded_ends_in_one_line(tmp_path):
+  (tmp_path / 'torch.py').write_text("raise OSError('libcudart.so is missing')")
+  finished = subprocess.run(
+    [sys.executable, '-m', 'benchmarks.gpu', '--output', str(tmp_path / 'gpu')],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert finished.returncode == 1
+  assert finished.stderr == (
+    'torch cannot be imported (libcudart.so is missing). '
+    'python -m benchmarks.gpu needs one.\n'
+  )
+
+
 def test_an_unknown_section_is_named():
   finished = command('averages', 'training')
   assert finished.returncode == 1

@@ -87,6 +87,17 @@ def test_steps_beside_an_evaluation_do_not_enter_the_measurement():
   assert clock.plan.measurement().seconds_per_step == 0.5
 
 
+@pytest.mark.parametrize(('steps', 'is_planned'), [(2, False), (3, True)])
+def test_a_plan_needs_steps_that_no_evaluation_is_beside(steps, is_planned):
+  clock, now = clock_of(longest=300, seconds=100.0)
+  for step in range(300):
+    clock.begin_step()
+    now.seconds += 1.0
+    if step % steps == steps - 1:
+      clock.pause()
+  assert (clock.plan.total < 300) == is_planned
+
+
 def test_a_new_plan_is_told_and_changes_no_learning_rate():
   clock, now = clock_of(longest=1000, seconds=100.0)
   told = []
