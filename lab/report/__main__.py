@@ -84,7 +84,7 @@ def _gpus(text: str) -> int:
 
 
 def _targets(arguments: argparse.Namespace) -> targets.Targets:
-  """Targets asked for, of the logs, or of the newest version."""
+  """Return the targets asked for, those of the logs, or the newest ones."""
   if arguments.targets is not None:
     return targets.read(arguments.targets)
   files = [folder / targets.TARGETS_FILE for folder in arguments.logs]

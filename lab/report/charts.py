@@ -110,7 +110,7 @@ def _profiles(report: Report) -> Chart:
   figure = _figure(
     traces,
     height=380,
-    # Lines lie on each other: one list of all submissions at a tau.
+    # Overlapping lines hide each other; the list has every submission.
     hovermode='x unified',
     xaxis={
       'title': 'time relative to the fastest submission, tau',

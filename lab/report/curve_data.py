@@ -58,7 +58,7 @@ def labels(names: Sequence[str], width: int = 28) -> dict[str, str]:
 
 
 def _shortened(name: str, width: int) -> str:
-  """The beginning and the end of a long name: versions are at the end."""
+  """Keep the beginning and the end of a name, which often is a version."""
   if len(name) <= width:
     return name
   end = (width - 1) // 2
