@@ -274,8 +274,12 @@ def claim_sections() -> str:
 
 
 def claims_front_page() -> str:
-  """The claims of the first table with verdicts."""
-  rows = [row for row in _claims() if row['claim'] in FRONT_PAGE_CLAIMS]
+  """The claims of the first table that are measured, with verdicts."""
+  rows = [
+    row
+    for row in _claims()
+    if row['claim'] in FRONT_PAGE_CLAIMS and row['reason'] is None
+  ]
   return claim_report.short_table(rows)
 
 

@@ -45,13 +45,25 @@ def measured(part: Row) -> str:
 def over_workloads(part: Row) -> str:
   """Lowest and highest median of a workload, for a part about each of them.
 
-  >>> over_workloads({'unit': 'ratio', 'by_workload': {'p': 0.7, 'q': 0.9}})
-  '0.70 to 0.90 by workload'
+  Names the workloads on which it does not hold.
+
+  >>> part = {'unit': 'ratio', 'by_workload': {'p': 0.7, 'q': 0.9}}
+  >>> over_workloads(part | {'verdicts': {'p': 'holds', 'q': 'undecided'}})
+  '0.70 to 0.90 by workload (undecided: q)'
   """
   factor, spec, sign = _UNITS[part['unit']]
   medians = part['by_workload'].values()
   low, high = (f'{factor * end(medians):{spec}}' for end in (min, max))
-  return f'{low} to {high}{sign} by workload'
+  others = '; '.join(
+    f'{verdict}: {", ".join(names)}'
+    for verdict in (statistics.FAILS, statistics.UNDECIDED)
+    if (names := _workloads_with(verdict, part))
+  )
+  return f'{low} to {high}{sign} by workload' + (others and f' ({others})')
+
+
+def _workloads_with(verdict: str, part: Row) -> list[str]:
+  return [name for name, own in part['verdicts'].items() if own == verdict]
 
 
 def source(row: Row) -> str:
@@ -94,7 +106,12 @@ def short_table(rows: Sequence[Row]) -> str:
   """Markdown: claim, paper, first measurement and verdict, for a front page."""
   lines = []
   for row in rows:
-    first = next(iter(deciding(row)), None)
+    parts = deciding(row)
+    first = next(iter(parts), None)
+    each = [_workloads_with(row['verdict'], p) for p in parts if p['on_each']]
+    where = ', '.join(sorted({name for names in each for name in names}))
+    if row['verdict'] == statistics.HOLDS:
+      where = ''
     lines.append(
       [
         row['text'],
@@ -102,7 +119,7 @@ def short_table(rows: Sequence[Row]) -> str:
         if row['source'] is None
         else f'[{row["source"]}]({row["url"]})',
         tables.UNKNOWN if first is None or row['reason'] else measured(first),
-        row['verdict'],
+        row['verdict'] + (where and f' ({where})'),
       ]
     )
   return tables.markdown(['claim', 'source', 'here', 'verdict'], lines)

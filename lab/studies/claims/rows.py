@@ -70,8 +70,9 @@ def _part_row(part: Part) -> Row:
   groups = statistics.by_workload(part.effects)
   found = statistics.interval(part.effects)
   low, high = part.claimed
+  verdicts = statistics.verdicts(part.effects, part.claimed)
   if part.on_each:
-    verdict = statistics.verdict_on_each(part.effects, part.claimed)
+    verdict = statistics.combined(verdicts.values())
   else:
     verdict = statistics.verdict(found, part.claimed)
   known = sum(map(len, groups.values()))
@@ -94,6 +95,7 @@ def _part_row(part: Part) -> Row:
       )
       for workload, values in groups.items()
     },
+    'verdicts': verdicts,
     'effects': [
       [workload, seed, None if value is None else _plain(value)]
       for (workload, seed), value in part.effects.items()

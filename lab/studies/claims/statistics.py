@@ -136,12 +136,14 @@ def verdict(found: Interval, claimed: tuple[float, float]) -> str:
   return UNDECIDED
 
 
-def verdict_on_each(effects: Effects, claimed: tuple[float, float]) -> str:
-  """Verdict on a claim about every single workload, from its own interval."""
-  return combined(
-    verdict(interval({(name, i): v for i, v in enumerate(values)}), claimed)
+def verdicts(effects: Effects, claimed: tuple[float, float]) -> dict[str, str]:
+  """Verdict on each workload, from its own interval."""
+  return {
+    name: verdict(
+      interval({(name, i): v for i, v in enumerate(values)}), claimed
+    )
     for name, values in by_workload(effects).items()
-  )
+  }
 
 
 def combined(verdicts: Iterable[str]) -> str:

@@ -155,6 +155,7 @@ def part(**changes):
     'seeds': 5,
     'runs': 20,
     'by_workload': {'p': 0.75, 'q': 0.85},
+    'verdicts': {'p': 'holds', 'q': 'holds'},
   } | changes
 
 
@@ -216,6 +217,18 @@ def test_tables_show_deciding_parts():
   _, *parts = lines(own[own.index('| part') :])
   assert [line[-1] for line in parts] == ['holds', 'holds', '(holds)']
   assert parts[0][2:5] == ['0.75', '0.85', '20']
+
+
+def test_workloads_on_which_a_claim_does_not_hold_are_named():
+  mixed = {'p': 'undecided', 'q': 'does not hold', 'r': 'undecided'}
+  each = part(text='EMA', on_each=True, verdicts=mixed)
+  row = claim_row(part(), each, verdict='does not hold')
+  (_, line) = lines(report.table([row]))
+  assert line[4].endswith(
+    'EMA: 0.75 to 0.85 by workload (does not hold: q; undecided: p, r)'
+  )
+  (_, short) = lines(report.short_table([row]))
+  assert short[2:] == ['0.80 (0.70 to 0.90)', 'does not hold (q)']
 
 
 def test_what_is_not_measured_says_why():

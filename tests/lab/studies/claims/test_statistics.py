@@ -132,10 +132,10 @@ def test_a_range_has_two_ends():
 
 def test_a_claim_about_every_workload_needs_every_workload():
   good, none, bad = [0.8, 0.81, 0.79], [0.9, 1.0, 1.1], [1.2, 1.3, 1.25]
-  on_each = statistics.verdict_on_each
-  assert on_each(effects_of({'p': good}), BELOW_ONE) == statistics.HOLDS
-  two = effects_of({'p': good, 'q': none})
-  assert on_each(two, BELOW_ONE) == statistics.UNDECIDED
-  three = effects_of({'p': good, 'q': none, 'r': bad})
-  assert on_each(three, BELOW_ONE) == statistics.FAILS
-  assert on_each({}, BELOW_ONE) == statistics.NOT_MEASURED
+  groups = {'p': good, 'q': none, 'r': bad}
+  assert statistics.verdicts(effects_of(groups), BELOW_ONE) == {
+    'p': statistics.HOLDS,
+    'q': statistics.UNDECIDED,
+    'r': statistics.FAILS,
+  }
+  assert statistics.verdicts({}, BELOW_ONE) == {}
