@@ -99,6 +99,14 @@ def clock_replay() -> str:
   return '\n'.join(lines)
 
 
+def clock_utilizations() -> str:
+  """Schedules that end in time, by the share of the limit they aim at."""
+  header = ['b', 'runs', 'schedule ends in time', 'and an evaluation follows']
+  rows = [header, ['---'] * len(header)]
+  rows += results('algoperf/clock_replay.json')['utilizations']
+  return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+
+
 def performance() -> str:
   """The benchmark rows that answer a user's questions."""
   return bench.selected(results('bench/bench.json'))
@@ -162,7 +170,8 @@ def faults() -> str:
       lines.append(f'| {text} | {found[key]:,} | {parts} |')
   mutants, killed = found['mutants'], found['mutants_killed']
   lines += [
-    f'| mutants of the core | {mutants:,} | {killed:,} killed by tests |',
+    f'| mutants of the core | {mutants:,} | {killed:,} killed by tests, '
+    f'{mutants - killed:,} justified |',
     f'| **losses** | **{found["lost"]}** | |',
     '',
     f'Commit {found["commit"]}.',

@@ -11,7 +11,6 @@ from doc_tables import RESULTS, results
 
 from lab.studies import (
   auto,
-  claims,
   frameworks,
   gains,
   horizon,
@@ -23,6 +22,7 @@ from lab.studies import (
   steps,
 )
 from lab.studies.claims import report as claim_report
+from lab.studies.claims import rows as claim_rows
 from lab.studies.parts import finals, frame, primal_tables, search, tables
 from lab.studies.parts.methods import METHODS
 from lab.studies.parts.tables import number
@@ -257,7 +257,8 @@ def primal_figure(name: str, text: str) -> str:
 def _claims() -> list[dict[str, Any]]:
   """Rows of the claims; not measured, where no study has been run."""
   path = RESULTS / 'study' / 'claims.json'
-  return json.loads(path.read_text()) if path.exists() else claims.unmeasured()
+  rows = json.loads(path.read_text()) if path.exists() else []
+  return claim_rows.merged(rows, claim_rows.unmeasured())
 
 
 def claim_table() -> str:

@@ -1,5 +1,6 @@
 """Common ground of all tests: seeded, single-threaded, on the CPU."""
 
+import contextlib
 import os
 import pathlib
 
@@ -8,13 +9,18 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import algoperf_outcomes
 import code_commit
-import hypothesis
 import pytest
 import torch
 
-# A loaded machine makes any example slow: no test fails for its duration.
-hypothesis.settings.register_profile('untimed', deadline=None, derandomize=True)
-hypothesis.settings.load_profile('untimed')
+# `make gpu` runs some tests where hypothesis may be missing.
+with contextlib.suppress(ImportError):
+  import hypothesis
+
+  # A loaded machine makes any example slow: no test fails for its duration.
+  hypothesis.settings.register_profile(
+    'untimed', deadline=None, derandomize=True
+  )
+  hypothesis.settings.load_profile('untimed')
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,9 @@ and a new T changes the speed at which the remaining positions are passed:
 
   p(s) = p_0 + (1 - p_0) (s - s_0) / (T - s_0)   since the plan at step s_0.
 
-p is continuous in s, and so is every learning rate that is continuous in p.
+p is continuous in s, and so is every learning rate that is continuous in p. A
+step raises p by at most 100 / L, which puts T after the limit where little time
+is left.
 
 d is the median, over the last five blocks of steps, of the mean duration of a
 step. The mean spreads the cost of periodic work (Shampoo's roots), the median
@@ -40,8 +42,9 @@ UTILIZATION = 0.95
 PLANS = 16
 _BLOCKS = 5
 _LONGEST_BLOCK = 100
-# Of T: the rest of the schedule has at least as many steps, however late it is.
-_SHORTEST_REST = 0.01
+# Positions are passed at most this many times as fast as in L steps, however
+# late it is: the learning rate comes down in several steps.
+_STEEPEST = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +157,10 @@ class ClockPlan:
       measured.seconds_per_step, self.seconds / (100 * self.longest)
     )
     fitting = math.floor(rest / duration)
-    shortest = max(1, math.ceil(_SHORTEST_REST * self.total))
-    planned = self.step + max(fitting, shortest)
-    self._anchor = (self.step, self.position(self.step))
+    reached = self.position(self.step)
+    gentlest = max(1, math.ceil((1.0 - reached) * self.longest / _STEEPEST))
+    planned = self.step + max(fitting, gentlest)
+    self._anchor = (self.step, reached)
     self.total = max(self.step, min(self.longest, planned))
     self._next = math.floor(PLANS * self._anchor[1]) + 1
     return self.total

@@ -6,13 +6,15 @@ named on the command line alone are measured again; the others stay.
 
 import argparse
 import functools
+import importlib.util
 import pathlib
 import sys
 import time
 
 from benchmarks.gpu import sections, table
-from lab.core import logs
 
+# Importing torch takes part of the nine minutes on a fresh machine.
+_START = time.monotonic()
 OUTPUT = pathlib.Path('results/gpu')
 
 
@@ -31,16 +33,17 @@ def main() -> None:
       f'Invalid section={unknown[0]!r}. Must be one of '
       f'{", ".join(sections.LIMITS)}.'
     )
-  if not arguments.smoke and not _has_gpu():
-    sys.exit('No CUDA device was found. python -m benchmarks.gpu needs one.')
+  reason = _unfit(needs_gpu=not arguments.smoke)
+  if reason is not None:
+    sys.exit(f'{reason} python -m benchmarks.gpu needs one.')
   device = 'cpu' if arguments.smoke else 'cuda'
+  # The machine is looked at in any case: it may be another one than before.
+  names = dict.fromkeys(('environment', *(arguments.names or sections.LIMITS)))
   everything = [
-    sections.section(name, device, arguments.smoke)
-    for name in arguments.names or sections.LIMITS
+    sections.section(name, device, arguments.smoke) for name in names
   ]
-  deadline = time.monotonic() + arguments.seconds
-  results = measure(everything, deadline, arguments.output)
-  (arguments.output / 'gpu.md').write_text(table.page(results))
+  deadline = _START + arguments.seconds
+  measure(everything, deadline, arguments.output)
   print(f'Wrote {arguments.output / "gpu.json"} and gpu.md.')
 
 
@@ -54,13 +57,18 @@ def measure(
     deadline: of time.monotonic(), for all of them.
     output: folder of gpu.json; the sections that it has already are kept.
   """
+  from lab.core import atomic_files, logs
+
   output.mkdir(parents=True, exist_ok=True)
   path = output / 'gpu.json'
   results = logs.read_json(str(path)) or {}
 
   def write(name: str, entry: dict) -> None:
-    results[name] = entry
+    machine = table.machine_of({**results, name: entry})
+    results[name] = entry if machine is None else entry | {'machine': machine}
     logs.write_json(str(path), results)
+    page = table.page(results)
+    atomic_files.replace(str(output / 'gpu.md'), lambda file: file.write(page))
 
   for section in everything:
     entry = sections.run(
@@ -78,12 +86,20 @@ def measure(
   return results
 
 
-def _has_gpu() -> bool:
-  try:
-    import torch
-  except ImportError:
-    sys.exit('No torch was found. python -m benchmarks.gpu needs it.')
-  return torch.cuda.is_available()
+def _unfit(needs_gpu: bool) -> str | None:
+  """Return what is missing here, in a sentence, or None."""
+  for package in ('torch', 'numpy', 'absl'):
+    if importlib.util.find_spec(package) is None:
+      return f'{sys.executable} has no package {package}.'
+  if needs_gpu:
+    try:
+      import torch
+    # A library of CUDA's may be missing.
+    except (ImportError, OSError) as error:
+      return f'torch cannot be imported ({str(error).splitlines()[0]}).'
+    if not torch.cuda.is_available():
+      return 'No CUDA device was found.'
+  return None
 
 
 if __name__ == '__main__':

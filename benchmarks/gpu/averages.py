@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks import timm_ema
 from benchmarks.gpu import shapes, timing
-from benchmarks.gpu.setting import Rows, Setting
+from benchmarks.gpu.setting import Attempts, Rows, Setting
 from benchmarks.gpu.synchronisations import total, waits
 from weightavg import AveragingConfig
 from weightavg.pytorch import Averager
@@ -38,28 +38,55 @@ def _averager(model: nn.Module, scheme: str, **knobs: object) -> Averager:
   return Averager.from_config(model, config, budget=1000)
 
 
-def _peers(model: nn.Module) -> dict[str, Callable[[], object]]:
-  """EMA updates of other libraries, where they are installed."""
+def _torch_average(model: nn.Module) -> Callable[[], object]:
   average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
-  peers: dict[str, Callable[[], object]] = {
-    'torch AveragedModel': lambda: average.update_parameters(model)
-  }
-  if importlib.util.find_spec('ema_pytorch'):
-    from ema_pytorch import EMA
+  return lambda: average.update_parameters(model)
 
-    ema = EMA(
-      model, beta=DECAY, update_every=1, update_after_step=-1, use_foreach=True
-    )
-    peers['ema-pytorch'] = ema.update
+
+def _ema_pytorch(model: nn.Module) -> Callable[[], object] | None:
+  if not importlib.util.find_spec('ema_pytorch'):
+    return None
+  from ema_pytorch import EMA
+
+  ema = EMA(
+    model, beta=DECAY, update_every=1, update_after_step=-1, use_foreach=True
+  )
+  return ema.update
+
+
+def _timm(model: nn.Module) -> Callable[[], object] | None:
   timm = timm_ema.load()
-  if timm is not None:
-    model_ema = timm.ModelEmaV3(model, decay=DECAY)
-    peers['timm ModelEmaV3'] = lambda: model_ema.update(model)
-  return peers
+  if timm is None:
+    return None
+  model_ema = timm.ModelEmaV3(model, decay=DECAY)
+  return lambda: model_ema.update(model)
+
+
+# EMA updates of other libraries; None where one is not installed.
+PEERS: dict[str, Callable[[nn.Module], Callable[[], object] | None]] = {
+  'torch AveragedModel': _torch_average,
+  'ema-pytorch': _ema_pytorch,
+  'timm ModelEmaV3': _timm,
+}
+
+
+def _peers(
+  model: nn.Module, attempts: Attempts
+) -> dict[str, Callable[[], object]]:
+  """Return the peers' updates, each of which has worked once."""
+  found: dict[str, Callable[[], object]] = {}
+  for name, build in PEERS.items():
+    with attempts.one(name):
+      update = build(model)
+      if update is not None:
+        update()
+        found[name] = update
+  return found
 
 
 def measure(setting: Setting) -> Rows:
   """Rows `<model>/<operation>`."""
+  attempts = Attempts()
   for name, model_shapes in shapes.families(setting).items():
     model = Model(shapes.parameters(model_shapes, setting))
     count = sum(p.numel() for p in model.parameters())
@@ -78,10 +105,17 @@ def measure(setting: Setting) -> Rows:
         'gigabytes_per_second': 8 * count / copy_ms / 1e6,
       },
     )
-    for rows in (_ema, _lawa, _swap):
-      for operation, values in rows(model, source, target, setting):
+    peers = _peers(copy.deepcopy(model), attempts)
+    for rows in (
+      _ema(model, source, target, peers, setting),
+      _lawa(model, setting),
+      _swap(model, setting),
+    ):
+      for operation, values in rows:
         yield f'{name}/{operation}', _in_copies(values, copy_ms)
       timing.free(setting.device)
+    del peers
+  attempts.check()
 
 
 def _in_copies(values: dict, copy_ms: float) -> dict:
@@ -92,6 +126,7 @@ def _ema(
   model: nn.Module,
   source: torch.Tensor,
   target: torch.Tensor,
+  peers: dict[str, Callable[[], object]],
   setting: Setting,
 ) -> Rows:
   averager = _averager(model, 'ema', ema_decay=DECAY)
@@ -100,7 +135,7 @@ def _ema(
     'flat lerp_': functools.partial(target.lerp_, source, 1 - DECAY),
     'EMA update': averager.update,
     'EMA update, unchecked': functools.partial(averager.update, finite=True),
-    **_peers(copy.deepcopy(model)),
+    **peers,
   }
   times = timing.interleaved(calls, setting.device, calls=setting.pick(10, 1))
   for operation, ms in times.items():
@@ -110,13 +145,7 @@ def _ema(
     yield operation, values
 
 
-def _lawa(
-  model: nn.Module,
-  source: torch.Tensor,
-  target: torch.Tensor,
-  setting: Setting,
-) -> Rows:
-  del source, target
+def _lawa(model: nn.Module, setting: Setting) -> Rows:
   averager = _averager(model, 'lawa', lawa_window=WINDOW)
   for _ in range(WINDOW):
     averager.update()
@@ -134,13 +163,7 @@ def _lawa(
     yield operation, {'ms': ms, 'waits': waited}
 
 
-def _swap(
-  model: nn.Module,
-  source: torch.Tensor,
-  target: torch.Tensor,
-  setting: Setting,
-) -> Rows:
-  del source, target
+def _swap(model: nn.Module, setting: Setting) -> Rows:
   for how in ('exchange', 'copy'):
     averager = _averager(model, 'ema', averaging_swap=how)
     averager.update()

@@ -9,9 +9,18 @@ from benchmarks.gpu.setting import Rows, Setting
 from benchmarks.gpu.trainer import ROOT
 
 
+def marked() -> list[str]:
+  """Files that hold tests marked `cuda`; others need packages of their own."""
+  return sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / 'tests').rglob('test_*.py')
+    if 'mark.cuda' in path.read_text(encoding='utf-8')
+  )
+
+
 def measure(setting: Setting) -> Rows:
   """One row for each test and one for all of them."""
-  paths = setting.pick([], ['tests/weightavg/test_placement.py'])
+  paths = setting.pick(marked(), ['tests/weightavg/test_placement.py'])
   with tempfile.TemporaryDirectory() as folder:
     report = f'{folder}/report.xml'
     finished = subprocess.run(
@@ -19,6 +28,8 @@ def measure(setting: Setting) -> Rows:
         *(sys.executable, '-m', 'pytest', '-q', '-m', 'cuda', *paths),
         # Plugins that are there may warn, and the folder may be read-only.
         *('-p', 'no:cacheprovider', '-p', 'no:benchmark'),
+        # Other versions of torch and of plugins warn of themselves.
+        *('-W', 'default'),
         # Test modules that need a package that is not there hide no others.
         '--continue-on-collection-errors',
         f'--junitxml={report}',

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import shapes, timing
-from benchmarks.gpu.setting import Rows, Setting
+from benchmarks.gpu.setting import Attempts, Rows, Setting
 from benchmarks.gpu.synchronisations import total, waits
 from weightavg.pytorch import NadamW
 
@@ -26,6 +26,7 @@ def measure(setting: Setting) -> Rows:
   # One compilation takes half a minute: that of the largest model.
   *_, largest = shapes.families(setting)
   compiled = setting.pick(largest, '')
+  attempts = Attempts()
   for name, model_shapes in shapes.families(setting).items():
     optimizers: dict[str, torch.optim.Optimizer] = {
       'AdamW, fused': torch.optim.AdamW(
@@ -37,9 +38,13 @@ def measure(setting: Setting) -> Rows:
       'NadamW': NadamW(shapes.parameters(model_shapes, setting), **SETTINGS),
     }
     if name == compiled:
-      optimizers['NadamW, compiled'] = NadamW(
-        shapes.parameters(model_shapes, setting), fused='compile', **SETTINGS
-      )
+      # A compiler may be missing.
+      with attempts.one('NadamW, compiled'):
+        optimizer = NadamW(
+          shapes.parameters(model_shapes, setting), fused='compile', **SETTINGS
+        )
+        optimizer.step()
+        optimizers['NadamW, compiled'] = optimizer
     calls: dict[str, Callable[[], object]] = {
       kind: functools.partial(optimizer.step)
       for kind, optimizer in optimizers.items()
@@ -62,3 +67,4 @@ def measure(setting: Setting) -> Rows:
       )
     del optimizers, calls
     timing.free(setting.device)
+  attempts.check()

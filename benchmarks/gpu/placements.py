@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.gpu import timing
-from benchmarks.gpu.setting import Rows, Setting
+from benchmarks.gpu.setting import Attempts, Rows, Setting
 from benchmarks.gpu.synchronisations import total, waits
 from benchmarks.gpu.trainer import Trainer
 from benchmarks.gpu.workloads import Case, build
@@ -39,12 +39,13 @@ def measure(setting: Setting) -> Rows:
   control.steps(2)
   peak = timing.peak_gigabytes(setting.device)
   yield f'{case.name}/none', {'peak_gigabytes': peak, 'model_of': case.origin}
+  attempts = Attempts()
   for scheme in SCHEMES:
     for placement in PLACEMENTS:
-      yield (
-        f'{case.name}/{scheme}/{placement}',
-        _placed(case, control, scheme, placement, setting),
-      )
+      label = f'{case.name}/{scheme}/{placement}'
+      with attempts.one(label):
+        yield label, _placed(case, control, scheme, placement, setting)
+  attempts.check()
 
 
 def _placed(

@@ -1,17 +1,16 @@
 """All sections, and how each runs: a process and a time limit of its own."""
 
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from benchmarks.gpu import processes
 
 # Of a section's output, what is kept when it fails.
 _KEPT_CHARACTERS = 1500
@@ -92,9 +91,8 @@ def run(
             changed(_entry('running', seconds, '', rows))
         ended = process.poll()
       finally:
-        # The group: a section starts processes of its own.
-        with contextlib.suppress(ProcessLookupError):
-          os.killpg(process.pid, signal.SIGKILL)
+        # A section starts processes of its own.
+        processes.end(process.pid)
         process.wait()
       seconds = time.monotonic() - start
       output.seek(0)

@@ -19,13 +19,26 @@ TITLES = {
 }
 
 
+def machine_of(results: Mapping[str, Any]) -> str | None:
+  """Device and torch that the section `environment` found, or None."""
+  rows = results.get('environment', {}).get('rows', {})
+  if 'machine' not in rows or 'packages' not in rows:
+    return None
+  return f'{rows["machine"]["device"]}, torch {rows["packages"]["torch"]}'
+
+
 def page(results: Mapping[str, Any]) -> str:
   """All sections that there are results of."""
-  parts = [
-    f'### {title}\n\n{section(results[name])}'
-    for name, title in TITLES.items()
-    if name in results
-  ]
+  here = machine_of(results)
+  parts = []
+  for name, title in TITLES.items():
+    if name not in results:
+      continue
+    part = f'### {title}\n\n{section(results[name])}'
+    machine = results[name].get('machine', here)
+    if machine != here:
+      part += f'\n\nMeasured on {machine}.'
+    parts.append(part)
   return '\n\n'.join(parts) + '\n'
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu import timing
-from benchmarks.gpu.setting import Rows, Setting
+from benchmarks.gpu.setting import Attempts, Rows, Setting
 from benchmarks.gpu.shampoo import at_step
 from benchmarks.gpu.synchronisations import waits
 from benchmarks.gpu.trainer import Trainer
@@ -52,12 +52,15 @@ def measure(setting: Setting, name: str) -> Rows:
       'matmul_precision': torch.get_float32_matmul_precision(),
     },
   )
+  attempts = Attempts()
   for mode, optimizer in PAIRS[name]:
-    if mode not in models:
-      models[mode] = case.compiled(setting)
     label = f'{case.name}/{optimizer}_ema/{mode}'
-    yield label, _pair(case, models[mode], optimizer, setting)
+    with attempts.one(label):
+      if mode not in models:
+        models[mode] = case.compiled(setting)
+      yield label, _pair(case, models[mode], optimizer, setting)
     timing.free(setting.device)
+  attempts.check()
 
 
 def sections() -> dict[str, functools.partial]:
@@ -76,7 +79,7 @@ def _pair(
   control.steps(2)
   timing.free(device)
   control.steps(2)
-  values: dict = {'peak_gigabytes': timing.peak_gigabytes(device)}
+  values: dict = {'control_peak_gigabytes': timing.peak_gigabytes(device)}
   if optimizer == 'shampoo':
     # The first roots, so that all steps after them are preconditioned.
     at_step(control.optimizer, FREQUENCY)

@@ -84,9 +84,12 @@ def _info(
     'description': ' '.join(docstring.split()),
   }
   for key, value in fields.items():
-    if '#' in value or '\n' in value:
-      # The form's reader takes a hash for a comment, even inside quotes.
-      raise InputError(f'Invalid {key}={value!r}. Must be a line without #.')
+    # The form's reader takes a hash for a comment, even inside quotes; at the
+    # merge a shell expands the others.
+    if any(character in value for character in '#$`\\\n'):
+      raise InputError(
+        f'Invalid {key}={value!r}. Must be a line without #, $, ` and \\.'
+      )
   # A JSON string is a YAML string.
   lines = [
     f'{key}: {json.dumps(value, ensure_ascii=False)}'

@@ -8,6 +8,9 @@ each workload and framework, the step times between two evaluations are fed to
 `weightavg.clock_plan` as if each had been measured. `before` is a cosine over
 1.5 x step hint, as our self-tuning form had it; `after` is the plan. A schedule
 that ends later than the time limit never ends. The plan sees no name.
+
+A second table has other shares of the limit that the schedule is to end within,
+over the runs whose T the clock limits.
 """
 
 import argparse
@@ -27,6 +30,9 @@ from weightavg import clock_plan
 
 FACTOR_BEFORE = 1.5
 _SELF_TUNING_TIME = 1.5
+# The benchmark's evaluations, 25 in the limit of external tuning.
+_EVALUATIONS = 25 * _SELF_TUNING_TIME
+UTILIZATIONS = (0.90, 0.93, 0.95, 0.97, 0.99)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +105,18 @@ def read(path: pathlib.Path) -> Log | None:
   return Log(path.parents[3].name, workload, framework, tuple(marks))
 
 
-def replay(log: Log) -> Replay:
-  """Feed a log's durations to the plan."""
+def replay(log: Log, utilization: float = clock_plan.UTILIZATION) -> Replay:
+  """Feed a log's durations to the plan.
+
+  Args:
+    log: The run.
+    utilization: Share of the time limit that the schedule is to end within.
+  """
   facts = benchmark.BASES[log.workload]
   limit = _SELF_TUNING_TIME * facts.max_runtime_sec
-  plan = clock_plan.ClockPlan(facts.step_hint, limit)
+  # A plan for a longer or shorter limit, which it multiplies by its own share.
+  asked = limit * utilization / clock_plan.UTILIZATION
+  plan = clock_plan.ClockPlan(facts.step_hint, asked)
   first, revisions = 0, 0
   end_before = round(FACTOR_BEFORE * facts.step_hint)
   seconds, reached = 0.0, 0
@@ -160,6 +173,22 @@ def row(replays: Sequence[Replay]) -> list[str]:
   return [*cells, f'{after / hint:.2f}']
 
 
+UTILIZATION_HEADER = ('b', 'runs', 'ends in time', 'and is evaluated')
+
+
+def utilization_row(share: float, replays: Sequence[Replay]) -> list[str]:
+  """Format a line of the second table."""
+  limited = [
+    r for r in replays if r.after[0] < benchmark.BASES[r.log.workload].step_hint
+  ]
+  # The last evaluation may be a whole period before the limit.
+  evaluated = [
+    r for r in limited if r.after[1] < r.limit * (1 - 1 / _EVALUATIONS)
+  ]
+  in_time = sum(r.after[1] < r.limit for r in limited)
+  return [f'{share:.2f}', *map(str, (len(limited), in_time, len(evaluated)))]
+
+
 def _logs(folder: pathlib.Path) -> list[Log]:
   paths = sorted(folder.glob('*/study_*/*/trial_1/eval_measurements.csv'))
   found = [log for path in paths if (log := read(path)) is not None]
@@ -189,6 +218,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups.setdefault(key, []).append(replay(log))
   rows = [row(groups[key]) for key in sorted(groups)]
   print(text_table(list(HEADER), rows))
+  shares = [
+    utilization_row(share, [replay(log, share) for log in found])
+    for share in UTILIZATIONS
+  ]
+  print(f'\n{text_table(list(UTILIZATION_HEADER), shares)}')
   if values.output is not None:
     values.output.mkdir(parents=True, exist_ok=True)
     everything = [
@@ -202,9 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       for replays in groups.values()
       for r in replays
     ]
-    text = json.dumps({'rows': rows, 'replays': everything}, indent=1) + '\n'
+    content = {'rows': rows, 'utilizations': shares, 'replays': everything}
     path = values.output / 'clock_replay.json'
-    path.write_text(text, encoding='utf-8')
+    path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
   return 0
 
 

@@ -3,6 +3,7 @@
 import pathlib
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,6 +84,22 @@ def _pairs(options: Sequence[str]) -> dict[str, str]:
   return dict(option.split('=', 1) for option in options)
 
 
+def _srun_arguments(options: dict[str, str]) -> list[str]:
+  """Return what srun does not take over from sbatch."""
+  # A node that fails must not leave the others waiting for it.
+  arguments = ['--kill-on-bad-exit=1']
+  given = {key.replace('_', '-'): value for key, value in options.items()}
+  if 'cpus-per-task' in given:
+    arguments.append(f'--cpus-per-task={given["cpus-per-task"]}')
+  elif not {'cpus-per-gpu', 'exclusive'} & {*given}:
+    print(
+      'warning: Slurm may give each job one CPU, too few to load data. Give '
+      '--slurm cpus-per-task=N or --slurm exclusive=user.',
+      file=sys.stderr,
+    )
+  return arguments
+
+
 def submit(
   plan: Plan,
   runs: Sequence[Run],
@@ -116,9 +133,7 @@ def submit(
   )
   if cluster == 'slurm':
     executor.update_parameters(
-      # A node that fails must not leave the others waiting for it.
-      slurm_srun_args=['--kill-on-bad-exit=1'],
-      slurm_additional_parameters=more,
+      slurm_srun_args=_srun_arguments(more), slurm_additional_parameters=more
     )
   with executor.batch():
     submitted = [executor.submit(jobs.Job(plan, run, files)) for run in runs]

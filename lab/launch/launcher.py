@@ -26,6 +26,7 @@ from typing import Any
 
 from lab.core import checkpoint_files, command_line, logs
 from lab.core.errors import InputError
+from lab.core.frameworks import framework_of
 from lab.core.text_tables import text_table
 from lab.launch import (
   benchmark,
@@ -221,6 +222,8 @@ def states(
     status = record.get('exit_status')
     if state == 'cut off':
       note = _resumption(plan.directory(run))
+      if framework_of(run.submission) == 'jax' and not run.is_local:
+        note += 'AlgoPerf cannot resume JAX without the change in docs/jax.md; '
     if state != 'finished':
       if status:
         note = f'{note}exit status {status}, see {files.log(run)}'

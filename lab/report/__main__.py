@@ -9,6 +9,7 @@ the report was written but something could not be read (listed at its end).
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -47,7 +48,7 @@ def parser() -> command_line.Parser:
     '--targets',
     type=pathlib.Path,
     metavar='FILE',
-    help='workload_targets.json of any version; default: the one in LOGS, or '
+    help='workload_targets.json of any version; default: the first in LOGS, or '
     f'those of AlgoPerf {targets.DEFAULT_VERSION}',
   )
   add('--baseline', metavar='NAME', help='submission that savings refer to')
@@ -83,13 +84,21 @@ def _gpus(text: str) -> int:
 
 
 def _targets(arguments: argparse.Namespace) -> targets.Targets:
+  """Return the targets asked for, those of the logs, or the newest ones."""
   if arguments.targets is not None:
     return targets.read(arguments.targets)
-  for folder in arguments.logs:
-    file = folder / targets.TARGETS_FILE
-    if file.is_file():
-      return targets.read(file)
-  return targets.of_version()
+  files = [folder / targets.TARGETS_FILE for folder in arguments.logs]
+  files = [file for file in files if file.is_file()]
+  if not files:
+    return targets.of_version()
+  first = targets.read(files[0])
+  other = [f for f in files[1:] if f.read_bytes() != files[0].read_bytes()]
+  lines = [
+    f'{file}: differs from {files[0]}, whose targets are used. Choose by '
+    '--targets.'
+    for file in other
+  ]
+  return dataclasses.replace(first, invalid=(*first.invalid, *lines))
 
 
 def read(arguments: argparse.Namespace) -> Report:
@@ -158,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   command_line.check_writable(arguments.output)
   report = read(arguments)
   write(report, arguments.output)
-  print(tables.all_tables(report)[0].markdown())
+  print(tables.all_tables(report)[0].text())
   print(f'Written: {arguments.output}/report.html, report.md, report.json')
   for problem in report.problems:
     print(f'problem: {problem}', file=sys.stderr)

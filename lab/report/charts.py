@@ -35,6 +35,12 @@ class Chart:
   scrolls: bool = False
 
 
+def _labels(report: Report) -> dict[str, str]:
+  """Labels of the submissions as plotly's text."""
+  labels = curve_data.labels(report.submissions)
+  return {name: shown(label) for name, label in labels.items()}
+
+
 def shown(text: str) -> str:
   """A name as plotly's text, which reads a subset of HTML.
 
@@ -46,7 +52,10 @@ def shown(text: str) -> str:
 
 def all_charts(report: Report) -> list[Chart]:
   """Charts that the logs give rise to, in the order of the page."""
-  charts = [_profiles(report), _heat_map(report)]
+  charts = [_profiles(report)]
+  # Logs may hold no base workload.
+  if set(report.workloads) & set(report.ratios.columns):
+    charts.append(_heat_map(report))
   charts += _bars(report)
   for by, section in (('steps', 'steps'), ('seconds', 'billed time')):
     charts += _curves(report, by, f'Validation metric against {section}')
@@ -85,41 +94,59 @@ def _line(report: Report, submission: str, width: float = 2) -> dict[str, Any]:
 
 
 def _profiles(report: Report) -> Chart:
+  labels = _labels(report)
   traces = [
     go.Scatter(
       x=[float(tau) for tau in report.profiles.columns],
       y=report.profiles.loc[name].tolist(),
-      name=shown(name),
+      name=labels[name],
       legendgroup=name,
       mode='lines',
       line=_line(report, name) | {'shape': 'hv'},
-      hovertemplate='tau %{x:.2f}: %{y:.0%}',
+      hovertemplate='%{y:.0%}',
     )
     for name in report.submissions
   ]
   figure = _figure(
     traces,
     height=380,
-    xaxis_title='time relative to the fastest submission, tau',
+    # Overlapping lines hide each other; the list has every submission.
+    hovermode='x unified',
+    xaxis={
+      'title': 'time relative to the fastest submission, tau',
+      'hoverformat': '.2f',
+      'spikethickness': 1,
+    },
     yaxis={'title': 'fraction of workloads', 'range': [0, 1.02]},
   )
   return Chart('Performance profiles', '', figure, wide=True)
 
 
 def _heat_map(report: Report) -> Chart:
-  """One trace; its `meta` names the submission of each row, for the page."""
+  """Cells by ratio; their `meta` names the submission of each row.
+
+  Cells without a ratio are text, a trace per submission, since plotly gives the
+  text of an empty cell no readable colour in one of the themes.
+  """
+  labels = _labels(report)
   base = [w for w in report.workloads if w in report.ratios.columns]
   seconds = report.medians.set_index(['submission', 'workload'])['seconds']
   ratios = report.ratios.loc[report.submissions, base].to_numpy(dtype=float)
   times = [
-    [float(seconds.get((name, w), math.inf)) for w in base]
+    [float(seconds.get((name, w), math.nan)) for w in base]
     for name in report.submissions
   ]
-  trace = go.Heatmap(
+  cells = go.Heatmap(
     x=base,
-    y=[shown(name) for name in report.submissions],
+    y=[labels[name] for name in report.submissions],
     z=[[r if math.isfinite(r) else None for r in row] for row in ratios],
-    text=[[f'{t:,.0f}' if math.isfinite(t) else '–' for t in r] for r in times],
+    text=[
+      [
+        f'{t:,.0f}' if math.isfinite(r) else ''
+        for t, r in zip(*rows, strict=True)
+      ]
+      for rows in zip(times, ratios, strict=True)
+    ],
     texttemplate='%{text}',
     hovertemplate='%{y}, %{x}: %{text} s, %{z:.2f} x fastest',
     name='',
@@ -133,8 +160,28 @@ def _heat_map(report: Report) -> Chart:
     xgap=1,
     ygap=1,
   )
+  traces: list[Any] = [cells]
+  for name, row, ratio in zip(report.submissions, times, ratios, strict=True):
+    empty = [
+      (workload, *_uncounted(time))
+      for workload, time, r in zip(base, row, ratio, strict=True)
+      if not math.isfinite(r)
+    ]
+    workloads, texts, reasons = zip(*empty, strict=True) if empty else ((),) * 3
+    traces.append(
+      go.Scatter(
+        x=list(workloads),
+        y=[labels[name]] * len(empty),
+        text=list(texts),
+        customdata=list(reasons),
+        mode='text',
+        name='',
+        legendgroup=name,
+        hovertemplate='%{y}, %{x}: %{customdata}',
+      )
+    )
   figure = _figure(
-    [trace],
+    traces,
     height=150 + 30 * len(report.submissions),
     yaxis={'autorange': 'reversed', 'type': 'category', 'showgrid': False},
     xaxis={'type': 'category', 'tickangle': -40, 'showgrid': False},
@@ -143,7 +190,18 @@ def _heat_map(report: Report) -> Chart:
   return Chart(title, '', figure, wide=True, scrolls=True)
 
 
+def _uncounted(seconds: float) -> tuple[str, str]:
+  """Text of a cell without a ratio, and its explanation."""
+  if math.isnan(seconds):
+    return '', 'no logs'
+  if math.isinf(seconds):
+    return '–', 'missed'
+  text = f'{seconds:,.0f}'
+  return text, f'{text} s, beyond 4 x the fastest or held-out workload missed'
+
+
 def _bars(report: Report) -> list[Chart]:
+  labels = _labels(report)
   keyed = report.medians.set_index(['submission', 'workload'])
   fractions = keyed['fraction_of_budget']
   charts = []
@@ -158,7 +216,7 @@ def _bars(report: Report) -> list[Chart]:
       traces.append(
         go.Bar(
           x=[value if reached else 0],
-          y=[shown(name)],
+          y=[labels[name]],
           orientation='h',
           name='',
           legendgroup=name,
@@ -185,6 +243,7 @@ def _bars(report: Report) -> list[Chart]:
 
 
 def _curves(report: Report, by: str, section: str) -> list[Chart]:
+  labels = _labels(report)
   curves = curve_data.curves(report)
   charts = []
   for workload in report.workloads:
@@ -194,7 +253,7 @@ def _curves(report: Report, by: str, section: str) -> list[Chart]:
       go.Scatter(
         x=getattr(curve, by),
         y=[float(f'{value:.6g}') for value in curve.values],
-        name=shown(f'{curve.submission}, {curve.study}'),
+        name=f'{labels[curve.submission]}, {shown(curve.study)}',
         legendgroup=curve.submission,
         mode='lines',
         line=_line(report, curve.submission, 1.5),
@@ -226,6 +285,7 @@ def _curves(report: Report, by: str, section: str) -> list[Chart]:
 
 def _sweep(report: Report, name: str) -> list[Chart]:
   table = report.sweeps[name]
+  labels = _labels(report)
   title = f'Steps to target against {name} (crosses: missed)'
   charts = []
   for workload in report.workloads:
@@ -238,7 +298,10 @@ def _sweep(report: Report, name: str) -> list[Chart]:
       color = _line(report, str(submission))['color']
       reached = np.isfinite(group['fraction_of_budget'])
       missed = group[~reached]
-      common = {'name': shown(str(submission)), 'legendgroup': str(submission)}
+      common = {
+        'name': labels[str(submission)],
+        'legendgroup': str(submission),
+      }
       traces += [
         go.Scatter(
           x=group[reached]['value'].tolist(),
@@ -287,7 +350,7 @@ def _fit(report: Report, fitted: dict[str, Any]) -> Any:
   return go.Scatter(
     x=x.tolist(),
     y=y.tolist(),
-    name=shown(f'{fitted["submission"]}, fit'),
+    name=f'{_labels(report)[fitted["submission"]]}, fit',
     legendgroup=fitted['submission'],
     mode='lines',
     line=_line(report, fitted['submission'], 1),

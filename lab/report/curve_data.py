@@ -24,6 +24,10 @@ _COLOURS = (
   '#93a100',
   '#14a1b5',
 )
+# Beyond, the transformations of matplotlib overflow.
+_LARGEST = 1e100
+# Targets that an axis reaches beyond the target, where runs have diverged.
+_AXIS = 3.0
 DASHES = ('solid', 'dash', 'dot', 'dashdot')
 
 
@@ -35,6 +39,30 @@ def colour(index: int) -> str:
 def dash(index: int) -> str:
   """Line style, which tells submissions apart once colours repeat."""
   return DASHES[index // len(_COLOURS) % len(DASHES)]
+
+
+def labels(names: Sequence[str], width: int = 28) -> dict[str, str]:
+  """Labels of at most `width` characters, all different.
+
+  >>> labels(['nadamw', 'a_long_name_of_a_submission_v1'], 20)
+  {'nadamw': 'nadamw', 'a_long_name_of_a_submission_v1': 'a_long_nam…ission_v1'}
+  """
+  result: dict[str, str] = {}
+  for name in names:
+    label, number = _shortened(name, width), 2
+    while label in result.values():
+      label = f'{_shortened(name, width - 3)} {number}'
+      number += 1
+    result[name] = label
+  return result
+
+
+def _shortened(name: str, width: int) -> str:
+  """Keep the beginning and the end of a name, which often is a version."""
+  if len(name) <= width:
+    return name
+  end = (width - 1) // 2
+  return f'{name[: width - 1 - end]}…{name[-end:]}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +87,12 @@ class Curve:
 
 
 def kept(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-  """Finite evaluations without those that a resumed run made again."""
+  """Evaluations to draw, without those that a resumed run made again."""
   result: list[Evaluation] = []
   for evaluation in evaluations:
     while result and result[-1].step >= evaluation.step:
       result.pop()
-    if math.isfinite(evaluation.value):
+    if abs(evaluation.value) < _LARGEST:
       result.append(evaluation)
   return result
 
@@ -95,14 +123,17 @@ def curves(report: Report) -> list[Curve]:
 def value_range(drawn: Sequence[Curve], goal: Goal) -> tuple[float, float]:
   """Axis range with the target and the better three quarters of the values.
 
-  The first evaluations of a run may be orders of magnitude off.
+  The first evaluations of a run may be orders of magnitude off, and so may all
+  of one that diverged.
   """
   values = np.array([v for curve in drawn for v in curve.values])
   if not len(values):
     return goal.target - 1.0, goal.target + 1.0
   shown = (0.25, 1.0) if goal.higher_is_better else (0.0, 0.75)
   low, high = np.quantile(values, shown)
-  low, high = min(low, goal.target), max(high, goal.target)
+  reach = _AXIS * abs(goal.target) or math.inf
+  low = min(max(low, goal.target - reach), goal.target)
+  high = max(min(high, goal.target + reach), goal.target)
   margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
   return float(low - margin), float(high + margin)
 

@@ -3,6 +3,7 @@
 import functools
 import math
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,10 @@ from matplotlib.axes import Axes
 from lab.report import curve_data, hyperparameters
 from lab.report.report import Report
 
+_DPI = 110
 _STYLE: Any = {
+  # Text is wider at some resolutions, so the layout needs that of the file.
+  'figure.dpi': _DPI,
   'font.size': 9,
   'axes.grid': True,
   'grid.alpha': 0.3,
@@ -31,6 +35,8 @@ _LINE_STYLES = {'solid': '-', 'dash': '--', 'dot': ':', 'dashdot': '-.'}
 # No dates or versions: the same logs give the same files.
 _METADATA = {'png': {'Software': None}, 'pdf': {'CreationDate': None}}
 _PANEL = (3.6, 2.7)
+# Panels in a row.
+_COLUMNS = 3
 _AXES = {'steps': 'steps', 'seconds': 'billed seconds'}
 
 
@@ -39,11 +45,19 @@ def plain(text: str) -> str:
   return ('\u200b' + text if text.startswith('_') else text).replace('$', r'\$')
 
 
+def _labels(report: Report) -> dict[str, str]:
+  """Labels of the submissions as matplotlib's text."""
+  labels = curve_data.labels(report.submissions)
+  return {name: plain(label) for name, label in labels.items()}
+
+
 def save_all(report: Report, folder: pathlib.Path) -> list[str]:
   """Draw all figures that the logs give rise to; returns their names."""
   folder.mkdir(parents=True)
   drawn = []
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    # Names of any script are drawn as boxes where no font has their letters.
+    warnings.filterwarnings('ignore', message='Glyph .* missing from font')
     for name, draw in _figures(report).items():
       figure = draw(report)
       # Placed once, not for each format again.
@@ -51,7 +65,7 @@ def save_all(report: Report, folder: pathlib.Path) -> list[str]:
       figure.set_layout_engine('none')
       for kind, metadata in _METADATA.items():
         path = folder / f'{name}.{kind}'
-        figure.savefig(path, dpi=110, metadata=metadata)
+        figure.savefig(path, dpi=_DPI, metadata=metadata)
       drawn.append(name)
   return drawn
 
@@ -60,8 +74,12 @@ def _figures(
   report: Report,
 ) -> dict[str, Callable[[Report], matplotlib.figure.Figure]]:
   known: dict[str, Callable[[Report], matplotlib.figure.Figure]] = {
-    'profiles': profiles,
-    'time_to_target': time_to_target,
+    'profiles': profiles
+  }
+  # Logs may hold no base workload.
+  if set(report.workloads) & set(report.ratios.columns):
+    known['time_to_target'] = time_to_target
+  known |= {
     'steps_to_target': steps_to_target,
     'metric_by_steps': functools.partial(metric_curves, by='steps'),
     'metric_by_time': functools.partial(metric_curves, by='seconds'),
@@ -73,8 +91,8 @@ def _figures(
 
 
 def _panels(count: int) -> tuple[matplotlib.figure.Figure, list[Axes]]:
-  """A grid of panels, at most three in a row."""
-  columns = min(3, count)
+  """A grid of panels."""
+  columns = min(_COLUMNS, count)
   rows = math.ceil(count / columns)
   size = (_PANEL[0] * columns, _PANEL[1] * rows + 0.6)
   figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
@@ -90,8 +108,13 @@ def _legend(figure: matplotlib.figure.Figure, axes: Sequence[Axes]) -> None:
   for ax in axes:
     for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
       entries.setdefault(label, handle)
+  # Inches of an entry: its line, and its label at the size of the style.
+  widest = 0.6 + 0.08 * max(map(len, entries), default=0)
   figure.legend(
-    list(entries.values()), list(entries), loc='outside lower center', ncols=4
+    list(entries.values()),
+    list(entries),
+    loc='outside lower center',
+    ncols=max(1, min(4, int(figure.get_figwidth() / widest))),
   )
 
 
@@ -108,9 +131,10 @@ def profiles(report: Report) -> matplotlib.figure.Figure:
   figure = matplotlib.figure.Figure(figsize=(7, 4.2), layout='constrained')
   ax = figure.subplots()
   scores = report.scores.set_index('submission')['score']
+  labels = _labels(report)
   for name in report.submissions:
     row = report.profiles.loc[name]
-    label = f'{plain(name)} ({scores[name]:.3f})'
+    label = f'{labels[name]} ({scores[name]:.3f})'
     taus = row.index.to_numpy(dtype=float)
     ax.step(taus, row, where='post', label=label, **_line(report, name))
   ax.set(
@@ -146,7 +170,7 @@ def time_to_target(report: Report) -> matplotlib.figure.Figure:
     color = 'white' if dark else 'black'
     ax.text(j, i, text, ha='center', va='center', color=color, size=7)
   ax.set_xticks(range(len(base)), base, rotation=30, ha='right')
-  ax.set_yticks(range(len(names)), [plain(name) for name in names])
+  ax.set_yticks(range(len(names)), list(_labels(report).values()))
   ax.grid(False)
   figure.colorbar(image, label='time / fastest')
   ax.set_title('Seconds to target')
@@ -157,21 +181,28 @@ def steps_to_target(report: Report) -> matplotlib.figure.Figure:
   """Bars of the steps to target as a fraction of the budget."""
   figure, axes = _panels(len(report.workloads))
   keyed = report.medians.set_index(['workload', 'submission'])
-  names = report.submissions
-  for ax, workload in zip(axes, report.workloads, strict=True):
+  names, labels = report.submissions, list(_labels(report).values())
+  for panel, (ax, workload) in enumerate(
+    zip(axes, report.workloads, strict=True)
+  ):
+    longest = 1.0
     for i, name in enumerate(names):
       key = (workload, name)
       value = keyed['fraction_of_budget'].get(key, math.nan)
       if math.isfinite(value):
+        longest = max(longest, value)
         ax.barh(i, value, color=curve_data.colour(i))
         ax.text(value, i, f' {value:.2f}', va='center', size=7)
       else:
         ax.text(0.02, i, 'missed' if key in keyed.index else 'no logs',
                 va='center', size=7, alpha=0.6)  # fmt: skip
     ax.axvline(1.0, color='grey', linewidth=0.8)
-    ax.set_yticks(range(len(names)), [plain(name) for name in names], size=7)
+    # The names at the left are those of the whole row.
+    texts = labels if panel % _COLUMNS == 0 else [''] * len(names)
+    ax.set_yticks(range(len(names)), texts, size=7)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlim(0, max(1.15, ax.get_xlim()[1]))
+    # Leaves room for the number beside the longest bar.
+    ax.set_xlim(0, 1.18 * longest)
     ax.set_title(workload)
     ax.grid(False, axis='y')
   figure.supxlabel('steps to target / step hint')
@@ -181,7 +212,7 @@ def steps_to_target(report: Report) -> matplotlib.figure.Figure:
 def metric_curves(report: Report, by: str) -> matplotlib.figure.Figure:
   """Validation metric against steps or billed time, a panel a workload."""
   figure, axes = _panels(len(report.workloads))
-  curves = curve_data.curves(report)
+  curves, labels = curve_data.curves(report), _labels(report)
   for ax, workload in zip(axes, report.workloads, strict=True):
     goal = report.targets.goals[workload]
     drawn = [c for c in curves if c.workload == workload]
@@ -189,7 +220,7 @@ def metric_curves(report: Report, by: str) -> matplotlib.figure.Figure:
       ax.plot(
         getattr(curve, by),
         curve.values,
-        label=plain(curve.submission),
+        label=labels[curve.submission],
         linewidth=0.9,
         **_line(report, curve.submission),
       )
@@ -208,6 +239,7 @@ def sweep(report: Report, name: str) -> matplotlib.figure.Figure:
   workloads = [w for w in report.workloads if w in set(table['workload'])]
   figure, axes = _panels(len(workloads))
   numeric = name in hyperparameters.NUMERIC
+  labels = _labels(report)
   fits = {
     (row['submission'], row['workload']): row
     for row in report.fits.get(name, [])
@@ -218,7 +250,7 @@ def sweep(report: Report, name: str) -> matplotlib.figure.Figure:
       style = _line(report, str(submission))
       reached = group[np.isfinite(group['fraction_of_budget'])]
       missed = group[~np.isfinite(group['fraction_of_budget'])]
-      label = plain(str(submission))
+      label = labels[str(submission)]
       ax.scatter(reached['value'], reached['fraction_of_budget'], s=14,
                  color=style['color'], label=label)  # fmt: skip
       # Trials that miss are marked at the upper edge.

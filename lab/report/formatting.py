@@ -67,6 +67,21 @@ class Table:
     note = escape_markdown(self.note)
     return f'## {escape_markdown(self.title)}\n\n{note}\n\n{text}\n'
 
+  def text(self) -> str:
+    """The table with its heading, in columns for a terminal."""
+    lines = [[column.label for column in self.columns]]
+    for row in self.rows:
+      lines.append([' '.join(c.show(row).split()) for c in self.columns])
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    aligned = [
+      '  '.join(
+        cell.rjust(width) if column.is_number else cell.ljust(width)
+        for cell, width, column in zip(line, widths, self.columns, strict=True)
+      ).rstrip()
+      for line in lines
+    ]
+    return '\n'.join([self.title, *aligned])
+
 
 def escape_markdown(text: str) -> str:
   r"""Escape what Markdown or HTML would read as markup.

@@ -2,17 +2,19 @@
 
 `<folder>/<submission>/study_<s>/<workload>_<framework>/trial_<k>/`. A folder
 may also be a single submission, or hold experiments without studies, which
-count as study_0.
+count as study_0. `--append_timestamp` of the benchmark's runner lengthens the
+name of a study.
 """
 
 import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 
 _WORKLOAD = re.compile(r'(?P<workload>\w+)_(?P<framework>jax|pytorch)')
 _TRIAL = re.compile(r'trial_(\d+)')
-_STUDY = re.compile(r'study[_-]?\d+')
+_STUDY = re.compile(r'study[_-]?\d+(-\d{4}(-\d{2}){5})?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,31 @@ class Place:
 def find(folder: pathlib.Path) -> list[Place]:
   """Find the trials below a folder, in the order of their paths."""
   places = []
+  for path, match, trials in _workloads(folder):
+    submission, study = _owner(folder, path.parent)
+    places += [
+      Place(
+        path / trial[0],
+        submission,
+        study,
+        match['workload'],
+        match['framework'],
+        int(trial[1]),
+      )
+      for trial in trials
+    ]
+  return sorted(places, key=lambda place: (str(place.path.parent), place.trial))
+
+
+def without_trials(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Find the folders of workloads that hold no trial."""
+  return sorted(path for path, _, trials in _workloads(folder) if not trials)
+
+
+def _workloads(
+  folder: pathlib.Path,
+) -> Iterator[tuple[pathlib.Path, re.Match[str], list[re.Match[str]]]]:
+  """Yield the folder of each workload, the parts of its name, its trials."""
   seen: set[str] = set()
   for parent, names, _ in os.walk(folder, followlinks=True):
     names.sort()
@@ -52,24 +79,10 @@ def find(folder: pathlib.Path) -> list[Place]:
     seen.add(real)
     match = _WORKLOAD.fullmatch(os.path.basename(parent))
     trials = [m for name in names if (m := _TRIAL.fullmatch(name))]
-    # A submission's own name may end in a framework's.
-    if not match or not trials:
-      continue
-    above = pathlib.Path(parent).parent
-    submission, study = _owner(folder, above)
-    places += [
-      Place(
-        pathlib.Path(parent, trial[0]),
-        submission,
-        study,
-        match['workload'],
-        match['framework'],
-        int(trial[1]),
-      )
-      for trial in trials
-    ]
-    names.clear()
-  return sorted(places, key=lambda place: (str(place.path.parent), place.trial))
+    # A submission's own name may end in a framework's, but holds folders.
+    if match and (trials or not names):
+      yield pathlib.Path(parent), match, trials
+      names.clear()
 
 
 def _owner(folder: pathlib.Path, above: pathlib.Path) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lab.core import logs
-from lab.report.layout import Place, find
+from lab.report.layout import Place, find, without_trials
 from lab.report.targets import Goal
 
 _STEP = 'global_step'
@@ -99,16 +99,36 @@ class Reader:
 
   goals: Mapping[str, Goal]
   problems: list[str] = dataclasses.field(default_factory=list)
+  # Trials with the same fault, by the folder of their workload.
+  _faults: dict[tuple[str, str], list[int]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  def _tell(self, place: Place, fault: str) -> None:
+    """Note a fault; trials of a study that share it become one line."""
+    where = str(place).removesuffix(f'/trial_{place.trial}')
+    self._faults.setdefault((where, fault), []).append(place.trial)
 
   def read(self, folders: Sequence[pathlib.Path]) -> list[Trial]:
-    """Read all trials below some folders."""
-    places = self._without_namesakes([p for f in folders for p in find(f)])
+    """Read all trials below some folders, each of them once."""
+    found: dict[pathlib.Path, Place] = {}
+    for folder in folders:
+      for place in find(folder):
+        found.setdefault(place.path.resolve(), place)
+      for path in without_trials(folder):
+        self.problems.append(f'{path}: no trials.')
+    places = self._without_namesakes(list(found.values()))
     unknown = sorted({p.workload for p in places} - set(self.goals))
     for name in unknown:
       self.problems.append(
         f'{name}: unknown workload, left out. Give its target by --targets.'
       )
     trials = [self._trial(p) for p in places if p.workload not in unknown]
+    self.problems += [
+      f'{where}/trial_{", ".join(map(str, numbers))}: {fault}'
+      for (where, fault), numbers in self._faults.items()
+    ]
+    self._faults.clear()
     return split_frameworks([t for t in trials if t is not None])
 
   def _without_namesakes(self, places: Sequence[Place]) -> list[Place]:
@@ -166,16 +186,16 @@ class Reader:
       return content
     # The benchmark writes null where a self-tuning run has no hyperparameters.
     if path.read_bytes().strip() != b'null':
-      self.problems.append(f'{place}: {name} is not a JSON object, ignored.')
+      self._tell(place, f'{name} is not a JSON object, ignored.')
     return {}
 
   def _rows(self, place: Place, goal: Goal) -> list[dict[str, str]]:
     """Complete rows of a trial; faults of the file go to the problems."""
     path = place.path / logs.EVAL_MEASUREMENTS
     try:
-      text = path.read_text(encoding='utf-8', errors='replace')
+      text = path.read_text(encoding='utf-8-sig', errors='replace')
     except OSError:
-      self.problems.append(f'{place}: no measurements ({path.name} missing).')
+      self._tell(place, f'no measurements ({path.name} missing).')
       return []
     lines = text.replace('\0', '').splitlines()
     reader = csv.DictReader(lines)
@@ -184,33 +204,30 @@ class Reader:
     except csv.Error:
       columns = []
     if not columns:
-      self.problems.append(f'{place}: no measurements ({path.name} is empty).')
+      self._tell(place, f'no measurements ({path.name} is empty).')
       return []
     needed = [_STEP, goal.column]
     missing = [name for name in needed if name not in columns]
     if not any(name in columns for name in _SECONDS):
       missing.append(' or '.join(_SECONDS))
     if missing:
-      self.problems.append(
-        f'{place}: {path.name} has no column {", ".join(missing)}.'
-      )
+      self._tell(place, f'{path.name} has no column {", ".join(missing)}.')
       return []
     try:
       rows = list(reader)
     except csv.Error as error:
-      self.problems.append(f'{place}: {path.name} is not CSV ({error}).')
+      self._tell(place, f'{path.name} is not CSV ({error}).')
       return []
     if not rows:
-      self.problems.append(
-        f'{place}: no measurements ({path.name} has no rows).'
-      )
+      self._tell(place, f'no measurements ({path.name} has no rows).')
       return []
     rows = self._whole(place, rows, columns, text.endswith('\n'), goal)
     values = [_number(row, goal.column) for row in rows]
     if nan := sum(map(math.isnan, values)):
-      self.problems.append(
-        f'{place}: {goal.column} is missing or NaN in {nan} of {len(rows)} '
-        'rows, which reach no target.'
+      self._tell(
+        place,
+        f'{goal.column} is missing or NaN in {nan} of {len(rows)} rows, which '
+        'reach no target.',
       )
     return rows
 
@@ -231,13 +248,15 @@ class Reader:
       last = i == len(rows) - 1 and not ends_with_newline
       if last and columns[-1] in (_STEP, goal.column, *_SECONDS):
         return False
-      return math.isfinite(_number(row, _STEP)) and math.isfinite(_seconds(row))
+      return (
+        0 <= _number(row, _STEP) < math.inf and 0 <= _seconds(row) < math.inf
+      )
 
     kept = [row for i, row in enumerate(rows) if is_whole(i, row)]
     if lost := len(rows) - len(kept):
-      self.problems.append(
-        f'{place}: {lost} of {len(rows)} rows cut or without step and time, '
-        'left out.'
+      self._tell(
+        place,
+        f'{lost} of {len(rows)} rows cut or without step and time, left out.',
       )
     return kept
 

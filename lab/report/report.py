@@ -218,7 +218,7 @@ def build(
     ratios=ratios,
     profiles=profiles,
     scores=_scores(
-      profiles, studies, times, targets, options, budgets, held_out
+      profiles, ratios, studies, times, targets, options, budgets, held_out
     ),
     gpu_hours=hours,
     savings=saved,
@@ -241,6 +241,7 @@ def build(
 
 def _scores(
   profiles: pd.DataFrame,
+  ratios: pd.DataFrame,
   studies: pd.DataFrame,
   times: pd.DataFrame,
   targets: Targets,
@@ -255,6 +256,8 @@ def _scores(
   table = table.merge(spread, on='submission')
   reached = np.isfinite(times.reindex(columns=base)).sum(axis=1)
   table['reached'] = table['submission'].map(reached)
+  counted = np.isfinite(ratios).sum(axis=1)
+  table['counted'] = table['submission'].map(counted)
   table['workloads'] = len(base)
   counts = studies.groupby(['submission', 'workload']).size()
   table['fewest_studies'] = table['submission'].map(

@@ -71,14 +71,16 @@ def _scores(report: Report) -> Table:
     Column('score_low', 'low', three),
     Column('score_high', 'high', three),
     Column('reached', 'targets reached', whole),
+    Column('counted', 'that count', whole),
     Column('workloads', 'workloads', whole),
     Column('fewest_studies', 'fewest studies', whole),
   ]
   note = (
     'Integral of the performance profile over tau in [1, 4], divided by 3. '
-    'Times beyond 4 x the fastest count as missed. Low and high: '
-    f'{intervals.LEVEL:.0%} bootstrap interval over studies.'
+    f'Times beyond 4 x the fastest count as missed. {_INTERVAL}'
   )
+  if report.targets.held_out:
+    note += ' A missed held-out workload makes its base workload missed.'
   if report.options.baseline is not None:
     columns.append(Column('relative_time', 'relative time', three))
     note += (
@@ -307,7 +309,7 @@ def markdown(
     '# AlgoPerf report\n',
     f'{len(report.submissions)} submissions, '
     f'{len(report.workloads)} workloads, {len(report.trials)} trials. '
-    f'Targets: {escape_markdown(targets.source)}; '
+    f'Targets: {escape_markdown(targets.title)}; '
     f'ruleset: {report.options.ruleset}; a score is a fraction of '
     f'{len(targets.base_workloads)} base workloads.\n',
   ]

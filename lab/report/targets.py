@@ -109,6 +109,14 @@ class Targets:
   held_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
   invalid: tuple[str, ...] = ()
 
+  @property
+  def title(self) -> str:
+    """Source with the version, for the reader of a report."""
+    known = f'AlgoPerf {self.version}'
+    if self.version is None or self.source == known:
+      return self.source
+    return f'{self.source} (budgets of {known})'
+
   def budget_seconds(self, workload: str, ruleset: str) -> float | None:
     """Billed seconds that a ruleset allows; None if unknown."""
     seconds = self.goals[workload].budget_seconds

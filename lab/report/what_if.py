@@ -79,10 +79,13 @@ seconds={'wmt': 8000.0})
   seconds: dict[str, float] = {}
   for part in changes.split(','):
     workload, equals, value = part.strip().partition('=')
+    if workload in seconds:
+      raise InputError(f'Invalid what_if={text!r}: {workload} is given twice.')
     if equals and workload in workloads:
       seconds[workload] = _positive(value, text)
     elif not equals and workload.startswith('x'):
       factor *= _positive(workload[1:], text)
+      _positive(str(factor), text)
     else:
       raise InputError(
         f'Invalid what_if={text!r}: {part!r} must be xFACTOR or '

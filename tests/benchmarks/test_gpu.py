@@ -14,8 +14,15 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import (
+  averages,
+  collectives,
+  cuda_tests,
+  sections,
+  table,
+  timing,
+)
 from benchmarks.gpu import section as one_section
-from benchmarks.gpu import sections, table, timing
 from benchmarks.gpu.setting import Setting, SkippedError
 from benchmarks.gpu.synchronisations import total, waits
 
@@ -55,6 +62,41 @@ def test_without_a_gpu_one_line_says_so_and_nothing_is_written(tmp_path):
     'No CUDA device was found. python -m benchmarks.gpu needs one.\n'
   )
   assert not (tmp_path / 'gpu').exists()
+
+
+def test_an_interpreter_without_torch_ends_in_one_line(tmp_path):
+  # `make gpu` takes python3, which may have nothing but the standard library.
+  finished = subprocess.run(
+    [sys.executable, '-S', '-m', 'benchmarks.gpu', '--output', str(tmp_path)],
+    cwd=ROOT,
+    env={'PATH': os.environ['PATH']},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert finished.returncode == 1
+  assert finished.stderr == (
+    f'{sys.executable} has no package torch. python -m benchmarks.gpu needs '
+    'one.\n'
+  )
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_torch_that_cannot_be_loaded_ends_in_one_line(tmp_path):
+  (tmp_path / 'torch.py').write_text("raise OSError('libcudart.so is missing')")
+  finished = subprocess.run(
+    [sys.executable, '-m', 'benchmarks.gpu', '--output', str(tmp_path / 'gpu')],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert finished.returncode == 1
+  assert finished.stderr == (
+    'torch cannot be imported (libcudart.so is missing). '
+    'python -m benchmarks.gpu needs one.\n'
+  )
 
 
 def test_an_unknown_section_is_named():
@@ -104,20 +146,133 @@ def test_sections_survive_each_other_and_keep_what_they_measured(tmp_path):
   }
 
 
+def has_ended(pid):
+  """True without the process, or if only its exit status is left."""
+  try:
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except FileNotFoundError:
+    return True
+  return stat.rpartition(')')[2].split()[0] in 'ZX'
+
+
 def test_an_ended_section_leaves_no_process_behind(tmp_path):
-  late = tmp_path / 'late'
-  child = f'import time; time.sleep(9); open({str(late)!r}, "w")'
+  """torchrun starts each rank in a new session."""
+  pids = tmp_path / 'pids'
+  rank = (
+    f'import os, time; print(os.getpid(), os.getppid(), '
+    f'file=open({str(pids)!r}, "w"), flush=True); time.sleep(600)'
+  )
+  agent = (
+    'import subprocess, sys; subprocess.run([sys.executable, "-c", '
+    f'{rank!r}], start_new_session=True)'
+  )
   code = f"""
-    import subprocess
-    subprocess.Popen([sys.executable, '-c', {child!r}])
+    import os, subprocess
+    agent = subprocess.Popen([sys.executable, '-c', {agent!r}])
+    while not os.path.exists({str(pids)!r}) or not open({str(pids)!r}).read():
+      time.sleep(0.1)
     row('started')
-    time.sleep(60)
+    time.sleep(600)
   """
-  start = time.monotonic()
-  entry = sections.run(script('hangs', code, 6.0), 100, lambda entry: None)
+  entry = sections.run(script('hangs', code, 20.0), 8.0, lambda entry: None)
+  assert entry['status'] == 'out of time'
   assert entry['rows'] == {'started': {}}
-  time.sleep(max(0.0, start + 11 - time.monotonic()))
-  assert not late.exists()
+  for pid in map(int, pids.read_text().split()):
+    end = time.monotonic() + 60
+    while not has_ended(pid) and time.monotonic() < end:
+      time.sleep(0.1)
+    assert has_ended(pid)
+
+
+@pytest.mark.parametrize(
+  ('code', 'limit', 'message'),
+  [
+    (
+      'import os, sys; print(os.environ["MASTER_ADDR"]); sys.exit(3)',
+      60.0,
+      'ended with 1',
+    ),
+    ('import time; time.sleep(600)', 5.0, r'did not end in 5 s'),
+  ],
+)
+def test_ranks_that_fail_or_hang_are_reported(
+  tmp_path, monkeypatch, capsys, code, limit, message
+):
+  (tmp_path / 'a_rank.py').write_text(code)
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+  with pytest.raises(RuntimeError, match=f'a_rank {message}'):
+    collectives.torchrun(1, 'a_rank', timeout=limit)
+  if message.startswith('ended'):
+    # An address: the machine's own name may have none.
+    assert '127.0.0.1' in capsys.readouterr().err
+
+
+def collect(rows, found):
+  for name, values in rows:
+    found[name] = values
+
+
+def test_a_backend_that_fails_hides_no_other(monkeypatch):
+  def torchrun(count, module, *arguments, timeout):
+    rows = pathlib.Path(arguments[arguments.index('--rows') + 1])
+    if 'nccl' in arguments:
+      rows.write_text('["first", {"ms": 1.0}]\n')
+      raise RuntimeError('benchmarks.gpu.ranks ended with 1.')
+    rows.write_text('["first", {"ms": 2.0}]\n')
+
+  def laboratory(setting):
+    yield 'lab', {'loss': 1.0}
+
+  monkeypatch.setattr(collectives, 'torchrun', torchrun)
+  monkeypatch.setattr(collectives, 'laboratory', laboratory)
+  found = {}
+  rows = collectives.measure(Setting(torch.device('cpu')))
+  with pytest.raises(RuntimeError, match=r'Not measured: nccl, 1 ranks \('):
+    collect(rows, found)
+  assert found == {
+    'nccl, 1 ranks/first': {'ms': 1.0},
+    'gloo, 2 ranks/first': {'ms': 2.0},
+    'lab': {'loss': 1.0},
+  }
+
+
+def test_a_library_that_cannot_be_measured_hides_no_row(monkeypatch):
+  def broken(model):
+    raise ImportError('undefined symbol')
+
+  monkeypatch.setitem(averages.PEERS, 'timm ModelEmaV3', broken)
+  found = {}
+  with pytest.raises(
+    RuntimeError, match=r'ModelEmaV3 \(ImportError: undefined'
+  ):
+    collect(averages.measure(SMOKE), found)
+  assert {'tiny/torch AveragedModel', 'tiny/swap in and out, copy'} < {*found}
+
+
+def test_results_of_another_machine_say_so(tmp_path):
+  def environment(torch_version):
+    return script(
+      'environment',
+      f"""
+      row('machine', device='A GPU')
+      row('packages', torch={torch_version!r})
+      """,
+    )
+
+  deadline = time.monotonic() + 100
+  measured = script('shampoo', "row('x', ms=1)")
+  gpu.measure([environment('2.9'), measured], deadline, tmp_path)
+  assert 'Measured on' not in (tmp_path / 'gpu.md').read_text()
+  results = gpu.measure([environment('2.13')], deadline, tmp_path)
+  assert results['shampoo']['machine'] == 'A GPU, torch 2.9'
+  page = (tmp_path / 'gpu.md').read_text()
+  assert page.endswith('Measured on A GPU, torch 2.9.\n')
+
+
+def test_files_with_tests_of_a_gpu_are_found():
+  paths = cuda_tests.marked()
+  assert 'tests/weightavg/test_placement.py' in paths
+  assert 'tests/weightavg/test_schemes.py' not in paths
 
 
 def test_results_are_written_as_they_come(tmp_path):
@@ -216,6 +371,8 @@ def test_training_is_measured_on_a_stand_in(name):
     assert rows[pair]['weights_finite']
     assert rows[pair]['graphs_compiled_by_swap'] == 0
     values = rows[pair]
+    # Beside the average the row has its control: names tell them apart.
+    assert {'control_peak_gigabytes', 'average_gigabytes'} < {*values}
     assert math.isclose(
       values['percent_at_that_cadence'] * values['steps_between_samples'],
       100 * values['sample_ms'] / values['control_ms'],

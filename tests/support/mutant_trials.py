@@ -17,11 +17,14 @@ import functools
 import gc
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import pathlib
 import resource
 import signal
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,10 +47,11 @@ _LONG = 3.0
 _PLACES = {
   '.shampoo.': ('/shampoo/',),
   '.nadamw.': ('/test_nadamw',),
-  '.multi_tensor.': ('/test_multi_tensor', '/test_mutants'),
+  '.multi_tensor.': ('/test_multi_tensor',),
 }
-# torch's optimizers import it in their first step, which takes seconds.
-_IMPORTED_LATE = ('torch._dynamo',)
+# torch's optimizers import the first in their first step, compiled ones import
+# the second, which takes seconds.
+_IMPORTED_LATE = ('torch._dynamo', 'torch._inductor.compile_fx')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,8 +64,10 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
   """Try the mutants in the place of running the tests once."""
   if session.testsfailed:
     raise session.Interrupted('The tests cannot be collected.')
-  for module in _IMPORTED_LATE:
-    importlib.import_module(module)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    for module in _IMPORTED_LATE:
+      importlib.import_module(module)
   # Forks share the memory of what they don't collect.
   gc.collect()
   gc.freeze()
@@ -159,7 +165,7 @@ class _Trials:
     limits = [_GRACE + _TIMES * self._seconds[test] for test in tests]
     found = _in_fork(functools.partial(_first_failure, mutant, items, limits))
     if isinstance(found, int):
-      return signal.strsignal(found) if found else 'exit'
+      return signal.strsignal(found)
     return found['failed']
 
 
@@ -170,9 +176,8 @@ def _first_failure(
   size = size * resource.getpagesize() + _MEMORY
   resource.setrlimit(resource.RLIMIT_AS, (size, size))
   set_mutant_under_test(mutant)
-  for item, following, limit in zip(
-    items, [*items[1:], None], limits, strict=True
-  ):
+  pairs = itertools.pairwise([*items, None])
+  for (item, following), limit in zip(pairs, limits, strict=True):
     # The signal ends the fork in compiled code, too.
     signal.setitimer(signal.ITIMER_REAL, limit)
     if _fails(item, following):
@@ -195,7 +200,7 @@ def _fails(item: pytest.Item, following: pytest.Item | None) -> bool:
 
 
 def _in_fork(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | int:
-  """Return the result of work in a fork, or the signal that ends this, or 0."""
+  """Return the result of work in a fork, or the signal that ends the fork."""
   reader, writer = os.pipe()
   process = os.fork()
   if process == 0:
@@ -204,10 +209,11 @@ def _in_fork(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | int:
       silent = os.open(os.devnull, os.O_WRONLY)
       os.dup2(silent, 1)
       os.dup2(silent, 2)
-      text = json.dumps(work())
-      os.write(writer, text.encode())
-    finally:
-      os._exit(0)
+      result = work()
+    except BaseException:
+      result = {'error': traceback.format_exc()}
+    os.write(writer, json.dumps(result).encode())
+    os._exit(0)
   os.close(writer)
   _, status = os.waitpid(process, 0)
   with contextlib.suppress(ProcessLookupError):
@@ -215,7 +221,12 @@ def _in_fork(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | int:
     os.killpg(process, signal.SIGKILL)
   with os.fdopen(reader) as file:
     text = file.read()
-  return json.loads(text) if text else os.WTERMSIG(status)
+  if not text:
+    return os.WTERMSIG(status)
+  result = json.loads(text)
+  if 'error' in result:
+    raise RuntimeError(result['error'])
+  return result
 
 
 def _digest(path: str | pathlib.Path) -> str:

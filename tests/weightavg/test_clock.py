@@ -87,6 +87,17 @@ def test_steps_beside_an_evaluation_do_not_enter_the_measurement():
   assert clock.plan.measurement().seconds_per_step == 0.5
 
 
+@pytest.mark.parametrize(('steps', 'is_planned'), [(2, False), (3, True)])
+def test_a_plan_needs_steps_that_no_evaluation_is_beside(steps, is_planned):
+  clock, now = clock_of(longest=300, seconds=100.0)
+  for step in range(300):
+    clock.begin_step()
+    now.seconds += 1.0
+    if step % steps == steps - 1:
+      clock.pause()
+  assert (clock.plan.total < 300) == is_planned
+
+
 def test_a_new_plan_is_told_and_changes_no_learning_rate():
   clock, now = clock_of(longest=1000, seconds=100.0)
   told = []
@@ -165,9 +176,11 @@ def test_the_limit_is_half_as_long_again_under_self_tuning():
   assert time_limit(workload_of(), is_self_tuning=True) == 90.0
 
 
-@pytest.mark.parametrize('seconds', [None, 0, -1, math.inf, 'long'])
+@pytest.mark.parametrize('seconds', ['missing', None, 0, -1, math.inf, 'long'])
 def test_a_workload_without_a_time_is_refused(seconds):
   workload = workload_of(max_allowed_runtime_sec=seconds)
+  if seconds == 'missing':
+    del workload.max_allowed_runtime_sec
   point = {'learning_rate': 1e-3, 'budget': 'clock'}
   with pytest.raises(ValueError, match="Invalid budget='clock'\\. Must be 'st"):
     train_step.init_optimizer_state(
@@ -264,13 +277,51 @@ def test_a_resumed_run_plans_and_trains_like_the_undisturbed_one(at):
   )
 
 
+@pytest.mark.parametrize(
+  ('first', 'then', 'planned'), [(0.15, 0.05, 366), (0.05, 0.15, 1000)]
+)
+def test_a_run_that_resumes_on_another_machine_is_planned_anew(
+  first, then, planned
+):
+  """The learning rate continues, and the schedule ends within 60 s."""
+  at, rates = 200, []
+
+  def durations(step):
+    rates.append(host.state['optimizer'].param_groups[0]['lr'])
+    # Each process compiles for two seconds.
+    return (first if step < at else then) + 2.0 * (step in (0, at))
+
+  host = Host(durations)
+  host.run(at)
+  saved = host.save()
+  host = Host(durations)
+  host.step = at
+  host.load(*saved)
+  host.now.seconds = 2.0**20
+  plan = host.state['clock'].plan
+  # 55 s without compilation, 1 % less for blocks that are not yet complete.
+  assert plan.total == pytest.approx(planned, rel=0.01)
+  host.run(900)
+  seconds = 4.0 + at * first + (host.step - at) * then
+  assert plan.elapsed == pytest.approx(seconds)
+  # 53 s in all, of which the first machine took 200 steps.
+  assert plan.total == pytest.approx(at + (53.0 - at * first) / then, rel=0.01)
+  peak = rates.index(max(rates))
+  assert rates[peak:] == sorted(rates[peak:], reverse=True)
+  assert rates[plan.total :] == [0.0] * (host.step - plan.total)
+  # Warm-up takes 20 steps, the steepest cosine 300.
+  changes = [abs(b - a) for a, b in itertools.pairwise(rates)]
+  assert max(changes[peak:]) < 0.01 * math.pi / 2 / 200
+
+
 def two_clocks(rank, folder):
   now = Time()
   clock = Clock(ClockPlan(500, 100.0), CPU, now)
   for _ in range(400):
     clock.begin_step()
-    # Ranks are slow by turns; rank 1 has spent more time than rank 0.
-    now.seconds += 0.3 if rank == 0 else 0.5
+    # Rank 1 is slow first, rank 0 a little later.
+    is_slow = rank == (clock.plan.step < 200)
+    now.seconds += 0.5 if is_slow else 0.3
   torch.save(clock.plan.state_dict(), f'{folder}/{rank}')
 
 

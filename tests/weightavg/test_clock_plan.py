@@ -98,8 +98,13 @@ def test_positions_run_from_0_to_1_and_a_plan_leaves_the_current_one():
   longest=st.integers(1, 3000),
   ratio=st.floats(0.1, 20.0),
   changes=st.lists(st.floats(0.2, 5.0), min_size=3, max_size=3),
+  # One step hangs for up to twice the limit.
+  stall=st.sampled_from([0.0, 0.5, 0.97, 2.0]),
+  stalls_at=st.floats(0.0, 1.0),
 )
-def test_positions_never_jump_and_plans_are_few(longest, ratio, changes):
+def test_positions_never_jump_and_plans_are_few(
+  longest, ratio, changes, stall, stalls_at
+):
   plan = ClockPlan(longest, 100.0)
   plans = []
   base = ratio * 100.0 / longest
@@ -111,10 +116,13 @@ def test_positions_never_jump_and_plans_are_few(longest, ratio, changes):
     yield from constant(base)
 
   previous = 0.0
-  for duration in durations():
-    plan.add(duration)
+  for step, duration in enumerate(durations()):
+    hangs = step == round(stalls_at * (longest - 1))
+    plan.add(duration + 100.0 * stall * hangs)
     reached = plan.position(plan.step)
     assert 0.0 <= previous <= reached <= 1.0
+    # A hundred times as fast as in all steps at most, whatever the clock says.
+    assert reached - previous <= 100 / longest + 1e-12
     previous = reached
     if plan.is_due:
       total = plan.revise(plan.measurement())
@@ -156,7 +164,8 @@ def test_a_plan_that_is_too_late_ends_gently():
   plan = ClockPlan(1000, 100.0)
   for _ in range(500):
     plan.add(1.0)
-  assert plan.revise(plan.measurement()) == 510
+  # Half of the schedule is left: half of 1 % of the longest one.
+  assert plan.revise(plan.measurement()) == 505
   # At the end there is nothing left to plan.
   for _ in range(600):
     plan.add(1.0)
@@ -164,6 +173,21 @@ def test_a_plan_that_is_too_late_ends_gently():
     plan.total <= 1100
   )
   assert plan.position(plan.step) == 1.0
+
+
+def test_plans_after_the_limit_do_not_steepen_the_rest_again():
+  plan, plans = ClockPlan(1000, 100.0), []
+
+  def durations():
+    yield 97.0
+    yield from constant(0.05)
+
+  run(plan, durations(), on_plan=lambda p: plans.append((p.step, p.total)))
+  # After six blocks of 20 steps 0.88 of the schedule are left: 8.8 steps.
+  assert plans[0] == (120, 129)
+  # A plan after each step, since each passes a sixteenth.
+  assert [step for step, _ in plans] == list(range(120, 120 + len(plans)))
+  assert all(129 <= total <= 134 for _, total in plans)
 
 
 def test_a_clock_that_stands_still_divides_nothing_by_zero():

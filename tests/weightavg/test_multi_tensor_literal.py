@@ -206,6 +206,9 @@ def test_one_bad_element_is_found_in_any_batch_of_small_tensors(place):
 
 def test_large_weights_are_finite_though_their_squares_are_not():
   assert multi_tensor.all_finite([torch.full((1 << 14,), 1e25)])
+  assert multi_tensor.not_finite([torch.full((1 << 14,), 1e25)]) == 0.0
+  # float16 ends at 65504; its sums are taken in float32.
+  assert multi_tensor.not_finite([torch.full((999,), 99.0).half()]) == 0.0
   assert not multi_tensor.all_finite([torch.full((1 << 14,), 1e38)])
   assert multi_tensor.all_finite([torch.ones(3, dtype=torch.int64)])
 
@@ -216,3 +219,28 @@ def test_single_tensors_are_lists_too():
   assert numbers([one, two]) == [2.0, 4.0]
   multi_tensor.skipping_lerp_([one], [sample], 0.5, torch.zeros(()))
   assert numbers([one]) == [5.0]
+
+
+def test_copies_are_views_of_one_block_of_each_dtype():
+  tensors = [
+    torch.arange(6.0).reshape(3, 2).t(),
+    torch.arange(4.0, dtype=torch.float64),
+    torch.tensor(7.0),
+  ]
+  found, blocks = multi_tensor.copies(tensors)
+  for copy, tensor in zip(found, tensors, strict=True):
+    assert copy.dtype == tensor.dtype
+    assert torch.equal(copy, tensor)
+  assert [b.shape for b in blocks] == [(7,), (4,)]
+  for block in blocks:
+    block.fill_(9.0)
+  assert all(torch.equal(copy, torch.full_like(copy, 9.0)) for copy in found)
+  assert tensors[2].item() == 7.0
+
+
+def test_a_copy_is_left_out_if_an_element_is_not_finite():
+  targets = full(1.0, 2.0)
+  multi_tensor.copy_if_finite_(targets, full(3.0, NAN))
+  assert numbers(targets) == [1.0, 2.0]
+  multi_tensor.copy_if_finite_(targets, full(3.0, 4.0))
+  assert numbers(targets) == [3.0, 4.0]

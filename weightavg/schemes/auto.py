@@ -173,7 +173,9 @@ def parse(text: str) -> tuple[Scheme, ...]:
 
 def _check_averages(schemes: Sequence[Scheme], given: object) -> None:
   for scheme in schemes:
-    if not isinstance(scheme, Scheme) or len(scheme.parts) != 1:
+    is_one = isinstance(scheme, Scheme) and len(scheme.parts) == 1
+    # The parts of `auto` itself are not resolved yet.
+    if not is_one or isinstance(scheme, Auto):
       raise _invalid(given, f'{scheme!r} is not a single average.')
   if all(isinstance(scheme, Raw) for scheme in schemes):
     raise _invalid(given, 'Must name at least one average.')

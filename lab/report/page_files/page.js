@@ -14,6 +14,7 @@
       color: css('--faint'),
       gridcolor: css('--line'),
       linecolor: css('--line'),
+      spikecolor: css('--faint'),
     });
     return {
       ...layout,

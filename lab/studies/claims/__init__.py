@@ -20,7 +20,6 @@ from lab.studies.claims import (
 )
 from lab.studies.claims.claim import CLAIMS, Claim, Part, register
 from lab.studies.claims.command import main
-from lab.studies.claims.rows import unmeasured
 
 __all__ = [
   'CLAIMS',
@@ -35,5 +34,4 @@ __all__ = [
   'primal',
   'register',
   'speed',
-  'unmeasured',
 ]

@@ -77,7 +77,7 @@ def table(rows: Sequence[Row]) -> str:
         row['text'],
         source(row),
         row['figure'] or tables.UNKNOWN,
-        text or row['reason'] or tables.UNKNOWN,
+        row['reason'] or text or tables.UNKNOWN,
         f'**{row["verdict"]}**',
         f'{row["seeds"]} x {len(row["workloads"])}'
         if row['seeds']
@@ -101,7 +101,7 @@ def short_table(rows: Sequence[Row]) -> str:
         tables.UNKNOWN
         if row['source'] is None
         else f'[{row["source"]}]({row["url"]})',
-        tables.UNKNOWN if first is None else measured(first),
+        tables.UNKNOWN if first is None or row['reason'] else measured(first),
         row['verdict'],
       ]
     )

@@ -34,7 +34,7 @@ def _measured(claim: Claim, shelf: Shelf) -> Row:
   reason = None
   if unknown:
     reason = f'Its runs give no value for: {"; ".join(unknown)}.'
-  if unknown and shelf.misses > misses:
+  if shelf.misses > misses:
     reason = 'Some of its runs are not finished.'
   return _row(claim, parts, reason)
 

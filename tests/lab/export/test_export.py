@@ -501,6 +501,8 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     (['nadamw'], 'required: --output'),
     (['nadamw', '--output', 'OUT', '--ruleset', 'both'], "choice: 'both'"),
     (['nadamw', '--output', 'OUT', '--authors', 'A #1'], 'line without #'),
+    (['nadamw', '--output', 'OUT', '--affiliations', '`A`'], 'line without #'),
+    (['nadamw', '--output', 'OUT', '--affiliations', 'A$B'], 'line without #'),
   ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(

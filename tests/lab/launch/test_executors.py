@@ -19,6 +19,10 @@ from lab.launch import (
   launcher,
 )
 
+# Its logger keeps the stderr that it is imported with: not one that a test
+# captures, which is closed.
+submitit = pytest.importorskip('submitit')
+
 SBATCH = """#!/bin/sh
 cp "$1" "$(dirname "$0")/script"
 echo Submitted batch job 51234
@@ -26,7 +30,6 @@ echo Submitted batch job 51234
 
 
 def test_a_slurm_job_knows_where_its_nodes_meet(tmp_path, monkeypatch):
-  pytest.importorskip('submitit')
   plan = plan_of(tmp_path, *LOCAL, '--nodes=3', '--processes_per_node=2')
   for name, value in {
     'SUBMITIT_EXECUTOR': 'slurm',
@@ -47,7 +50,6 @@ def test_a_slurm_job_knows_where_its_nodes_meet(tmp_path, monkeypatch):
 
 
 def test_a_stopped_job_ends_its_processes_and_is_submitted_again(tmp_path):
-  submitit = pytest.importorskip('submitit')
   plan, files = plan_of(tmp_path), files_of(tmp_path)
   job = jobs.Job(plan, RUN, files)
   job._process = subprocess.Popen(
@@ -60,7 +62,6 @@ def test_a_stopped_job_ends_its_processes_and_is_submitted_again(tmp_path):
 
 
 def test_slurm_is_asked_for_by_name(tmp_path, monkeypatch):
-  pytest.importorskip('submitit')
   monkeypatch.setenv('PATH', '')
   _, plan, runs = parse(tmp_path, *LOCAL)
   files = files_of(tmp_path)
@@ -71,8 +72,8 @@ def test_slurm_is_asked_for_by_name(tmp_path, monkeypatch):
   assert os.listdir(tmp_path) == []
 
 
-def test_a_study_is_one_slurm_array(tmp_path, monkeypatch, capsys):
-  pytest.importorskip('submitit')
+def submitted(tmp_path, monkeypatch, *options):
+  """The script that a fake sbatch was given."""
   commands = tmp_path / 'bin'
   commands.mkdir()
   for name in ('sbatch', 'srun'):
@@ -80,9 +81,13 @@ def test_a_study_is_one_slurm_array(tmp_path, monkeypatch, capsys):
     (commands / name).chmod(0o755)
   monkeypatch.setenv('PATH', f'{commands}{os.pathsep}{os.environ["PATH"]}')
   arguments = [*LOCAL, '--executor=slurm', '--studies=2', '--trials=2']
-  arguments += ['--nodes=2', '--gpus_per_node=4', '--slurm=partition=gpu']
+  arguments += ['--nodes=2', '--gpus_per_node=4', *options]
   launcher.main([*arguments, f'--experiment_dir={tmp_path / "runs"}'])
-  script = (commands / 'script').read_text()
+  return (commands / 'script').read_text()
+
+
+def test_a_study_is_one_slurm_array(tmp_path, monkeypatch, capsys):
+  script = submitted(tmp_path, monkeypatch, '--slurm=partition=gpu')
   for line in (
     '#SBATCH --array=0-3%4',
     '#SBATCH --nodes=2',
@@ -97,10 +102,20 @@ def test_a_study_is_one_slurm_array(tmp_path, monkeypatch, capsys):
   assert record == {'job_id': '51234_0', 'exit_status': None}
   # What scoring reads holds runs only.
   assert not (tmp_path / 'runs').exists()
+  assert 'warning: Slurm may give each job one CPU' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('key', ['cpus-per-task', 'cpus_per_task'])
+def test_cpus_are_asked_for_twice(tmp_path, monkeypatch, capsys, key):
+  """Since Slurm 22.05 srun takes one CPU, whatever sbatch was given."""
+  script = submitted(tmp_path, monkeypatch, f'--slurm={key}=48')
+  (command,) = [line for line in script.splitlines() if line[:5] == 'srun ']
+  assert '#SBATCH --cpus-per-task=48' in script
+  assert ' --cpus-per-task=48 ' in command
+  assert 'warning' not in capsys.readouterr().err
 
 
 def test_submitit_runs_a_trial_of_a_local_workload(tmp_path):
-  pytest.importorskip('submitit')
   _, plan, runs = parse(
     tmp_path,
     *LOCAL,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import shlex
 
 import pytest
@@ -70,6 +71,18 @@ def test_hours_are_the_time_limits_of_the_benchmark(tmp_path):
     )
     seconds = factor * 2 * trials * (16_114 + 11_303)
     assert launcher.hours_of(plan, runs) == pytest.approx(seconds / 3600)
+
+
+def test_the_docs_say_how_many_hours_a_study_is_billed(tmp_path):
+  page = pathlib.Path('docs/submit.md').read_text(encoding='utf-8')
+  for ruleset in ('external', 'self'):
+    _, plan, runs = parse(
+      tmp_path,
+      '--submissions=nadamw',
+      '--workloads=all',
+      f'--tuning_ruleset={ruleset}',
+    )
+    assert f'up to {launcher.hours_of(plan, runs):,.0f} hours' in page
 
 
 def test_a_benchmark_run_is_torchrun_with_the_runners_flags(tmp_path):

@@ -61,6 +61,19 @@ def test_states_come_from_what_the_runs_left(tmp_path):
   assert line.split()[4:] == ['finished', '5', '12.5']
 
 
+def test_the_status_says_that_the_benchmark_cannot_resume_jax(tmp_path):
+  plan, files = plan_of(tmp_path), files_of(tmp_path)
+  runs = [
+    Run('nadamw_ema', 'ogbg', 0, 1),
+    Run('nadamw_ema_jax', 'ogbg', 0, 1),
+    Run('nadamw_ema_jax', 'stdlib_lm', 0, 1),
+  ]
+  for run in runs:
+    write_checkpoint(plan, run, 5)
+  notes = [note for _, note in launcher.states(plan, runs, files).values()]
+  assert ['cannot resume JAX' in note for note in notes] == [False, True, False]
+
+
 def test_an_evaluation_at_the_end_is_not_the_end(tmp_path):
   plan = plan_of(tmp_path)
   write_end(plan, RUN)

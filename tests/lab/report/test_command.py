@@ -128,6 +128,42 @@ def test_targets_file_in_the_logs_is_used(logs):
   assert content['scores'] == {'fast': 0.5, 'slow': 0.5}
 
 
+def test_the_first_of_different_targets_is_used_and_said(logs, tmp_path):
+  goals = {'criteo1tb': ('loss', 0.2, 1000), 'wmt': ('bleu', 30.0, 24000)}
+  first = log_folders.write_targets(logs / 'workload_targets.json', goals)
+  folders = []
+  for name, target in (('same', 0.2), ('other', 0.3)):
+    folders.append(tmp_path / name)
+    row = (1, 1.0, 0.25)
+    log_folders.write_trial(folders[-1], name, 'criteo1tb', [row])
+    log_folders.write_targets(
+      folders[-1] / 'workload_targets.json',
+      goals | {'criteo1tb': ('loss', target, 1000)},
+    )
+  arguments = [*map(str, (logs, *folders)), '--output=.']
+  report = command.read(command.parser().parse_args(arguments))
+  _, problem = report.problems
+  assert problem == (
+    f'{folders[1]}/workload_targets.json: differs from {first}, whose targets '
+    'are used. Choose by --targets.'
+  )
+  assert report.targets.goals['criteo1tb'].target == 0.2
+
+
+def test_scores_are_printed_in_columns(logs, tmp_path, capsys):
+  _run(logs, '--output', tmp_path / 'out')
+  title, header, *rows, written = capsys.readouterr().out.splitlines()
+  assert title == 'Scores'
+  names = 'submission  score  low  high  targets reached  that count  workloads'
+  assert re.split('  +', header) == [*names.split('  '), 'fewest studies']
+  assert [row.split()[:2] for row in rows] == [
+    ['fast', '0.222'],
+    ['slow', '0.112'],
+  ]
+  assert len({len(line) for line in (header, *rows)}) == 1
+  assert written.endswith('report.html, report.md, report.json')
+
+
 def test_faults_are_listed_once_at_the_end_and_the_rest_reported(
   logs, tmp_path, capsys
 ):

@@ -1,10 +1,13 @@
 """Check the content of the static figures without drawing them."""
 
 import log_folders
+import matplotlib.image
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lab.report import __main__ as command
-from lab.report import curve_data, figures, targets
+from lab.report import charts, curve_data, figures, targets
 from lab.report.log_files import Evaluation
 
 ODD = '_odd $name$'
@@ -70,6 +73,70 @@ def test_a_resumed_run_is_drawn_once():
     for s, t, v in rows
   ]
   assert [e.value for e in curve_data.kept(evaluations)] == [0.5, 0.3]
+
+
+@given(st.lists(st.text('ab', max_size=12), unique=True), st.integers(8, 12))
+def test_labels_are_short_and_all_different(names, width):
+  labels = curve_data.labels(names, width)
+  assert list(labels) == names
+  assert len(set(labels.values())) == len(names)
+  # A number tells apart those that are equal when shortened.
+  assert all(len(label) <= width + 2 for label in labels.values())
+  if all(len(name) <= width for name in names):
+    assert list(labels.values()) == names
+
+
+def test_names_that_differ_in_the_middle_get_numbers():
+  names = [f'a_long_{middle}_name' for middle in ('first', 'other', 'third')]
+  labels = curve_data.labels(names, 9)
+  assert list(labels.values()) == ['a_lo…name', 'a_l…me 2', 'a_l…me 3']
+
+
+def test_long_names_fit_into_the_pictures(tmp_path):
+  # A warning, such as of a letter that no font has, would be an error.
+  for name in ('a' * 200, 'a' * 100 + 'b' * 100, '漢字 🚀'):
+    log_folders.write_trial(tmp_path / 'logs', name, 'wmt', [(9, 9.0, 40.0)],
+                            metric='bleu')  # fmt: skip
+  arguments = [str(tmp_path / 'logs'), '--output=.']
+  report = command.read(command.parser().parse_args(arguments))
+  figures.save_all(report, tmp_path / 'figures')
+  for path in (tmp_path / 'figures').glob('*.png'):
+    picture = matplotlib.image.imread(path)[..., :3]
+    edges = picture[:, :2], picture[:, -2:], picture[:2], picture[-2:]
+    assert all((edge == 1).all() for edge in edges), path.name
+
+
+def test_logs_without_a_base_workload_have_no_heat_map(tmp_path):
+  goals = {'wmt_post_ln': ('bleu', 30.0, 100), 'wmt': ('bleu', 30.0, 100)}
+  log_folders.write_trial(
+    tmp_path, 'a', 'wmt_post_ln', [(9, 9.0, 40.0)], metric='bleu'
+  )
+  path = log_folders.write_targets(
+    tmp_path / 'workload_targets.json', goals, base=['wmt']
+  )
+  arguments = [str(path.parent), '--output=.']
+  report = command.read(command.parser().parse_args(arguments))
+  assert report.scores['score'].tolist() == [0.0]
+  drawn = figures.save_all(report, tmp_path / 'figures')
+  assert 'time_to_target' not in drawn
+  assert 'steps_to_target' in drawn
+  sections = {chart.section for chart in charts.all_charts(report)}
+  assert 'Seconds to target, relative to the fastest' not in sections
+  assert 'Performance profiles' in sections
+
+
+@pytest.mark.parametrize('value', [1e308, -1e308, 3.4e38])
+def test_diverged_runs_are_drawn_beside_others(tmp_path, value):
+  for name, end in (('a', value), ('b', 0.1), ('c', -value)):
+    rows = [(i, float(i), 0.5 if i < 3 else end) for i in range(1, 9)]
+    log_folders.write_trial(tmp_path / 'logs', name, 'criteo1tb', rows)
+  arguments = [str(tmp_path / 'logs'), '--output=.']
+  report = command.read(command.parser().parse_args(arguments))
+  assert 'metric_by_steps' in figures.save_all(report, tmp_path / 'figures')
+  ax = figures.metric_curves(report, 'steps').axes[0]
+  low, high = ax.get_ylim()
+  # Three times the target away at most, and the axis' margin.
+  assert -0.4 < low < 0.1 < high < 0.6
 
 
 def _curve(values):

@@ -82,6 +82,69 @@ def test_links_are_followed_once(tmp_path):
   assert problems == []
 
 
+def test_a_trial_below_two_folders_is_read_once(tmp_path):
+  for name in ('a', 'b'):
+    log_folders.write_trial(tmp_path, name, 'criteo1tb', ROWS)
+  trials, problems = _read(tmp_path, tmp_path, tmp_path / 'b')
+  assert [t.submission for t in trials] == ['a', 'b']
+  assert problems == []
+
+
+def test_study_may_carry_the_runners_timestamp(tmp_path):
+  log_folders.write_trial(tmp_path, 'a', 'criteo1tb', ROWS)
+  study = tmp_path / 'a' / 'study_0'
+  name = 'study_0-2026-01-02-03-04-05'
+  study.rename(study.with_name(name))
+  for folder in (tmp_path, tmp_path / 'a'):
+    ((trial,), problems) = _read(folder)
+    assert (trial.submission, trial.study) == ('a', name)
+    assert problems == []
+
+
+def test_workload_without_trials_is_listed(tmp_path):
+  log_folders.write_trial(tmp_path, 'a_jax', 'criteo1tb', ROWS)
+  empty = tmp_path / 'a_jax' / 'study_0' / 'wmt_jax'
+  empty.mkdir()
+  trials, problems = _read(tmp_path)
+  assert len(trials) == 1
+  assert problems == [f'{empty}: no trials.']
+
+
+def test_trials_of_a_study_with_the_same_fault_are_one_line(tmp_path):
+  for study in (0, 1):
+    for trial in (1, 2, 10):
+      path = log_folders.write_trial(
+        tmp_path, 'a', 'criteo1tb', ROWS, study=study, trial=trial
+      )
+      if trial > 1:
+        path.unlink()
+  trials, problems = _read(tmp_path)
+  assert len(trials) == 2
+  assert problems == [
+    f'a/study_{study}/criteo1tb_pytorch/trial_2, 10: no measurements '
+    '(eval_measurements.csv missing).'
+    for study in (0, 1)
+  ]
+
+
+def test_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+  path = log_folders.write_trial(tmp_path, 'a', 'criteo1tb', ROWS)
+  path.write_text('\ufeffglobal_step,score,validation/loss\n10,1.0,0.5\n')
+  trial, problems = _one(tmp_path)
+  assert (trial.evaluations[0].step, problems) == (10, [])
+
+
+@pytest.mark.parametrize(
+  'row', ['-1,1,0.5', '1,-1,0.5', '1,inf,0.5', 'nan,1,0']
+)
+def test_rows_without_a_possible_step_and_time_are_left_out(tmp_path, row):
+  path = log_folders.write_trial(tmp_path, 'a', 'criteo1tb', ROWS)
+  path.write_text(f'global_step,score,validation/loss\n{row}\n10,0,0.5\n')
+  trial, (problem,) = _one(tmp_path)
+  assert [e.step for e in trial.evaluations] == [10]
+  assert '1 of 2 rows cut or without step and time' in problem
+
+
 def test_cut_line_is_left_out(tmp_path):
   path = log_folders.write_trial(tmp_path, 'a', 'criteo1tb', ROWS)
   path.write_text(path.read_text()[:-9])

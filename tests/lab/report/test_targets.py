@@ -24,6 +24,7 @@ def test_budgets_of_version_one():
   known = targets.of_version()
   assert len(known.base_workloads) == 9
   assert known.gpus == 4
+  assert known.title == 'AlgoPerf 1.0'
   assert known.budget_seconds('wmt', 'external') == 16114
   assert known.budget_seconds('wmt', 'self') == 1.5 * 16114
   assert known.goals['finewebedu_lm'].column == 'validation/ppl'
@@ -38,6 +39,7 @@ def test_a_file_with_the_base_workloads_of_a_version_has_its_budgets(tmp_path):
   )
   read = targets.read(path)
   assert (read.version, read.gpus, read.invalid) == ('0.5', 8, ())
+  assert read.title == 'targets.json (budgets of AlgoPerf 0.5)'
   assert read.goals['wmt'].target == 0.1
   assert read.goals['wmt'].step_hint == 50
   assert read.budget_seconds('wmt', 'external') == 48151
@@ -55,6 +57,7 @@ def test_unknown_version_and_unusable_targets_are_listed(tmp_path):
   read = targets.read(path)
   assert list(read.goals) == ['a']
   assert read.version is None
+  assert read.title == 'targets.json'
   assert read.budget_seconds('a', 'self') is None
   reasons = [line.removeprefix(f'{path}: ') for line in read.invalid]
   assert reasons[0].startswith("no usable target of b (Invalid metric='speed'")

@@ -33,6 +33,8 @@ def test_parses_factors_and_times():
     ('a:x=-5', r"'-5' must be a number in \(0, inf\)"),
     ('a:xinf', r"'inf' must be a number in \(0, inf\)"),
     ('a:x=nan', r"'nan' must be a number in \(0, inf\)"),
+    ('a:x1e200,x1e200', r"'inf' must be a number in \(0, inf\)"),
+    ('a:x=5,x=6', 'x is given twice'),
     ('a:x0', r"'0' must be a number in \(0, inf\)"),
   ],
 )

@@ -1,9 +1,15 @@
 """Literal steps of blocks, without which mutants of the arithmetic survived."""
 
+import pickle
+
 import pytest
 import torch
 
-from weightavg.pytorch.shampoo import DistributedShampoo, blocking
+from weightavg.pytorch.shampoo import (
+  DistributedShampoo,
+  blocking,
+  root_schedule,
+)
 from weightavg.pytorch.shampoo.block_state import make_stacks
 from weightavg.pytorch.shampoo.inverse_roots import half_roots
 from weightavg.pytorch.shampoo.reference import ReferenceShampoo
@@ -190,3 +196,63 @@ def test_the_state_of_a_block_is_what_its_options_need(options, names):
   )
   (block,) = optimizer.state_dict()['parameters']['0.0']['blocks']
   assert set(block) == names | {'pair_0', 'pair_1'}
+
+
+def blocks_of(*shapes, diagonal=False):
+  return [
+    blocking.Block(0, number, 0, (0,) * len(shape), shape, diagonal)
+    for number, shape in enumerate(shapes)
+  ]
+
+
+SPREAD = {
+  'precondition_frequency': 2,
+  'start_preconditioning_step': -1,
+  'spread_roots': True,
+}
+
+
+def test_phases_balance_the_cubes_of_the_dims():
+  """Loads 64, 0; 64, 27; 64, 54; 64, 81; 91, 81."""
+  phases = root_schedule.phases(
+    blocks_of((4,), (3,), (3,), (3,), (3,)), [SPREAD]
+  )
+  assert list(phases.values()) == [0, 1, 1, 1, 0]
+
+
+def test_blocks_without_factors_have_no_load():
+  diagonal = blocks_of((100,), (9,), diagonal=True)
+  full = blocks_of((), (), (4, 4), (3, 3))[2:]
+  phases = root_schedule.phases([*diagonal, *full], [SPREAD])
+  assert [phases[block] for block in full] == [0, 1]
+  assert [phases[block] for block in diagonal] == [1, 1]
+  alone = root_schedule.phases(diagonal, [SPREAD])
+  assert list(alone.values()) == [0, 0]
+
+
+def test_a_phase_counts_from_the_first_root():
+  group = SPREAD | {
+    'precondition_frequency': 3,
+    'start_preconditioning_step': 4,
+  }
+  (block,) = blocks_of((2,))
+  steps = [
+    step
+    for step in range(1, 13)
+    if root_schedule.due_blocks(group | {'step': step}, {block: 1}, 0)
+  ]
+  assert steps == [5, 8, 11]
+
+
+def test_a_pickled_copy_takes_the_same_steps():
+  weight = torch.nn.Parameter(torch.randn(3, 2))
+  optimizer = DistributedShampoo(
+    [weight], lr=0.1, max_preconditioner_dim=3, precondition_frequency=1
+  )
+  step_with_random_gradients(optimizer, [weight])
+  both = [(weight, optimizer), pickle.loads(pickle.dumps((weight, optimizer)))]
+  for seed in range(2):
+    for parameter, owner in both:
+      torch.manual_seed(seed)
+      step_with_random_gradients(owner, [parameter])
+  assert torch.equal(both[0][0], both[1][0])

@@ -67,27 +67,68 @@ def test_blocks_overlap_in_threads(host):
   assert torch.get_float32_matmul_precision() == host
 
 
-# torch refuses to mix both interfaces in one process, so this needs its own.
+# torch refuses to mix both interfaces in one process, so each runs in its own.
 _PER_BACKEND = """
+import sys
 import torch
 from weightavg.pytorch.shampoo.precision import full_float32_products
-matmul = torch.backends.cuda.matmul
-if hasattr(matmul, 'fp32_precision'):
-  matmul.fp32_precision = 'tf32'
-  with full_float32_products():
-    assert matmul.fp32_precision == 'ieee'
-  assert matmul.fp32_precision == 'tf32'
-  assert torch.backends.mkldnn.matmul.fp32_precision == 'none'
-else:
-  matmul.allow_tf32 = True
-  with full_float32_products():
-    assert not matmul.allow_tf32
-  assert matmul.allow_tf32
+backends = torch.backends
+matmul = backends.cuda.matmul
+if not hasattr(matmul, 'fp32_precision'):
+  sys.exit()
+levels = (backends, backends.cudnn, backends.mkldnn, matmul,
+          backends.mkldnn.matmul, backends.cudnn.conv)
+exec(sys.argv[1])
+before = [level.fp32_precision for level in levels]
+assert 'bf16' in before or 'tf32' in before[:-1]
+with full_float32_products():
+  for level in (matmul, backends.mkldnn.matmul):
+    assert level.fp32_precision in ('ieee', 'none')
+assert [level.fp32_precision for level in levels] == before
+backends.fp32_precision = 'ieee'
+print(matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision)
 """
 
 
-def test_a_setting_per_backend_returns():
-  subprocess.run([sys.executable, '-c', _PER_BACKEND], check=True)
+@pytest.mark.parametrize(
+  ('host', 'later'),
+  [
+    ("torch.set_float32_matmul_precision('medium')", 'tf32 bf16'),
+    ("matmul.fp32_precision = 'tf32'", 'tf32 ieee'),
+    # Both kinds of products follow what they have no value of their own for.
+    ("backends.fp32_precision = 'tf32'", 'ieee ieee'),
+    ("backends.mkldnn.fp32_precision = 'bf16'", 'ieee ieee'),
+  ],
+)
+def test_a_setting_by_backend_returns_and_follows_the_host(host, later):
+  """`later` is what a host that sets 'ieee' for all finds afterwards."""
+  command = [sys.executable, '-c', _PER_BACKEND, host]
+  found = subprocess.run(command, check=True, capture_output=True, text=True)
+  if hasattr(torch.backends.cuda.matmul, 'fp32_precision'):
+    assert found.stdout.split() == later.split()
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script:DeprecationWarning')
+# It leaves torch's settings to the interpreter, and says so.
+@pytest.mark.filterwarnings('ignore:Dynamo does not know how to trace')
+def test_the_setting_holds_and_returns_under_a_compiler(host):
+  seen = []
+
+  def product(matrix, fails):
+    with full_float32_products():
+      seen.append(torch.get_float32_matmul_precision())
+      if fails:
+        raise KeyError
+      return matrix @ matrix
+
+  compiled = torch.compile(product, backend='eager')
+  for _ in range(2):
+    compiled(torch.eye(2), False)
+    assert torch.get_float32_matmul_precision() == host
+  with pytest.raises(KeyError):
+    compiled(torch.eye(2), True)
+  assert torch.get_float32_matmul_precision() == host
+  assert set(seen) == {'highest'}
 
 
 class SettingOfPanels(torch.overrides.TorchFunctionMode):
@@ -115,6 +156,25 @@ def test_roots_alone_are_built_in_full_float32(host):
     optimizer.step()
   assert settings.building == {'highest'}
   assert settings.others == {host}
+  assert torch.get_float32_matmul_precision() == host
+
+
+class FailingRoots(torch.overrides.TorchFunctionMode):
+  """Raise at the first product that builds a root, as a device may."""
+
+  def __torch_function__(self, func, types, args=(), kwargs=None):
+    kwargs = kwargs or {}
+    if func is torch.Tensor.addmm_ and not kwargs.get('beta', 1):
+      raise RuntimeError('operation not permitted when capturing')
+    return func(*args, **kwargs)
+
+
+def test_the_hosts_setting_returns_after_a_step_that_fails(host):
+  weight = torch.nn.Parameter(torch.zeros(130, 2))
+  optimizer = DistributedShampoo([weight], lr=0.1, precondition_frequency=1)
+  weight.grad = torch.randn(130, 2)
+  with FailingRoots(), pytest.raises(RuntimeError, match='when capturing'):
+    optimizer.step()
   assert torch.get_float32_matmul_precision() == host
 
 

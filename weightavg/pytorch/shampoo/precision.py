@@ -8,6 +8,7 @@ docs/tf32.md says which of Shampoo's products bear that, and by which figures.
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -49,28 +50,51 @@ def full_float32_products() -> Iterator[None]:
 
 def _set_full_precision() -> Callable[[], None]:
   """Switch to full float32; return a function that restores the setting."""
-  # torch 2.9 added a setting per backend and raises where it contradicts the
-  # process-wide one, so each is changed through the interface the host used.
-  backends = [
-    backend.matmul
-    for backend in (torch.backends.cuda, torch.backends.mkldnn)
-    if hasattr(getattr(backend, 'matmul', None), 'fp32_precision')
-  ]
-  saved = [backend.fp32_precision for backend in backends]
   try:
     legacy = torch.get_float32_matmul_precision()
   except RuntimeError:
-    legacy = None
-  if legacy is not None:
-    torch.set_float32_matmul_precision('highest')
-  else:
-    for backend in backends:
-      backend.fp32_precision = 'ieee'
+    # torch 2.9 added settings by backend and raises where they contradict the
+    # process-wide one, so each is changed through the interface the host used.
+    return _set_backends()
+  if legacy == 'highest':
+    return lambda: None
+  levels = _levels()
+  saved = [level.fp32_precision for level in levels]
+  torch.set_float32_matmul_precision('highest')
 
   def restore() -> None:
-    if legacy is not None:
-      torch.set_float32_matmul_precision(legacy)
-    for backend, value in zip(backends, saved, strict=True):
-      backend.fp32_precision = value
+    torch.set_float32_matmul_precision(legacy)
+    for level, value in zip(levels, saved, strict=True):
+      if level.fp32_precision != value:
+        level.fp32_precision = value
+
+  return restore
+
+
+def _levels() -> list[Any]:
+  """Return what has a precision in torch >= 2.9, general ones first."""
+  backends = torch.backends
+  levels = (
+    backends,
+    backends.cudnn,
+    backends.mkldnn,
+    getattr(backends.cuda, 'matmul', None),
+    getattr(backends.mkldnn, 'matmul', None),
+  )
+  return [level for level in levels if hasattr(level, 'fp32_precision')]
+
+
+def _set_backends() -> Callable[[], None]:
+  changed = []
+  for level in _levels():
+    # A level without a value of its own reads 'ieee' by now, from one above. It
+    # must get none: the host may change the one above later.
+    if level.fp32_precision not in ('ieee', 'none'):
+      changed.append((level, level.fp32_precision))
+      level.fp32_precision = 'ieee'
+
+  def restore() -> None:
+    for level, value in changed:
+      level.fp32_precision = value
 
   return restore

@@ -413,11 +413,14 @@ def test_the_gain_grows_with_the_noise():
   assert row['verdict'] == statistics.FAILS
 
 
-def test_unfinished_runs_leave_a_claim_unmeasured():
+@pytest.mark.parametrize('finished', [20, -1])
+def test_unfinished_runs_leave_a_claim_unmeasured(finished):
   shelf = asked(['e'])
+  # A verdict on fewer seeds of some workloads would look like one on all.
+  finished %= len(shelf.runs)
   shelf.put(
     [
-      typed(run, {'raw': 80, '*': 40}) if place < 20 else None
+      typed(run, {'raw': 80, '*': 40}) if place < finished else None
       for place, run in enumerate(shelf.runs)
     ]
   )
