@@ -281,6 +281,19 @@ def test_replaced_parameters_are_followed():
     assert net.weight.item() == 5.0
 
 
+@pytest.mark.parametrize('swap', SWAPS)
+def test_parameters_replaced_while_shown_get_the_raw_weights_back(swap):
+  net, averager = model(swap=swap)
+  with averager.evaluating():
+    net.weight = nn.Parameter(net.weight.detach().clone())
+    assert net.weight.item() == 3.0
+  assert net.weight.item() == 5.0
+  averager.update()
+  with averager.evaluating():
+    assert net.weight.item() == pytest.approx(11 / 3)
+  assert net.weight.item() == 5.0
+
+
 def change_head(net):
   net[1] = nn.Linear(2, 3)
 

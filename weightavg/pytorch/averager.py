@@ -70,8 +70,9 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
     weights: the model (wrapped by DistributedDataParallel or torch.compile or
       not), or pairs of a name and a tensor, which is floating-point or complex.
       Tied parameters count once; those of a model that require no gradient are
-      left alone. Pairs are parameters, or tensors of your own: of those, a swap
-      changes the content (as with swap='copy').
+      left alone. Pairs are parameters, or tensors of your own, which your steps
+      change in place: of those, a swap changes the content (as with
+      swap='copy').
     scheme: the average, such as Ema(0.999).
     every: steps between two samples, >= 1. By default 1; 0.2 % of `total_steps`
       for a horizon and for LAWA, unless there is an interpolation.

@@ -1,5 +1,6 @@
 """Showing an average in a model, and putting its weights back."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,12 +78,16 @@ class Swap:
   def undo(self) -> None:
     """Put the weights back; nothing happens if they are in place.
 
-    Writes to the parameters since `show` are logged, once for all swaps.
+    Parameters that have replaced others since `show` get the weights of those.
+    Writes to the parameters are logged, once for all swaps.
     """
     if self.raw is None:
       return
     self._warn_of_writes()
-    self._weights.reshard()
+    # Whole copies of sharded parameters are dropped first. Where the model has
+    # changed otherwise, the next sample raises.
+    with contextlib.suppress(RuntimeError):
+      self._weights.follow()
     if self._exchange:
       for tensor, raw in zip(self._weights.tensors, self.raw, strict=True):
         tensor.data = raw

@@ -215,6 +215,15 @@ def test_strategies_that_shard_parameters_are_refused():
     AveragingCallback(Ema(0.5)).on_fit_start(Trainer(), Module())
 
 
+def test_checkpoints_of_raw_weights_alone_are_refused(tmp_path):
+  callbacks = [
+    AveragingCallback(Ema(0.5)),
+    pl.callbacks.ModelCheckpoint(tmp_path, save_weights_only=True),
+  ]
+  with pytest.raises(ValueError, match='Invalid save_weights_only=True'):
+    fit(tmp_path, callbacks)
+
+
 @pytest.mark.parametrize(
   ('scheme', 'options'),
   [(Ema(0.9), {'interpolation': 0.9}), (ScheduleFree(), {})],

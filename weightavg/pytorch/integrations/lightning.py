@@ -37,9 +37,13 @@ class AveragingCallback(pl.Callback):
     **options: arguments of `Averager`. A horizon needs `total_steps`, which is
       `trainer.estimated_stepping_batches` unless given.
 
+  During `fit` a checkpoint by `trainer.save_checkpoint(weights_only=True)`
+  holds the raw weights: Lightning asks no callback for it.
+
   Raises:
     ValueError: for an interpolation; from `fit`, for a strategy that shards the
-      parameters with FSDP1 or DeepSpeed.
+      parameters with FSDP1 or DeepSpeed, and for a ModelCheckpoint with
+      save_weights_only=True.
 
   >>> from weightavg import Ema
   >>> callback = AveragingCallback(Ema(0.999))  # Trainer(callbacks=[callback])
@@ -68,6 +72,12 @@ class AveragingCallback(pl.Callback):
         f'Invalid strategy={strategy}. Must keep whole parameters on each '
         'rank, as DDPStrategy and SingleDeviceStrategy do.'
       )
+    for callback in trainer.checkpoint_callbacks:
+      if getattr(callback, 'save_weights_only', False):
+        raise ValueError(
+          'Invalid save_weights_only=True of a ModelCheckpoint. Must be False: '
+          'Lightning would save the raw weights.'
+        )
     self._finished = None
     options = dict(self._options)
     if options.get('total_steps') is None:
