@@ -12,7 +12,6 @@ from weightavg.pytorch.shampoo import (
 )
 from weightavg.pytorch.shampoo.block_state import make_stacks
 from weightavg.pytorch.shampoo.inverse_roots import half_roots
-from weightavg.pytorch.shampoo.reference import ReferenceShampoo
 from weightavg.pytorch.shampoo.step import step_group
 from weightavg.pytorch.shampoo.symmetric_pairs import (
   factor_half,
@@ -80,30 +79,6 @@ def test_an_override_of_one_is_the_inverse_itself():
   weight.grad = torch.tensor([4.0], dtype=torch.float64)
   optimizer.step()
   assert weight.item() == pytest.approx(-0.25)
-
-
-def test_blocks_of_one_stack_take_roots_in_their_own_phases():
-  options = {'lr': 0.1, 'precondition_frequency': 3, 'epsilon': 1e-4}
-  weights = [
-    torch.nn.Parameter(torch.randn(4, 3, dtype=torch.float64)) for _ in range(3)
-  ]
-  optimizer = DistributedShampoo(
-    weights, spread_roots=True, preconditioner_dtype=torch.float64, **options
-  )
-  references = [
-    ReferenceShampoo(w.detach(), phase=phase, **options)
-    for phase, w in enumerate(weights)
-  ]
-  for _ in range(10):
-    for weight, reference in zip(weights, references, strict=True):
-      weight.grad = torch.randn_like(weight)
-      reference.step(weight.grad)
-    optimizer.step()
-    for weight, reference in zip(weights, references, strict=True):
-      # As in test_step: rounding of ten steps in float64.
-      torch.testing.assert_close(
-        weight.detach(), reference.weight, rtol=1e-12, atol=1e-12
-      )
 
 
 def test_a_bad_factor_keeps_its_own_last_root():

@@ -52,6 +52,19 @@ def run(shapes, steps=10, missing=(), **options):
       yield step, weight.detach(), reference.weight
 
 
+def check_steps(optimizer, weights, references):
+  """Ten steps of one optimizer move each weight as its own reference does."""
+  for _ in range(10):
+    for weight, reference in zip(weights, references, strict=True):
+      weight.grad = torch.randn_like(weight)
+      reference.step(weight.grad)
+    optimizer.step()
+    for weight, reference in zip(weights, references, strict=True):
+      torch.testing.assert_close(
+        weight.detach(), reference.weight, rtol=TOLERANCE, atol=TOLERANCE
+      )
+
+
 def check(*args, tolerance=TOLERANCE, **kwargs):
   for step, weight, expected in run(*args, **kwargs):
     torch.testing.assert_close(
@@ -125,15 +138,22 @@ def test_spread_roots_match_reference_with_a_phase_each():
     ReferenceShampoo(w.detach(), phase=phase, **COMMON)
     for w, phase in zip(weights, (0, 1, 2, 2), strict=True)
   ]
-  for _ in range(10):
-    for weight, reference in zip(weights, references, strict=True):
-      weight.grad = torch.randn_like(weight)
-      reference.step(weight.grad)
-    optimizer.step()
-    for weight, reference in zip(weights, references, strict=True):
-      torch.testing.assert_close(
-        weight.detach(), reference.weight, rtol=TOLERANCE, atol=TOLERANCE
-      )
+  check_steps(optimizer, weights, references)
+
+
+def test_blocks_of_one_stack_take_roots_in_their_own_phases():
+  options = {'lr': 0.1, 'precondition_frequency': 3, 'epsilon': 1e-4}
+  weights = [
+    torch.nn.Parameter(torch.randn(4, 3, dtype=torch.float64)) for _ in range(3)
+  ]
+  optimizer = DistributedShampoo(
+    weights, spread_roots=True, preconditioner_dtype=torch.float64, **options
+  )
+  references = [
+    ReferenceShampoo(w.detach(), phase=phase, **options)
+    for phase, w in enumerate(weights)
+  ]
+  check_steps(optimizer, weights, references)
 
 
 def test_matches_reference_beyond_one_tile():
