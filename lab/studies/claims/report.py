@@ -108,18 +108,20 @@ def short_table(rows: Sequence[Row]) -> str:
   for row in rows:
     parts = deciding(row)
     first = next(iter(parts), None)
-    each = [_workloads_with(row['verdict'], p) for p in parts if p['on_each']]
-    where = ', '.join(sorted({name for names in each for name in names}))
-    if row['verdict'] == statistics.HOLDS:
-      where = ''
+    where = {
+      name
+      for part in parts
+      if part['on_each'] and row['verdict'] != statistics.HOLDS
+      for name in _workloads_with(row['verdict'], part)
+    }
     lines.append(
       [
         row['text'],
         tables.UNKNOWN
         if row['source'] is None
         else f'[{row["source"]}]({row["url"]})',
-        tables.UNKNOWN if first is None or row['reason'] else measured(first),
-        row['verdict'] + (where and f' ({where})'),
+        tables.UNKNOWN if first is None else measured(first),
+        row['verdict'] + (f' ({", ".join(sorted(where))})' if where else ''),
       ]
     )
   return tables.markdown(['claim', 'source', 'here', 'verdict'], lines)
