@@ -18,6 +18,7 @@ from weightavg.config_fields import (
   check_value,
   config_field,
   fields_by_key,
+  plain,
 )
 from weightavg.sampling import Sampling
 from weightavg.schemes import SCHEMES, Auto, Raw, Recursive, Scheme
@@ -242,6 +243,7 @@ def resolve(
     ValueError: for a number out of range, a horizon without a budget, or a
       budget without a sample.
   """
+  every, start, budget = plain(every), plain(start), plain(budget)
   for name, value in (
     ('every', every),
     ('total_steps', budget),
@@ -315,6 +317,7 @@ def check_interpolation(
     name: of the argument, for the message.
     placement_name: likewise.
   """
+  interpolation = plain(interpolation)
   if not isinstance(interpolation, int | float) or not 0 <= interpolation < 1:
     raise ValueError(f'Invalid {name}={interpolation!r}. Must be in [0, 1).')
   if interpolation == 0.0:
@@ -402,6 +405,7 @@ def _without_effect(
 
 
 def _is_integer(value: Any) -> bool:
+  value = plain(value)
   return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 REQUIRED = dataclasses.MISSING
 Config = TypeVar('Config')
 
@@ -69,6 +71,14 @@ def allowed_text(field: dataclasses.Field) -> str:
   return text + (' or null' if field.default is None else '')
 
 
+def plain(value: Any) -> Any:
+  """Return NumPy's scalars as Python's, any other value as it is.
+
+  `torch.load(weights_only=True)` refuses a checkpoint that holds NumPy's.
+  """
+  return value.item() if isinstance(value, np.generic) else value
+
+
 def in_interval(value: float, interval: str) -> bool:
   """Test value against an interval written as '[0, 1)'; NaN is in none."""
   low, high = (float(end) for end in interval[1:-1].split(','))
@@ -79,6 +89,7 @@ def in_interval(value: float, interval: str) -> bool:
 
 def _is_allowed(field: dataclasses.Field, value: Any) -> bool:
   kind, allowed = field.metadata['kind'], field.metadata['allowed']
+  value = plain(value)
   if value is None:
     return field.default is None
   if kind is bool or isinstance(value, bool):
@@ -102,15 +113,13 @@ def check_value(key: str, field: dataclasses.Field, value: Any) -> None:
 def check_fields(config: Any) -> None:
   """Raise ValueError for the first field of wrong type or out of range.
 
-  NumPy's float64, which is a float, becomes Python's: a checkpoint that holds
-  one is not read by `torch.load(weights_only=True)`.
+  NumPy's scalars become Python's.
   """
   for field in dataclasses.fields(config):
     if 'kind' in field.metadata:
       value = getattr(config, field.name)
       check_value(field.name, field, value)
-      if isinstance(value, float) and type(value) is not float:
-        object.__setattr__(config, field.name, float(value))
+      object.__setattr__(config, field.name, plain(value))
 
 
 def read_fields(config_class: type[Config], point: Mapping[str, Any]) -> Config:

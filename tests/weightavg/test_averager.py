@@ -799,15 +799,28 @@ def test_evaluation_may_run_in_inference_mode(scheme, swap):
 
 
 @pytest.mark.parametrize(
-  ('scheme', 'interpolation'),
+  ('scheme', 'arguments'),
   [
-    (Ema(np.float64(0.5)), 0.0),
-    (Polynomial(np.float64(2.0)), 0.0),
-    (Ema(0.5), np.float64(0.9)),
+    (Ema(np.float64(0.5)), {}),
+    (Ema(np.float32(0.5)), {}),
+    (Polynomial(np.float64(2.0)), {}),
+    (Lawa(np.int64(3)), {'every': np.int64(2), 'start': np.int32(1)}),
+    (Ema(horizon=0.1), {'total_steps': np.int64(100)}),
+    (Ema(0.5), {'interpolation': np.float64(0.9)}),
+    (Ema(0.5), {'interpolation': np.float32(0.5)}),
+    (
+      Ema(0.5),
+      {
+        'interpolation': 0.9,
+        'batch_norm': 'refreshed',
+        'refresh_every': np.int64(2),
+      },
+    ),
   ],
 )
-def test_numbers_of_numpy_are_saved_as_plain_ones(scheme, interpolation):
-  averager = Averager(nn.Linear(1, 1), scheme, interpolation=interpolation)
+def test_numbers_of_numpy_are_saved_as_plain_ones(scheme, arguments):
+  model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+  averager = Averager(model, scheme, **arguments)
   file = io.BytesIO()
   torch.save(averager.state_dict(), file)
   file.seek(0)
