@@ -33,19 +33,23 @@ ANYTIME_RATES = (1.0, 0.5)
 
 
 def gap_closed(
-  raw: float | None, average: float | None, short: float | None
+  raw: float | None,
+  average: float | None,
+  short: float | None,
+  higher_is_better: bool,
 ) -> float | None:
   """Share of the way from the raw weights to the shorter run's end.
 
-  None where the shorter run is no better than the raw weights, up to rounding.
+  None where the shorter run is no better than the raw weights, up to rounding:
+  there is no gap to close.
 
-  >>> gap_closed(1.0, 0.75, 0.5)
+  >>> gap_closed(1.0, 0.75, 0.5, higher_is_better=False)
   0.5
   """
   if raw is None or average is None or short is None:
     return None
-  gap = short - raw
-  return (average - raw) / gap if abs(gap) > 1e-6 * abs(raw) else None
+  gap = short - raw if higher_is_better else raw - short
+  return (average - raw) / (short - raw) if gap > 1e-6 * abs(raw) else None
 
 
 @register(
@@ -57,8 +61,9 @@ def gap_closed(
 def tracks(shelf: Shelf) -> list[Part]:
   """Compare runs of 25, 50 and 75 % of T, each with a whole cosine, with the
   long run at the same steps: the share that the average closes of the gap
-  between the long run's raw weights and the shorter run's end. It tracks if it
-  closes more than half, with one average for all workloads and budgets.
+  between the long run's raw weights and the shorter run's end, where that is
+  the better one. It tracks if it closes more than half, with one average for
+  all workloads and budgets.
   """
 
   def closed(name: str, budget: float) -> Value:
@@ -71,6 +76,7 @@ def tracks(shelf: Shelf) -> list[Part]:
         measures.value_at(long, RAW, budget),
         measures.value_at(long, name, budget),
         measures.final(short),
+        long['higher_is_better'],
       )
 
     return effect

@@ -76,7 +76,7 @@ def _between(
 
   def effect(workload: str, seed: int) -> float | None:
     result = shelf.get(runs.in_epochs(workload, seed))
-    if result is None or name not in result['curves']:
+    if result is None or not {name, other} <= result['curves'].keys():
       return None
     budget = result['budget_steps']
     gains = [
@@ -91,9 +91,8 @@ def _between(
     known = [g for g in gains if g is not None and math.isfinite(g)]
     return statistics.fmean(known) if known else None
 
-  workloads = shelf.workloads(
-    *(BATCH_NORM if name.endswith((CURRENT, RECOMPUTED)) else ())
-  )
+  variants = [n for n in (name, other) if n.endswith((CURRENT, RECOMPUTED))]
+  workloads = shelf.workloads(*(BATCH_NORM if variants else ()))
   return shelf.effects(workloads, shelf.seeds(SEEDS), effect)
 
 
@@ -174,12 +173,7 @@ def epochs(shelf: Shelf) -> list[Part]:
     Part(
       text="BatchNorm: gain by averaged over the live model's statistics",
       unit='fraction',
-      effects={
-        key: None if value is None else -value
-        for key, value in _between(
-          shelf, f'{LAWA} {CURRENT}', LAWA, *half
-        ).items()
-      },
+      effects=_between(shelf, LAWA, f'{LAWA} {CURRENT}', *half),
       claimed=(-SMALL, SMALL),
       decides=False,
     ),

@@ -86,11 +86,14 @@ def test_the_cost_of_an_average_is_a_share_of_training():
 @pytest.mark.parametrize(
   ('numbers', 'expected'),
   [
-    ((1.0, 0.8, 0.5), 0.4),
-    ((0.5, 0.8, 1.0), 0.6),
-    ((1.0, 0.4, 0.5), 1.2),
-    ((1.0, 0.9, 1.0), None),
-    ((1.0, None, 0.5), None),
+    ((1.0, 0.8, 0.5, False), 0.4),
+    ((0.5, 0.8, 1.0, True), 0.6),
+    ((1.0, 0.4, 0.5, False), 1.2),
+    ((1.0, 0.9, 1.0, False), None),
+    ((1.0, None, 0.5, False), None),
+    # The shorter run is the worse one.
+    ((1.0, 0.9, 1.1, False), None),
+    ((1.0, 1.1, 0.9, True), None),
   ],
 )
 def test_the_gap_to_a_shorter_run_is_closed_in_part(numbers, expected):
