@@ -91,9 +91,7 @@ def table(rows: Sequence[Row]) -> str:
         row['figure'] or tables.UNKNOWN,
         row['reason'] or text or tables.UNKNOWN,
         f'**{row["verdict"]}**',
-        f'{row["seeds"]} x {len(row["workloads"])}'
-        if row['seeds']
-        else tables.UNKNOWN,
+        _seeds(row),
         f'`{row["command"]}`',
       ]
     )
@@ -102,8 +100,14 @@ def table(rows: Sequence[Row]) -> str:
   return tables.markdown(header, lines)
 
 
+def _seeds(row: Row) -> str:
+  if not row['seeds']:
+    return tables.UNKNOWN
+  return f'{row["seeds"]} x {len(row["workloads"])}'
+
+
 def short_table(rows: Sequence[Row]) -> str:
-  """Markdown: claim, paper, first measurement and verdict, for a front page."""
+  """Markdown: claims with first measurements and verdicts, for a front page."""
   lines = []
   for row in rows:
     parts = deciding(row)
@@ -122,9 +126,11 @@ def short_table(rows: Sequence[Row]) -> str:
         else f'[{row["source"]}]({row["url"]})',
         tables.UNKNOWN if first is None else measured(first),
         row['verdict'] + (f' ({", ".join(sorted(where))})' if where else ''),
+        _seeds(row),
       ]
     )
-  return tables.markdown(['claim', 'source', 'here', 'verdict'], lines)
+  header = ['claim', 'source', 'here', 'verdict', 'seeds x workloads']
+  return tables.markdown(header, lines)
 
 
 def section(row: Row) -> str:

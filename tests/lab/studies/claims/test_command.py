@@ -209,7 +209,7 @@ def test_tables_show_deciding_parts():
     '`python -m lab.studies claims --only=a`',
   ]
   (_, short) = lines(report.short_table([row]))
-  assert short[2:] == ['0.80 (0.70 to 0.90)', 'holds']
+  assert short[2:] == ['0.80 (0.70 to 0.90)', 'holds', '5 x 2']
   own = report.section(row)
   assert (
     'Averages are fast ([Someone 2025](https://example.org), Table 1).' in own
@@ -228,7 +228,7 @@ def test_workloads_on_which_a_claim_does_not_hold_are_named():
     'EMA: 0.75 to 0.85 by workload (does not hold: q; undecided: p, r)'
   )
   (_, short) = lines(report.short_table([row]))
-  assert short[2:] == ['0.80 (0.70 to 0.90)', 'does not hold (q)']
+  assert short[2:] == ['0.80 (0.70 to 0.90)', 'does not hold (q)', '5 x 2']
 
 
 def test_what_is_not_measured_says_why():
