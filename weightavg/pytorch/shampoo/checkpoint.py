@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from weightavg.config_fields import plain
 from weightavg.pytorch.gather import GatherToRankZero
 from weightavg.pytorch.shampoo import validation
 from weightavg.pytorch.shampoo.block_state import BlockStack
@@ -96,9 +97,9 @@ def save_parameters(
 
 def save_group(group: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
   """Return a group's hyperparameters as plain values."""
-  plain = {key: _plain(value) for key, value in group.items()}
-  plain.pop('param_names', None)
-  return plain | {'params': names}
+  values = {key: _plain(value) for key, value in group.items()}
+  values.pop('param_names', None)
+  return values | {'params': names}
 
 
 def check(
@@ -175,9 +176,7 @@ def _tensors(stacks: Sequence[BlockStack]) -> list[torch.Tensor]:
 def _plain(value: Any) -> Any:
   if isinstance(value, tuple):
     return [_plain(item) for item in value]
-  if isinstance(value, float):
-    return float(value)  # NumPy's float64 is one
-  return value.item() if isinstance(value, torch.Tensor) else value
+  return value.item() if isinstance(value, torch.Tensor) else plain(value)
 
 
 def _hyperparameters(saved: Mapping[str, Any]) -> dict[str, Any]:
