@@ -46,10 +46,11 @@ def gap_closed(
   >>> gap_closed(1.0, 0.75, 0.5, higher_is_better=False)
   0.5
   """
-  if raw is None or average is None or short is None:
+  gap = measures.gain(short, raw, higher_is_better)
+  won = measures.gain(average, raw, higher_is_better)
+  if gap is None or gap <= 1e-6:
     return None
-  gap = short - raw if higher_is_better else raw - short
-  return (average - raw) / (short - raw) if gap > 1e-6 * abs(raw) else None
+  return measures.quotient(won, gap)
 
 
 @register(

@@ -91,8 +91,9 @@ def _between(
     known = [g for g in gains if g is not None and math.isfinite(g)]
     return statistics.fmean(known) if known else None
 
-  variants = [n for n in (name, other) if n.endswith((CURRENT, RECOMPUTED))]
-  workloads = shelf.workloads(*(BATCH_NORM if variants else ()))
+  variants = (CURRENT, RECOMPUTED)
+  needs_statistics = name.endswith(variants) or other.endswith(variants)
+  workloads = shelf.workloads(*(BATCH_NORM if needs_statistics else ()))
   return shelf.effects(workloads, shelf.seeds(SEEDS), effect)
 
 
