@@ -117,6 +117,16 @@ def assert_holds_the_average(submission, saved, prefix):
     assert not averager['raw']
     return
   buffers = averager['buffers']
+  if scheme in support.TRAINS_AT_AVERAGE:
+    assert averager['samples'] == STEPS
+    assert averager['raw']
+    for name, y in averager['raw'].items():
+      # y = mu x + (1 - mu) z with mu = 0.9; float32 against float64.
+      x = (y.double() - 0.1 * buffers[0][name].double()) / 0.9
+      shown = saved['model_params'][prefix + name]
+      torch.testing.assert_close(shown.double(), x, rtol=1e-6, atol=1e-8)
+      assert not torch.equal(shown, y)
+    return
   assert averager['samples'] == STEPS // 16
   if scheme == 'auto':
     # The raw weights have no buffer; they are candidate 0, and shown as -1.

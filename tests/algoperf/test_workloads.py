@@ -14,6 +14,8 @@ import torch
 pytestmark = support.MARKS
 
 STEPS = 3
+# Of the submissions that train at the average.
+INTERPOLATION = 0.9
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +42,19 @@ def expected_weights(scheme, argument, samples):
     return torch.stack(samples).mean(dim=0)
   average = samples[0]
   for k, sample in enumerate(samples[1:], start=2):
-    if scheme == 'ema':
-      # Horizon 1 %, cadence 0.2 %: five samples, decay 1 - 1/5.
+    if scheme in ('ema', 'primal'):
+      # Horizon 1 %, a sample each 0.2 %: five samples, decay 1 - 1/5.
       decay = 1 - 0.002 / argument
       coefficient = (1 - decay) / (1 - decay**k)
+    elif scheme == 'schedule_free':
+      # Squares of the learning rates of a warm-up: 0, 1, 2, ...
+      coefficient = (k - 1) ** 2 / sum(j**2 for j in range(k))
     else:
       coefficient = min(1.0, (argument + 1) / (argument + k))
+    if scheme in support.TRAINS_AT_AVERAGE:
+      # The model has y = mu x + (1 - mu) z, with x of this step: solve for z.
+      share = INTERPOLATION * (1 - coefficient)
+      sample = (sample - share * average) / (1 - share)
     average = average + coefficient * (sample - average)
   return average
 

@@ -273,6 +273,26 @@ def test_training_with_evaluations_equals_training_without(folder):
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
+def test_an_evaluation_may_average_the_model_over_the_ranks(folder):
+  """Raised an error on AlgoPerf's speech workloads on more than one GPU."""
+  averaging, without = Host(folder), Host(folder)
+  for _ in range(4):
+    for host in (averaging, without):
+      host.update()
+      host.prepare_for_eval()
+    shown = averaging.weights()
+    # As the benchmark does: the sum in place of each rank's weights, then the
+    # mean by a load. The mean of equal numbers is the number.
+    state = averaging.model.state_dict()
+    for name, tensor in state.items():
+      tensor.mul_(2)
+      state[name] = tensor / 2
+    averaging.model.load_state_dict(state)
+    assert torch.equal(averaging.weights(), shown)
+  assert torch.equal(averaging.weights(), without.weights())
+
+
+@pytest.mark.parametrize('folder', FOLDERS)
 def test_every_value_of_the_state_is_checkpointable(folder, tmp_path):
   host = Host(folder)
   keys = set(host.state)

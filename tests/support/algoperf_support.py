@@ -121,11 +121,15 @@ def hyperparameters(name, **changes):
   return halton.generate_search([point], 1)[0]
 
 
+# Gradients are taken between the average and the optimizer's iterate.
+TRAINS_AT_AVERAGE = ('primal', 'schedule_free')
+
+
 def averages_by(submission):
-  """The scheme in a submission's name; 'none' for the bare optimizers."""
-  scheme = submission.rpartition('_')[2]
-  schemes = ('lawa', 'ema', 'polynomial', 'auto')
-  return scheme if scheme in schemes else 'none'
+  """The average in a submission's name; 'none' for the bare optimizers."""
+  optimizer, _, average = submission.partition('_')
+  assert optimizer in ('nadamw', 'shampoo')
+  return average or 'none'
 
 
 def shown_by(submission, state):
@@ -139,7 +143,8 @@ def shown_by(submission, state):
     kind, _, argument = name.partition(' ')
     return ('none', None) if kind == 'raw' else (kind, float(argument))
   # The defaults.
-  return scheme, {'lawa': 0.01, 'ema': 0.01, 'polynomial': 4.0}.get(scheme)
+  arguments = {'lawa': 0.01, 'ema': 0.01, 'polynomial': 4.0, 'primal': 0.03}
+  return scheme, arguments.get(scheme)
 
 
 def make_batch(name, seed=0):
@@ -477,8 +482,11 @@ def two_ranks(rank, folder):
   """One of two ranks, in every scenario, since starting them is what costs."""
   for index, (workload, compiled, changes) in enumerate(DDP_SCENARIOS):
     for submission in SUBMISSIONS:
-      if changes and averages_by(submission) == 'none':
+      scheme = averages_by(submission)
+      if changes and scheme == 'none':
         continue
+      if 'averaging_placement' in changes and scheme in TRAINS_AT_AVERAGE:
+        continue  # Refused: each step reads and writes the average.
       path = pathlib.Path(folder, f'{index}_{submission}')
       if rank == 0:
         path.mkdir()
@@ -508,14 +516,18 @@ def _conformer(rank, folder):
     run.workload.sync_sd(run.model)
     module.N_GPUS = 0
 
-  _undisturbed_and_resumed(
-    rank,
-    folder,
-    'nadamw_ema',
-    'librispeech_conformer',
-    hyperparameters('nadamw_ema'),
-    evaluation=synchronise,
-  )
+  for submission in ('nadamw_ema', 'nadamw_primal', 'shampoo_lawa'):
+    path = folder / submission
+    if rank == 0:
+      path.mkdir()
+    _undisturbed_and_resumed(
+      rank,
+      path,
+      submission,
+      'librispeech_conformer',
+      hyperparameters(submission),
+      evaluation=synchronise,
+    )
 
 
 def _undisturbed_and_resumed(

@@ -853,8 +853,14 @@ def test_weights_that_were_changed_between_steps_are_named(change):
   model, optimizer, averager = build()
   train(model, optimizer, averager, range(2))
   change(model)
-  with pytest.raises(RuntimeError, match=r"since the last update\(\): '"):
-    averager.before_step(optimizer)
+  for call in (
+    averager.swap_in,
+    averager.averaged_state_dict,
+    lambda: averager.before_step(optimizer),
+  ):
+    with pytest.raises(RuntimeError, match=r"since the last update\(\): '"):
+      call()
+  assert not averager.swapped
 
 
 def test_calls_within_a_step_are_refused():

@@ -185,6 +185,22 @@ def test_loading_is_refused_before_it_writes(assign, swap):
   assert net.weight.item() == 9.0
 
 
+@pytest.mark.parametrize('swap', SWAPS)
+def test_loading_is_let_through_where_it_is_allowed(swap, caplog):
+  net, averager = model(swap=swap)
+  averager.swap_in(allow_load=True)
+  net.load_state_dict({'weight': torch.full((1, 1), 9.0)})
+  assert net.weight.item() == 9.0
+  averager.swap_out()
+  assert net.weight.item() == 5.0
+  assert not caplog.records
+  # The guard is back, and what was loaded is the average or lost.
+  with averager.evaluating():
+    assert net.weight.item() == (9.0 if swap == 'exchange' else 3.0)
+    with pytest.raises(RuntimeError, match='weight is loaded'):
+      net.load_state_dict({'weight': torch.zeros(1, 1)})
+
+
 def test_a_restored_run_may_load_the_average_that_it_shows():
   net, averager = model()
   averager.swap_in()

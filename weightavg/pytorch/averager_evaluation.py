@@ -54,14 +54,21 @@ class AveragerEvaluation(AveragerParts):
     return 'raw' if which < 0 else self.choice.names[which]
 
   @outside_autograd
-  def swap_in(self) -> None:
+  def swap_in(self, *, allow_load: bool = False) -> None:
     """Show the average; nothing happens if it is shown already.
 
     With placement='sharded' every rank must call it: one all-gather, and the
     start of another one to rank 0 for the checkpoint.
 
+    Args:
+      allow_load: let `load_state_dict` of the model write to the average until
+        `swap_out`, as an evaluation does that averages the model over ranks.
+        By default it is refused, as it is mostly a mistake. With
+        swap='exchange' what is loaded into the parameters stays in the average.
+
     Raises:
-      RuntimeError: another averager shows its average in the same weights.
+      RuntimeError: another averager shows its average in the same weights; with
+        an interpolation, the weights were changed since the last `update`.
     """
     # Without a scheme the model is evaluated as it is.
     if self.swapped or self.placement is None:
@@ -78,12 +85,17 @@ class AveragerEvaluation(AveragerParts):
     if self.choice.shows_raw:
       return
     raw = self._weights.data()
-    self._swap.show(raw, self.placement.shown(raw, self.choice.selected))
+    self._check_unchanged()
+    average = self.placement.shown(raw, self.choice.selected)
+    self._swap.show(raw, average, allow_load)
 
   @outside_autograd
   def swap_out(self) -> None:
     """Put the raw weights back; nothing happens if they are in place."""
+    was_swapped = self.swapped
     self._swap.undo()
+    if was_swapped and self._primal is not None:
+      self._primal.note_put_back()
 
   @contextlib.contextmanager
   def evaluating(self, which: int | None = None) -> Iterator[None]:
@@ -107,17 +119,24 @@ class AveragerEvaluation(AveragerParts):
         self.swap_out()
       self.choice.selected = selected
 
+  def _check_unchanged(self) -> None:
+    """With an interpolation the average is computed from the weights."""
+    if self._primal is not None:
+      self._primal.check_unchanged()
+
   @outside_autograd
   def _average(self) -> list[Tensor]:
     """Return the weights for evaluation, raw before the first sample.
 
     Raises:
-      RuntimeError: another averager shows its average in the same weights.
+      RuntimeError: another averager shows its average in the same weights; with
+        an interpolation, the weights were changed since the last `update`.
     """
     raw = self._swap.raw
     if raw is None:
       shown.check_not_shown(self._weights.parameters, 'averaged_state_dict()')
       raw = self._weights.data()
+      self._check_unchanged()
     if self.placement is None or not self.samples or self.choice.shows_raw:
       return raw
     return self.placement.shown(raw, self.choice.selected)

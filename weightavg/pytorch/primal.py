@@ -156,7 +156,7 @@ class PrimalPlacement:
         'before_step() was called twice. Call update() after the step of the '
         'optimizer.'
       )
-    self._check_unchanged()
+    self.check_unchanged()
     self._kept.keep()
     if not self.count and not is_sampled:
       self._step = _Step()
@@ -262,6 +262,21 @@ class PrimalPlacement:
     )
     statistics = zip(self._statistics, raw[count:], strict=True)
     return list(x) + [s.to(own.dtype) for s, own in statistics]
+
+  def check_unchanged(self) -> None:
+    """Raise RuntimeError if y was changed since the last `end`."""
+    name = self._changed() if self.count else None
+    if name is not None:
+      raise RuntimeError(
+        f'The weights were changed since the last update(): {name!r}. The '
+        'average is computed from them. Build a new Averager, or load a '
+        'state of this one.'
+      )
+
+  def note_put_back(self) -> None:
+    """y is in place again, whatever was written to x while that was shown."""
+    if self._left is not None:
+      self._left = self._versions()
 
   def buffers(self) -> list[list[Tensor]]:
     """z and the averages of running statistics, once there is a sample."""
@@ -419,15 +434,6 @@ class PrimalPlacement:
       if p is not old or list(_version(p)) != version:
         return name
     return None
-
-  def _check_unchanged(self) -> None:
-    name = self._changed() if self.count else None
-    if name is not None:
-      raise RuntimeError(
-        f'The weights were changed since the last update(): {name!r}. The '
-        'average is computed from them. Build a new Averager, or load a '
-        'state of this one.'
-      )
 
 
 def _skip(result: finite.Look | bool | None) -> Tensor | None:

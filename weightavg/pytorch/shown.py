@@ -30,13 +30,18 @@ class Showing:
     owner: shows its average.
     tensors: the parameters that are swapped.
     modules: the modules that hold them.
+    allow_load: let `load_state_dict` write to the average.
 
   Raises:
     RuntimeError: another owner shows an average in one of the tensors.
   """
 
   def __init__(
-    self, owner: Any, tensors: Sequence[Tensor], modules: Iterable[nn.Module]
+    self,
+    owner: Any,
+    tensors: Sequence[Tensor],
+    modules: Iterable[nn.Module],
+    allow_load: bool = False,
   ) -> None:
     check_not_shown(tensors, 'swap_in()')
     self._tensors = list(tensors)
@@ -44,10 +49,11 @@ class Showing:
     _OWNERS.update(dict.fromkeys(self._ids, weakref.ref(owner)))
     self._hooks: list[Any] = [register_optimizer_step_pre_hook(_refuse_step)]
     for module in modules:
-      self._hooks += [
-        module.register_load_state_dict_pre_hook(_refuse_load),
-        module.register_load_state_dict_post_hook(_note_load),
-      ]
+      if not allow_load:
+        self._hooks.append(
+          module.register_load_state_dict_pre_hook(_refuse_load)
+        )
+      self._hooks.append(module.register_load_state_dict_post_hook(_note_load))
 
   def note_versions(self) -> None:
     """The average is in place: what is written from now on is not its."""
@@ -123,7 +129,7 @@ def _refuse_load(
 
 
 def _note_load(module: nn.Module, incompatible: Any) -> None:
-  """A load that was not refused has written what was there already."""
+  """A load that was not refused is no write to be warned of."""
   del incompatible
   for parameter in module._parameters.values():
     if parameter is not None and is_shown(parameter):

@@ -45,23 +45,28 @@ class Swap:
       self._showing = self._guard()
       self._showing.note_versions()
 
-  def _guard(self) -> shown.Showing:
+  def _guard(self, allow_load: bool = False) -> shown.Showing:
     weights = self._weights
-    return shown.Showing(self, weights.parameters, weights.modules())
+    return shown.Showing(
+      self, weights.parameters, weights.modules(), allow_load
+    )
 
-  def show(self, raw: list[Tensor], average: list[Tensor]) -> None:
+  def show(
+    self, raw: list[Tensor], average: list[Tensor], allow_load: bool = False
+  ) -> None:
     """Put an average in the place of the weights.
 
     Args:
       raw: the weights' data.
       average: parallel to them.
+      allow_load: as in `Averager.swap_in`.
 
     The weights are in place if it fails, as where memory for them is lacking.
 
     Raises:
       RuntimeError: another averager shows its average in the same weights.
     """
-    self._showing = self._guard()
+    self._showing = self._guard(allow_load)
     shown.clear_autocast_cache()
     try:
       self.set_counters(self._weights.counters())
