@@ -58,13 +58,14 @@ class AveragingConfig:
     "the optimizer's iterate z",
     '0; 0.9 for schedule_free',
   )
-  averaging_batch_norm: str = config_field(
-    'averaged',
+  averaging_batch_norm: str | None = config_field(
+    None,
     str,
     ('averaged', 'current', 'refreshed'),
     "BatchNorm's running statistics in evaluation: averaged like the weights, "
     "the live model's, or refreshed by forward passes at the average, with "
     'averaging_interpolation only',
+    'averaged; current with averaging_interpolation',
   )
   averaging_refresh_every: int | None = config_field(
     None,
@@ -102,7 +103,7 @@ class AveragingConfig:
       'averaging_placement',
     )
     check_refresh(
-      self.averaging_batch_norm,
+      self.batch_norm,
       self.averaging_refresh_every,
       self.interpolation,
       'averaging_',
@@ -114,6 +115,11 @@ class AveragingConfig:
     if self.averaging_interpolation is None:
       return self.scheme.default_interpolation
     return self.averaging_interpolation
+
+  @property
+  def batch_norm(self) -> str:
+    """Which running statistics evaluation sees."""
+    return batch_norm_of(self.averaging_batch_norm, self.interpolation)
 
   @classmethod
   def from_point(
@@ -290,7 +296,7 @@ def samples_in(fraction: float, budget: int, every: int) -> int:
   return samples
 
 
-def check_storage(batch_norm: str, placement: str, swap: str) -> None:
+def check_storage(batch_norm: str | None, placement: str, swap: str) -> None:
   """Raise ValueError for a value that the fields of the same names exclude."""
   fields = fields_by_key(AveragingConfig)
   for name, value in (
@@ -353,6 +359,14 @@ def momentum_warning(
     f'momentum already, and {optimizer} has another one of {momentum:g}. '
     'Switch it off, for example by one_minus_beta1=1.0.'
   )
+
+
+def batch_norm_of(batch_norm: str | None, interpolation: float) -> str:
+  """Return the given choice, or the default at an interpolation.
+
+  Averaged statistics are older than the weights x that they are used with.
+  """
+  return batch_norm or ('current' if interpolation else 'averaged')
 
 
 def check_refresh(

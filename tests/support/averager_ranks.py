@@ -4,6 +4,7 @@ Each scenario is a function of the folder that the ranks share; all ranks must
 end it without an error.
 """
 
+import functools
 import traceback
 
 import torch
@@ -214,6 +215,10 @@ def training_at_the_average(folder):
         with torch.no_grad():
           values.append(whole(model(inputs)))
     seen.append(values + weights(model))
+    with torch.no_grad():
+      next(model.parameters()).mul_(2.0)
+    message = error_of(functools.partial(averager.before_step, optimizer))
+    assert 'were changed since the last update()' in message
   for value, other in zip(*seen, strict=True):
     # The same steps in float32; gradients are summed in another order.
     torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import pickle
 import re
 import warnings
 
@@ -119,6 +120,7 @@ def train(model, optimizer, averager, steps):
 
 def build(scheme='ema', make=nadamw, mu=0.9, dtype=torch.float64, **options):
   model = network(dtype)
+  options = {'batch_norm': 'averaged'} | options
   averager = Averager(model, SCHEMES[scheme], interpolation=mu, **options)
   return model, make(model.parameters()), averager
 
@@ -251,6 +253,21 @@ def test_nadamw_is_pypis_adamw_schedule_free(r, warmup):
   with averager.evaluating():
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
       torch.testing.assert_close(p.data, q.data, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize('mu', [0.0, 0.9])
+def test_the_default_statistics_are_those_that_fit_the_average(mu):
+  """Averaged statistics are too old for an average that trains."""
+  runs = [
+    build(mu=mu, batch_norm=kind) for kind in (None, 'averaged', 'current')
+  ]
+  shown = []
+  for run in runs:
+    train(*run, range(3))
+    with run[2].evaluating():
+      shown.append(run[0].norm.running_mean.clone())
+  assert torch.equal(shown[0], shown[2 if mu else 1])
+  assert not torch.equal(shown[1], shown[2])
 
 
 def test_running_statistics_are_averaged_as_y_saw_them():
@@ -784,6 +801,50 @@ def test_a_step_that_was_not_made_hands_nothing_to_a_later_one():
   assert p.item() < before
 
 
+def test_a_step_before_the_first_sample_takes_nothing_over():
+  """GradScaler left out the first sample: a later step was not made."""
+  p = nn.Parameter(torch.zeros(1))
+  averager = Averager([('p', p)], Ema(0.5), interpolation=0.5, every=2)
+  optimizer, seen = nadamw([p]), [0.0]
+  for gradient in (1.0, float('inf'), 1.0):
+    p.grad = torch.full((1,), gradient)
+    averager.before_step(optimizer)
+    if gradient == 1.0:
+      optimizer.step()
+    averager.update()
+    seen.append(p.item())
+  assert seen[3] < seen[2] == seen[1] < 0.0
+
+
+@pytest.mark.parametrize('make', [nadamw, sgd])
+def test_a_sample_that_the_caller_refuses_leaves_the_average(make):
+  model = nn.ParameterDict(
+    {
+      name: nn.Parameter(torch.ones(1, dtype=torch.float64))
+      for name in ('always', 'once', 'never')
+    }
+  )
+  optimizer = make(model.parameters())
+  averager = Averager(model, Ema(0.75), interpolation=0.5)
+  for step in range(3):
+    with averager.evaluating():
+      before = contents(model)
+    for name, has_gradient in (('always', True), ('once', step == 1)):
+      gradient = torch.ones(1, dtype=torch.float64)
+      model[name].grad = gradient if has_gradient else None
+    averager.before_step(optimizer)
+    optimizer.step()
+    averager.update(finite=False if step == 2 else None)
+  assert (averager.samples, averager.skipped) == (2, 1)
+  with averager.evaluating():
+    shown = contents(model)
+  y, z = contents(model), averager.state_dict()['buffers'][0]
+  for name, x in before.items():
+    # y and z continue from x. float64: a half of y is divided out again.
+    for found in (shown, y, z):
+      torch.testing.assert_close(found[name], x, rtol=1e-14, atol=0)
+
+
 @pytest.mark.parametrize('make', [nadamw, shampoo, torch.optim.SGD])
 def test_a_step_without_gradients_is_a_sample_of_the_same_z(make):
   model = nn.Linear(2, 1)
@@ -925,11 +986,67 @@ def test_schedule_free_needs_an_interpolation():
     Averager(network(), ScheduleFree(), interpolation=0.0)
 
 
-def test_parameters_of_16_bits_are_refused():
-  with pytest.raises(ValueError, match=r"'0\.weight' is torch\.bfloat16"):
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_parameters_of_16_bits_are_refused(dtype):
+  message = rf"'0\.weight' is {re.escape(str(dtype))}"
+  with pytest.raises(ValueError, match=message):
     Averager(
-      nn.Sequential(nn.Linear(2, 2)).bfloat16(), Ema(0.5), interpolation=0.9
+      nn.Sequential(nn.Linear(2, 2)).to(dtype), Ema(0.5), interpolation=0.9
     )
+
+
+@pytest.mark.parametrize(
+  'clone',
+  [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))],
+  ids=['deepcopy', 'pickle'],
+)
+def test_a_copy_trains_on_by_itself(clone):
+  parts = build()
+  train(*parts, range(3))
+  other = clone(parts)
+  before = contents(parts[0])
+  with pytest.raises(RuntimeError, match=r'before_step\(optimizer\) before'):
+    other[1].step()
+  train(*other, range(3, 6))
+  assert_same(contents(parts[0]), before)
+  train(*parts, range(3, 6))
+  assert_same(contents(parts[0]), contents(other[0]))
+
+
+def test_the_guard_outlives_another_averager_of_the_model():
+  model, optimizer, averager = build()
+  train(model, optimizer, averager, range(2))
+  other = Averager(model, Ema(0.5), interpolation=0.5)
+  train(model, optimizer, averager, [2])
+  del other
+  gc.collect()
+  before = contents(model)
+  backward(model, 3)
+  with pytest.raises(RuntimeError, match=r'before_step\(optimizer\) before'):
+    optimizer.step()
+  assert_same(
+    {k: v for k, v in contents(model).items() if 'norm' not in k},
+    {k: v for k, v in before.items() if 'norm' not in k},
+  )
+
+
+def test_the_largest_learning_rate_is_resumed():
+  """The rate has fallen since, so only the state knows it."""
+  results = []
+  for resumed in (False, True):
+    model, optimizer, averager = build('schedule_free')
+    for step, rate in enumerate((0.1, 0.4, 0.2, 0.1)):
+      if resumed and step == 3:
+        fresh = build('schedule_free')
+        fresh[0].load_state_dict(model.state_dict())
+        fresh[1].param_groups[0]['lr'] = optimizer.param_groups[0]['lr']
+        fresh[1].load_state_dict(optimizer.state_dict())
+        fresh[2].load_state_dict(copy.deepcopy(averager.state_dict()))
+        model, optimizer, averager = fresh
+      optimizer.param_groups[0]['lr'] = rate
+      train(model, optimizer, averager, [step])
+    results.append(contents(model))
+  assert_same(*results)
 
 
 def test_states_of_other_libraries_are_refused():

@@ -42,7 +42,8 @@ class PrimalAverageState(NamedTuple):
     coefficient: c of the last update, with which anything else that belongs to
       x may be averaged; shape=(). It is 0 where z did not enter, and 1 before
       the first sample, where x is z.
-    weight_sum: sum of the samples' weights in `ScheduleFree`; shape=().
+    weight_ratio: sum of the samples' weights in `ScheduleFree`, divided by the
+      last of them; shape=().
     largest_rate: its largest learning rate so far; shape=().
     base_state: state of the base optimizer.
   """
@@ -54,7 +55,7 @@ class PrimalAverageState(NamedTuple):
   x: optax.Params
   interpolation: jax.Array
   coefficient: jax.Array
-  weight_sum: jax.Array
+  weight_ratio: jax.Array
   largest_rate: jax.Array
   base_state: optax.OptState
 
@@ -81,7 +82,8 @@ def primal_average(
   through x. Nothing that changes updates may follow in a chain.
 
   With `ScheduleFree` this is Schedule-Free, with `Ema` Generalized Primal
-  Averaging. `optax.contrib.schedule_free` decays weights from y.
+  Averaging but for its start: c_1 = 1. `optax.contrib.schedule_free` decays
+  weights from y.
 
   Args:
     base_optimizer: steps z.
@@ -176,7 +178,7 @@ def primal_average(
       x=() if accumulator_dtype is None else copied(),
       interpolation=jnp.array(interpolation, real, copy=True),
       coefficient=jnp.ones([], real),
-      weight_sum=jnp.zeros([], real),
+      weight_ratio=jnp.zeros([], real),
       largest_rate=jnp.zeros([], real),
       base_state=base_optimizer.init(_filled(z, params)),
     )
@@ -244,7 +246,7 @@ def primal_average(
     count = trees.increment(state.count)
     is_sampled = (count >= start) & (count % every == 0)
     has_begun = state.num_samples > 0
-    c, weight_sum, largest_rate = _weigh(state)
+    c, weight_ratio, largest_rate = _weigh(state)
     # Before the first sample x follows z.
     c = jnp.where(is_sampled, c, jnp.where(has_begun, 0.0, 1.0))
     enters, is_kept = is_sampled, None
@@ -260,25 +262,28 @@ def primal_average(
       num_samples=state.num_samples + enters.astype(jnp.int32),
       num_skipped=num_skipped,
       coefficient=c.astype(state.coefficient.dtype),
-      weight_sum=jnp.where(enters, weight_sum, state.weight_sum),
+      weight_ratio=jnp.where(enters, weight_ratio, state.weight_ratio),
       largest_rate=jnp.where(enters, largest_rate, state.largest_rate),
     ), is_kept
 
   def _weigh(
     state: PrimalAverageState,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """c of the next sample, and the sums on which it depends."""
+    """c of the next sample, and the numbers on which it depends."""
     number = (state.num_samples + 1).astype(trees.coefficient_dtype())
     if not isinstance(scheme, ScheduleFree):
       c = coefficients.of_scheme(scheme)(number)
-      return jnp.asarray(c), state.weight_sum, state.largest_rate
+      return jnp.asarray(c), state.weight_ratio, state.largest_rate
     rate: Any = 1.0 if learning_rate is None else learning_rate
     rate = jnp.asarray(rate(state.count) if callable(rate) else rate)
     largest = jnp.maximum(state.largest_rate, rate.astype(number.dtype))
-    weight = number**scheme.step_power * largest**2
-    total = state.weight_sum + weight
-    c = jnp.where(total > 0.0, weight / total, 1.0)
-    return c, total, largest
+    # Powers of the number and their sum do not fit into float32; quotients do.
+    has_rate = largest > 0.0
+    rates = jnp.where(has_rate, state.largest_rate / largest, 0.0)
+    last = (1.0 - 1.0 / number) ** scheme.step_power * rates**2
+    ratio = jnp.where(has_rate, 1.0 + state.weight_ratio * last, 0.0)
+    c = jnp.where(has_rate, 1.0 / jnp.maximum(ratio, 1.0), 1.0)
+    return c, ratio, largest
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -54,7 +54,7 @@ class PrimalTrainer(Trainer):
   ) -> None:
     super().__init__(workload, config, optimizer, is_self_tuning)
     self._mu = config.averaging.interpolation
-    self._batch_norm = config.averaging.averaging_batch_norm
+    self._batch_norm = config.averaging.batch_norm
     self._refresh_every = (
       config.averaging.averaging_refresh_every or DEFAULT_REFRESH_EVERY
     )

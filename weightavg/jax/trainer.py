@@ -243,7 +243,7 @@ class Trainer:
 
   def _values(self, params: Any, model_state: Any) -> tuple[Any, Any]:
     """The tree that is averaged: running statistics beside the weights."""
-    averaged = self.config.averaging.averaging_batch_norm == 'averaged'
+    averaged = self.config.averaging.batch_norm == 'averaged'
     return params, model_state if averaged else None
 
   def _step(
@@ -297,7 +297,7 @@ class Trainer:
   def _shown(self, state: TrainState, which: int) -> tuple[Any, Any]:
     values = self._values(state.params, state.model_state)
     params, statistics = self.averages.shown(state.averages, values, which)
-    averaged = self.config.averaging.averaging_batch_norm == 'averaged'
+    averaged = self.config.averaging.batch_norm == 'averaged'
     return params, statistics if averaged else state.model_state
 
   def chosen(self, state: RunState) -> int:

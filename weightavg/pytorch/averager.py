@@ -63,8 +63,9 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
   the next swap. With batch_norm='current' they are the trained model's own.
 
   Parameters are bound by their place in the model: one that is replaced by
-  another of the same name, shape and dtype is followed, any other change of the
-  trained parameters raises at the next sample.
+  another of the same name, shape and dtype is followed (not with an
+  interpolation), any other change of the trained parameters raises at the next
+  sample.
 
   Args:
     weights: the model (wrapped by DistributedDataParallel or torch.compile or
@@ -81,7 +82,9 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
       needed by a horizon only, which is a fraction of it.
     batch_norm: 'averaged': running statistics are averaged like parameters;
       'current': they stay the live model's; 'refreshed': they are those of
-      forward passes inside `refreshing()`, with an interpolation only.
+      forward passes inside `refreshing()`, with an interpolation only. None for
+      'averaged', and for 'current' with an interpolation. With `ScheduleFree`
+      refreshed ones are better.
     refresh_every: steps between two such passes, >= 1; None for 10.
     placement: 'device' keeps the average beside the weights, 'cpu' in host
       memory, 'sharded' divides it over the ranks that `collective` names.
@@ -149,7 +152,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
     every: int | None = None,
     start: int = 0,
     total_steps: int | None = None,
-    batch_norm: str = 'averaged',
+    batch_norm: str | None = None,
     refresh_every: int | None = None,
     placement: str = 'device',
     swap: str = 'copy',
@@ -166,6 +169,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
       interpolation = scheme.default_interpolation
     averaging_config.check_storage(batch_norm, placement, swap)
     averaging_config.check_interpolation(scheme, interpolation, placement)
+    batch_norm = averaging_config.batch_norm_of(batch_norm, interpolation)
     averaging_config.check_refresh(batch_norm, refresh_every, interpolation)
     interpolation = float(interpolation)
     if every is None and interpolation:
@@ -242,7 +246,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
       scheme,
       every=sampling.every,
       start=sampling.start,
-      batch_norm=config.averaging_batch_norm,
+      batch_norm=config.batch_norm,
       refresh_every=config.averaging_refresh_every,
       placement=config.averaging_placement,
       swap=config.averaging_swap,

@@ -24,7 +24,7 @@ looked at: one that is not finite is dropped, and y and z continue from x.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from weightavg.pytorch import (
 from weightavg.pytorch.followers import Followers, Leader
 from weightavg.pytorch.kept_statistics import KeptStatistics
 from weightavg.pytorch.primal_weighting import Weighting
+from weightavg.pytorch.unchanged import Unchanged
 from weightavg.pytorch.weights import Weights
 from weightavg.schemes import Recursive
 
@@ -66,6 +67,13 @@ class _Step:
   def is_left_out(self) -> bool:
     """True if the optimizers were told to make no step."""
     return self.followers is not None and self.followers.skip is True
+
+  @property
+  def is_made(self) -> bool:
+    """True if the optimizers have moved y. May wait for the device."""
+    if self.followers is None or not self.followers.moved or self.is_left_out:
+      return False
+    return not (isinstance(self.look, finite.Look) and self.look.must_skip())
 
 
 class PrimalPlacement:
@@ -129,8 +137,12 @@ class PrimalPlacement:
     self._ended = _Step()
     self._looker = looker or finite.Looker()
     # The parameters as `end` left them.
-    self._left: list[tuple[Tensor, int, int]] | None = None
+    self._unchanged = Unchanged(weights)
     training_point.guard(self, weights.parameters)
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    training_point.guard(self, self._weights.parameters)
 
   @property
   def in_step(self) -> bool:
@@ -158,6 +170,10 @@ class PrimalPlacement:
       )
     self.check_unchanged()
     self._kept.keep()
+    for optimizer in optimizers:
+      if isinstance(optimizer, Leader):
+        # It keeps those of a step that was not made, as GradScaler leaves out.
+        optimizer.lead(None)
     if not self.count and not is_sampled:
       self._step = _Step()
       return
@@ -210,11 +226,17 @@ class PrimalPlacement:
       result = False
     elif step.followers is None and result is None:
       result = self._look(z)
-    self._move(step, y, z, result)
+    if is_finite is False and step.is_made:
+      # The caller knows better than the gradients did.
+      self._move(step, y, z, True)
+      self._take_back(step, y, z)
+      step = _Step()
+    else:
+      self._move(step, y, z, result)
     if step.coefficient is not None and result is not False:
       self._average_statistics(step.coefficient, statistics, _skip(result))
     self._exchange()
-    self._left = self._versions()
+    self._unchanged.note()
     self._ended = step if result is not True else _Step()
     return result
 
@@ -236,10 +258,10 @@ class PrimalPlacement:
       return
     for leader in step.leaders:
       leader.uncount()
-    changed = self._changed()
+    changed = self._unchanged.changed()
     multi_tensor.lerp_(self._local(), self._other, 1.0 - self._mu)
     if changed is None:
-      self._left = self._versions()
+      self._unchanged.note()
 
   def keep_statistics(self, statistics: Sequence[Tensor]) -> None:
     """Take over the running statistics of x, unless one is not finite."""
@@ -265,7 +287,7 @@ class PrimalPlacement:
 
   def check_unchanged(self) -> None:
     """Raise RuntimeError if y was changed since the last `end`."""
-    name = self._changed() if self.count else None
+    name = self._unchanged.changed() if self.count else None
     if name is not None:
       raise RuntimeError(
         f'The weights were changed since the last update(): {name!r}. The '
@@ -275,8 +297,7 @@ class PrimalPlacement:
 
   def note_put_back(self) -> None:
     """y is in place again, whatever was written to x while that was shown."""
-    if self._left is not None:
-      self._left = self._versions()
+    self._unchanged.note()
 
   def buffers(self) -> list[list[Tensor]]:
     """z and the averages of running statistics, once there is a sample."""
@@ -302,7 +323,7 @@ class PrimalPlacement:
     self._weighting, self._undo = Weighting(**weighting), None
     for saved in buffers:
       multi_tensor.copy_([*self._other, *self._statistics], saved)
-    self._left = None  # the model may be loaded before or after
+    self._unchanged.forget()  # the model may be loaded before or after
     self._ended = _Step()
 
   def restart_statistics(self) -> None:
@@ -337,9 +358,6 @@ class PrimalPlacement:
     parameter infinite by finite ones before training has diverged.
     """
     leaders = [o for o in optimizers if isinstance(o, Leader)]
-    for leader in leaders:
-      # They keep those of a step that was not made, as GradScaler leaves out.
-      leader.lead(None)
     if not leaders or len(leaders) < len(optimizers):
       return
     if not all(leader.stays_finite for leader in leaders):
@@ -394,6 +412,17 @@ class PrimalPlacement:
     else:
       multi_tensor.skipping_lerp_(y, z, step.after, skip)
 
+  def _take_back(
+    self, step: _Step, y: Sequence[Tensor], z: Sequence[Tensor]
+  ) -> None:
+    """Undo the second line in y, which leaves x of the last step.
+
+    Nothing of that x is left where z alone has entered.
+    """
+    assert step.after is not None
+    if step.after < 1.0:
+      multi_tensor.lerp_(y, z, step.after / (step.after - 1.0))
+
   def _average_statistics(
     self, c: float, statistics: Sequence[Tensor], skip: Tensor | None
   ) -> None:
@@ -422,26 +451,6 @@ class PrimalPlacement:
     for i, p in enumerate(self._weights.parameters):
       self._other[i], p.data = p.data, self._other[i]
 
-  def _versions(self) -> list[tuple[Tensor, int, int]]:
-    return [(p, *_version(p)) for p in self._weights.parameters]
-
-  def _changed(self) -> str | None:
-    """Name of a parameter that was changed since the last `end`."""
-    named = zip(self._weights.names, self._weights.parameters, strict=False)
-    for (name, p), (old, *version) in zip(
-      named, self._left or [], strict=False
-    ):
-      if p is not old or list(_version(p)) != version:
-        return name
-    return None
-
 
 def _skip(result: finite.Look | bool | None) -> Tensor | None:
   return result.skip if isinstance(result, finite.Look) else None
-
-
-def _version(p: Tensor) -> tuple[int, int]:
-  """Changes with each write but those through `.data`."""
-  if dtensors.is_dtensor(p):
-    return (0, 0)
-  return (p._version, p.data_ptr())

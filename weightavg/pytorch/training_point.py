@@ -24,8 +24,9 @@ class Placement(Protocol):
     """True while the parameters hold z."""
 
 
-# Placements by the identity of a parameter of which they keep y and z.
-_TRAINED: dict[int, weakref.ref] = {}
+# Placements by the identity of a parameter of which they keep y and z: several
+# while one takes the place of another.
+_TRAINED: dict[int, weakref.WeakSet] = {}
 
 
 def guard(placement: Placement, parameters: Sequence[Tensor]) -> None:
@@ -34,16 +35,17 @@ def guard(placement: Placement, parameters: Sequence[Tensor]) -> None:
   The guard ends with the placement.
   """
   ids = [id(p) for p in parameters]
-  _TRAINED.update(dict.fromkeys(ids, weakref.ref(placement)))
   hook = register_optimizer_step_pre_hook(_refuse_step)
+  # Before the sets know the placement: they then forget it before `_release`.
   weakref.finalize(placement, _release, ids, hook)
+  for key in ids:
+    _TRAINED.setdefault(key, weakref.WeakSet()).add(placement)
 
 
 def _release(ids: list[int], hook: Any) -> None:
   hook.remove()
   for key in ids:
-    reference = _TRAINED.get(key)
-    if reference is not None and reference() is None:
+    if not _TRAINED.get(key, True):
       del _TRAINED[key]
 
 
@@ -52,11 +54,10 @@ def _refuse_step(
 ) -> None:
   for group in optimizer.param_groups:
     for p in group['params']:
-      reference = _TRAINED.get(id(p))
-      placement = None if reference is None else reference()
-      if placement is None:
+      placements = _TRAINED.get(id(p))
+      if not placements:
         continue
-      if not placement.in_step:
+      if not any(placement.in_step for placement in placements):
         raise RuntimeError(
           'Call before_step(optimizer) before the step of the optimizer: it '
           'steps z, and the model holds y.'

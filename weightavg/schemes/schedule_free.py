@@ -21,7 +21,8 @@ class ScheduleFree(Recursive):
   learning rate.
 
   Args:
-    step_power: r, in [0, inf); 0 weighs all steps alike.
+    step_power: r, in [0, 50]; 0 weighs all steps alike. A million steps to the
+      power of 50 are still a float64.
 
   >>> [round(14 * w, 12) for w in ScheduleFree(step_power=2.0).weights(3)]
   [1.0, 4.0, 9.0]
@@ -33,7 +34,7 @@ class ScheduleFree(Recursive):
   step_power: float = config_field(
     0.0,
     float,
-    '[0, inf)',
+    '[0, 50]',
     'r: the k-th step has the weight k^r in schedule_free',
     key='schedule_free_power',
   )

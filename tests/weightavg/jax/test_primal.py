@@ -96,7 +96,29 @@ def test_schedule_free_weighs_by_the_largest_learning_rate():
     p = optax.apply_updates(p, updates)
   expected = -(1 + 4 * 3 + 4 * 4 + 16 * 8) / 25
   assert float(wj.eval_params(state, p)) == pytest.approx(expected, rel=1e-14)
-  assert float(state.weight_sum) == 25.0
+  assert float(state.weight_ratio) == 25 / 16
+
+
+@pytest.mark.parametrize('power', [0.0, 3.5, 19.0, 50.0])
+def test_schedule_free_weights_of_high_powers_stay_finite(power):
+  """In float32 k^19 is infinite from k = 107 on."""
+  samples = 5000
+  optimizer = wj.primal_average(optax.sgd(1e-3), ScheduleFree(power), 0.9)
+  p = jnp.array(0.0)
+
+  def step(carry, _):
+    p, state = carry
+    updates, state = optimizer.update(jnp.array(1.0), state, p)
+    return (optax.apply_updates(p, updates), state), None
+
+  (p, state), _ = jax.lax.scan(
+    step, (p, optimizer.init(p)), None, length=samples
+  )
+  assert jnp.isfinite(p)
+  assert int(state.num_samples) == samples
+  expected = ScheduleFree(power).weights(samples)[-1]
+  # A quotient near 1 is rounded to 6e-8, and remembered for 1 / c samples.
+  assert float(state.coefficient) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.usefixtures('x64')
