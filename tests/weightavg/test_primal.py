@@ -924,6 +924,20 @@ def test_weights_that_were_changed_between_steps_are_named(change):
   assert not averager.swapped
 
 
+@pytest.mark.parametrize('model_first', [True, False])
+def test_the_model_may_be_restored_before_or_after(model_first):
+  model, optimizer, averager = build()
+  train(model, optimizer, averager, range(2))
+  weights, state = contents(model), copy.deepcopy(averager.state_dict())
+  train(model, optimizer, averager, [2])
+  if model_first:
+    model.load_state_dict(weights)
+  averager.load_state_dict(state)
+  if not model_first:
+    model.load_state_dict(weights)
+  averager.before_step(optimizer)
+
+
 def test_calls_within_a_step_are_refused():
   model, optimizer, averager = build()
   train(model, optimizer, averager, range(2))
