@@ -18,13 +18,14 @@ submission shows.
 Writes search.json (ranges, rule, winners), trials.json (a row for each trial,
 with its curves) and finals.json to results/tuning/<workload>_<method>/.
 Finished trials are kept in its folder runs, from which a search is resumed,
-with more trials if wanted; other ranges are refused. --promote makes the
+with more trials if wanted; other ranges, and fewer trials, are refused. In a
+clone, which has the rows but not the runs, trials are made again, and the rows
+stay until there are as many new ones. --promote makes the
 winning point of the raw weights, or of the shown average, the method's tuned
 point on the workload. `table` makes a table of winners from search.json.
 """
 
 import argparse
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ from lab.studies.parts import (
   costs,
   execution,
   search,
+  search_folder,
   study,
   tuned,
 )
@@ -114,27 +116,76 @@ def estimate(
   jobs: int,
 ) -> str:
   """Say how many runs a search still needs at most, and how long they take."""
-  used = used_ranges(workload, method, ranges)
-  points = _points(method, ranges, number, used)
-  done = len(logs.read_json(str(folder / 'trials.json')) or [])
-  kinds = {kind_of(name) for name in tuned.candidates(method)}
-  last = min(number, FINALISTS * len(kinds))
-  finals = points[:last]
-  known = tuned.incumbent(workload, method, used)
-  if known is not None:
-    finals = [*finals, known]
-  trials = [training(workload, method, point, SEED) for point in points[done:]]
+  record = _begin(workload, method, ranges, number, folder)
+  points = _points(method, ranges, number, record['ranges'])
+  runs = str(folder / 'runs')
+  done: list[Result] = []
+  trials: list[Training] = []
+  for start in range(0, number, search.COHORT):
+    # The limits of a cohort are not known before the last one is finished.
+    limits = search.limits(done, record['higher_is_better'])
+    cohort = [
+      training(workload, method, point, SEED, limits)
+      for point in points[start : start + search.COHORT]
+    ]
+    if trials:
+      trials += cohort
+      continue
+    done += execution.finished(cohort, runs)
+    trials += [t for t in cohort if execution.kept(t, runs) is None]
+  if trials:
+    kinds = {kind_of(name) for name in tuned.candidates(method)}
+    best = points[: min(number, FINALISTS * len(kinds))]
+  else:
+    best = [points[i] for i in finalists(done)]
+  known = record['incumbent']
+  if known is not None and known not in best:
+    best = [*best, known]
   again = [
-    training(workload, method, point, seed)
-    for point in finals
+    run
+    for point in best
     for seed in FINAL_SEEDS
+    if execution.kept(run := training(workload, method, point, seed), runs)
+    is None
   ]
   return (
-    f'{number} trials, of which {done} are finished, and at most {len(again)} '
-    'runs of the best ones. The estimate counts whole trials; the median rule '
-    'leaves about 0.7 of their steps.\n'
+    f'{number} trials, of which {len(done)} are finished, and at most '
+    f'{len(again)} runs of the best ones. The estimate counts whole trials; '
+    'the median rule leaves about 0.7 of their steps.\n'
     f'{costs.describe([*trials, *again], jobs)}'
   )
+
+
+def _begin(
+  workload: str,
+  method: str,
+  ranges: Mapping[str, Mapping[str, Any]],
+  number: int,
+  folder: pathlib.Path,
+) -> dict[str, Any]:
+  """Return what a search begins with in search.json.
+
+  Raises:
+    InputError: the search in the folder cannot go on so.
+  """
+  local = build_workload(workload)
+  record: dict[str, Any] = {
+    'workload': workload,
+    'method': method,
+    'metric': local.target_metric_name,
+    'higher_is_better': local.higher_is_better,
+    'step_hint': local.step_hint,
+    'ranges': used_ranges(workload, method, ranges),
+    'seed': SEED,
+    'budget_factor': BUDGET_FACTOR,
+    'rungs': list(search.RUNGS),
+    'cohort': search.COHORT,
+  }
+  begun = search_folder.read_record(folder)
+  search_folder.check_same(folder, begun, record)
+  search_folder.check_number(folder, number)
+  known = tuned.incumbent(workload, method, record['ranges'])
+  return record | {'incumbent': begun.get('incumbent', known)}
 
 
 def tune(
@@ -158,39 +209,18 @@ def tune(
   Raises:
     InputError: the search in the folder was begun differently.
   """
-  local = build_workload(workload)
-  used = used_ranges(workload, method, ranges)
-  record: dict[str, Any] = {
-    'workload': workload,
-    'method': method,
-    'metric': local.target_metric_name,
-    'higher_is_better': local.higher_is_better,
-    'step_hint': local.step_hint,
-    'ranges': used,
-    'seed': SEED,
-    'budget_factor': BUDGET_FACTOR,
-    'rungs': list(search.RUNGS),
-    'cohort': search.COHORT,
-  }
-  path = folder / 'search.json'
-  begun = logs.read_json(str(path)) or record
-  incumbent = begun.get('incumbent', tuned.incumbent(workload, method, used))
-  for key, value in record.items():
-    if begun.get(key) != value:
-      raise InputError(
-        f'Invalid {key}={json.dumps(value)}. The search in {folder} was begun '
-        f'with {json.dumps(begun.get(key))}; another one needs another '
-        '--output_dir.'
-      )
-  record['incumbent'] = incumbent
+  record = _begin(workload, method, ranges, number, folder)
+  incumbent, higher = record['incumbent'], record['higher_is_better']
+  path = folder / search_folder.SEARCH
   folder.mkdir(parents=True, exist_ok=True)
   if not path.exists():
     logs.write_json(str(path), record)
+  before = search_folder.number_of_trials(folder)
   runs = str(folder / 'runs')
-  points = _points(method, ranges, number, used)
+  points = _points(method, ranges, number, record['ranges'])
   trials: list[Result] = []
   for start in range(0, number, search.COHORT):
-    limits = search.limits(trials, local.higher_is_better)
+    limits = search.limits(trials, higher)
     trials += execution.run_all(
       [
         training(workload, method, point, SEED, limits)
@@ -200,7 +230,9 @@ def tune(
       jobs,
     )
     rows = [row_of(i, points[i], t) for i, t in enumerate(trials)]
-    logs.write_rows(str(folder / 'trials.json'), rows)
+    # Rows whose runs are elsewhere stay until these are as many.
+    if len(rows) >= before:
+      logs.write_rows(str(folder / search_folder.TRIALS), rows)
   chosen: list[tuple[int | str, dict[str, Any]]] = [
     (i, points[i]) for i in finalists(trials)
   ]
@@ -221,7 +253,7 @@ def tune(
     for place, (name, point) in enumerate(chosen)
   ]
   rows = [row_of(i, point, r) for i, point, rs in finals for r in rs]
-  logs.write_rows(str(folder / 'finals.json'), rows)
+  logs.write_rows(str(folder / search_folder.FINALS), rows)
   steps = sum(t['stopped'] or t['budget_steps'] for t in trials)
   full = sum(t['budget_steps'] for t in trials)
   record |= {
@@ -278,10 +310,9 @@ def main(arguments: Sequence[str]) -> None:
       begun with others.
   """
   options = _options(arguments)
-  ranges: Any = search.RANGES
+  ranges = search.RANGES
   if options.ranges is not None:
-    ranges = logs.read_json(options.ranges)
-  search.check_ranges(ranges, options.ranges or search.__name__)
+    ranges = search_folder.read_ranges(options.ranges)
   folder = options.output_dir
   if options.dry_run:
     print(
@@ -296,7 +327,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     return
   if options.report_only:
-    record = logs.read_json(str(folder / 'search.json')) or {}
+    record = search_folder.read_record(folder)
+    wanted = {'workload': options.workload, 'method': options.method}
+    search_folder.check_same(folder, record, wanted)
   else:
     command_line.check_writable(folder)
     record = tune(
@@ -325,7 +358,12 @@ def promote(record: Mapping[str, Any]) -> None:
   """
   method = record['method']
   path = tuned_path(record['workload'], method)
-  winner = record['winners'][tuned.result_of(method)]
+  winner = record['winners'].get(tuned.result_of(method))
+  if winner is None:
+    raise InputError(
+      f'Nothing to promote: no trial of {method} on {record["workload"]} ended '
+      'with finite values.'
+    )
   point = METHODS[method].point(winner['point'])
   logs.write_json(str(path), [point])
   print(f'Wrote {path}')

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -410,10 +411,114 @@ def test_a_dry_run_counts_runs_and_writes_nothing(short, tmp_path, capsys):
   # NadamW has four kinds of averages, and all eight trials may be the best.
   tune.main([*command, '--method=nadamw', '--trials=8'])
   assert 'click_dlrm: 35 runs, ' in capsys.readouterr().out
-  folder.mkdir()
-  (folder / 'trials.json').write_text('[{}, {}, {}]')
-  tune.main([*command, '--method=nadamw_primal', '--trials=8'])
-  assert 'click_dlrm: 20 runs, ' in capsys.readouterr().out
+
+
+def ended(tmp_path, *more):
+  """A command, and the folder of its search of four trials."""
+  folder = tmp_path / 'x'
+  command = ['--workload=click_dlrm', '--method=nadamw', *more]
+  command += [f'--output_dir={folder}']
+  tune.main([*command, '--trials=4'])
+  return command, folder
+
+
+def files(folder):
+  return {path.name: path.read_bytes() for path in folder.glob('*.json')}
+
+
+@pytest.fixture
+def small(short, in_process, tmp_path, monkeypatch):
+  """A search in cohorts of two, with one seed for the best."""
+  monkeypatch.setattr(search, 'COHORT', 2)
+  monkeypatch.setattr(tune, 'FINAL_SEEDS', (1,))
+  monkeypatch.setattr(training, 'ROOT', tmp_path)
+  return in_process
+
+
+def test_a_search_without_its_runs_keeps_its_rows(
+  small, tmp_path, capsys, monkeypatch
+):
+  """A clone has the rows alone; an interrupted command shortened them."""
+  command, folder = ended(tmp_path)
+  before = files(folder)
+  tune.main([*command, '--trials=4', '--dry_run'])
+  assert '4 trials, of which 4 are finished, and at most 0 ' in (
+    capsys.readouterr().out
+  )
+  shutil.rmtree(folder / 'runs')
+  tune.main([*command, '--trials=4', '--dry_run'])
+  assert '4 trials, of which 0 are finished, and at most 4 ' in (
+    capsys.readouterr().out
+  )
+  made, run_all = [], execution.run_all
+
+  def interrupted(*arguments):
+    made.append(arguments)
+    if len(made) == 2:
+      raise KeyboardInterrupt
+    return run_all(*arguments)
+
+  monkeypatch.setattr(execution, 'run_all', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    tune.main([*command, '--trials=4'])
+  assert files(folder) == before
+  tune.main([*command, '--trials=4', '--dry_run'])
+  assert 'of which 2 are finished' in capsys.readouterr().out
+  # What was interrupted ends as what was not.
+  tune.main([*command, '--trials=4'])
+  assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (
+      lambda f: (f / 'search.json').write_text('{"ranges": '),
+      'Cannot read the s',
+    ),
+    (lambda f: (f / 'search.json').write_text('[1]'), 'Cannot read the search'),
+    (lambda f: (f / 'search.json').unlink(), 'It is missing beside trials'),
+    (lambda f: (f / 'trials.json').write_text('5'), 'Cannot read the trials'),
+    (lambda f: (f / 'trials.json').write_text('[{'), 'Cannot read the trials'),
+  ],
+)
+def test_a_damaged_search_is_named_and_left_alone(
+  damage, message, small, tmp_path
+):
+  command, folder = ended(tmp_path)
+  damage(folder)
+  before = files(folder)
+  for more in ([], ['--dry_run']):
+    with pytest.raises(InputError, match=message):
+      tune.main([*command, '--trials=4', *more])
+  assert files(folder) == before
+
+
+@pytest.mark.parametrize('more', [[], ['--dry_run']])
+def test_fewer_trials_and_other_searches_are_refused(more, small, tmp_path):
+  command, folder = ended(tmp_path)
+  before = files(folder)
+  with pytest.raises(
+    InputError, match=r'Invalid trials=2\. The search in .* 4'
+  ):
+    tune.main([*command, '--trials=2', *more])
+  for other in ('--method=shampoo', '--workload=stdlib_lm'):
+    with pytest.raises(InputError, match='was begun with'):
+      tune.main([*command, '--trials=4', other, *more])
+    with pytest.raises(InputError, match='was begun with'):
+      tune.main([*command, '--report_only', '--promote', other])
+  assert files(folder) == before
+  assert not (tmp_path / 'tuning_search_spaces').exists()
+
+
+def test_nothing_is_promoted_where_all_trials_diverged(small, tmp_path):
+  command, folder = ended(tmp_path)
+  record = json.loads((folder / 'search.json').read_text())
+  (folder / 'search.json').write_text(json.dumps(record | {'winners': {}}))
+  with pytest.raises(
+    InputError, match='Nothing to promote: no trial of nadamw'
+  ):
+    tune.main([*command, '--report_only', '--promote'])
 
 
 def test_methods_without_a_search_start_from_their_base(monkeypatch, tmp_path):
@@ -519,6 +624,28 @@ def test_a_workload_without_a_regularizer_does_not_search_over_it(
 
 
 @pytest.mark.parametrize(
+  ('name', 'span'),
+  [
+    ('one_minus_beta1', {'min': 0.5, 'max': 5.0, 'scaling': 'log'}),
+    ('weight_decay', {'min': -1.0, 'max': 1.0, 'scaling': 'linear'}),
+    ('warmup_factor', {'min': 0.02, 'max': 3.0, 'scaling': 'log'}),
+    ('dropout_rate', {'feasible_points': ['x']}),
+    ('one_minus_beta2', {'feasible_points': [None]}),
+  ],
+)
+def test_ranges_beyond_a_hyperparameter_are_refused(name, span, tmp_path):
+  path = tmp_path / 'ranges.json'
+  path.write_text(json.dumps(search.RANGES | {name: span}))
+  folder = tmp_path / 'out'
+  with pytest.raises(InputError, match=f'Invalid range of {name!r} in '):
+    tune.main(
+      ['--workload=click_dlrm', '--method=nadamw', f'--ranges={path}',
+       f'--output_dir={folder}']
+    )  # fmt: skip
+  assert not folder.exists()
+
+
+@pytest.mark.parametrize(
   ('arguments', 'message'),
   [
     (['--workload=x', '--method=nadamw'], "workload='x'. Must be among click"),
@@ -532,7 +659,7 @@ def test_a_workload_without_a_regularizer_does_not_search_over_it(
     ),
     (
       ['--workload=click_dlrm', '--method=nadamw', '--ranges=none.json'],
-      'Invalid ranges in none.json',
+      'Cannot read the ranges none.json: missing, or no JSON',
     ),
     (
       ['--workload=click_dlrm', '--method=nadamw', '--report_only'],
