@@ -24,6 +24,7 @@ from lab.studies import (
 from lab.studies.claims import report as claim_report
 from lab.studies.claims import rows as claim_rows
 from lab.studies.parts import finals, frame, primal_tables, search, tables
+from lab.studies.parts.goals import table as goals_table
 from lab.studies.parts.methods import METHODS
 from lab.studies.parts.tables import number
 
@@ -79,6 +80,11 @@ def steps_to_target() -> str:
 def equal_budget() -> str:
   """Steps to target of methods that were tuned on the same trials."""
   return steps.equal_budget(results('study/study.json'))
+
+
+def goals() -> str:
+  """Numbers that the averages were to reach."""
+  return goals_table(results('study/study.json'), results('auto/tuned.json'))
 
 
 def final_metric() -> str:

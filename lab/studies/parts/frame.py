@@ -3,7 +3,8 @@
 A row is one run and one candidate. A run that never reaches the target takes
 infinitely many steps: null in a file, infinity in a frame. The median is the
 plain one: where two values are in the middle, their mean, which is infinite if
-one of them is.
+one of them is. Where a run arrives and NadamW's does not, the frame has the
+ratio to T, which NadamW's steps exceed: the ratio is at most that.
 """
 
 import math
@@ -94,6 +95,10 @@ def read(rows: Iterable[Row]) -> pd.DataFrame:
   data = pd.DataFrame(list(rows))
   for column in data.columns.intersection(_TIMES):
     data[column] = data[column].astype(float).fillna(math.inf)
+  if {'steps_to_target', 'ratio_to_nadamw', 'budget_steps'} <= {*data.columns}:
+    bound = data['steps_to_target'] / data['budget_steps']
+    ratio = data['ratio_to_nadamw']
+    data['ratio_to_nadamw'] = ratio.where(ratio != math.inf, bound)
   return data
 
 

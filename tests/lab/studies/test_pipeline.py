@@ -13,7 +13,7 @@ from pages import ROOT
 from study_runs import curve, result
 
 from lab.core.errors import InputError
-from lab.studies.parts import execution, frame, plots, study, training
+from lab.studies.parts import execution, frame, goals, plots, study, training
 from lab.studies.parts.averages import Averages
 from lab.workloads import click_dlrm
 
@@ -161,6 +161,56 @@ def test_the_median_counts_runs_that_never_arrive_as_later_than_all():
   data = frame.read(rows)
   assert data['steps_to_target'].tolist() == [5.0, never]
   assert data['x'].isna().tolist() == [True, False]
+
+
+def test_a_ratio_is_at_most_that_to_the_budget_where_the_baseline_is_late():
+  keys = ('steps_to_target', 'ratio_to_nadamw', 'budget_steps')
+  values = [(50, 0.625, 100), (88, None, 100), (None, None, 100)]
+  data = frame.read([dict(zip(keys, v, strict=True)) for v in values])
+  assert data['ratio_to_nadamw'].tolist() == [0.625, 0.88, math.inf]
+
+
+def test_goals_are_compared_with_the_best_single_length():
+  def rows(optimizer, candidate, ratios, best=0.5):
+    return [
+      {
+        'optimizer': optimizer,
+        'workload': 'a',
+        'seed': seed,
+        'candidate': candidate,
+        'tuned_for': 'raw',
+        'steps_to_target': 100 * ratio,
+        'ratio_to_nadamw': ratio,
+        'budget_steps': 1000,
+        'best_validation': best + 0.1 * seed,
+        'higher_is_better': True,
+      }
+      for seed, ratio in enumerate(ratios)
+    ]
+
+  study = [
+    *rows('nadamw', 'raw', (1.0, 1.0, 1.0)),
+    *rows('nadamw', 'lawa 1 %', (0.9, 0.8, 0.85)),
+    *rows('nadamw', 'lawa 5 %', (0.9, 0.84, 0.9)),
+    *rows('nadamw', 'ema 1 %', (0.9, 0.9, 0.9), best=0.29),
+    *rows('shampoo', 'raw', (0.6, 0.6, 0.6)),
+    *rows('shampoo', 'ema 1 %', (0.7, 0.8, 0.7)),
+  ]
+  # Of another point: not counted.
+  study.append(study[-1] | {'tuned_for': 'ema', 'ratio_to_nadamw': 0.1})
+  auto = [{'candidate': 'auto', 'ratio_to_nadamw': r} for r in (0.9, 0.95)]
+  auto.append({'candidate': 'ema 0.01', 'ratio_to_nadamw': 0.2})
+  lines = goals.table(study, auto).splitlines()
+  cells = [[c.strip() for c in line.split('|')[2:6]] for line in lines[2:]]
+  assert cells == [
+    ['≤ 0.85', '0.85', 'lawa 1 %', 'reached'],
+    ['≤ 0.85', '0.90', 'ema 1 %', '**missed**'],
+    ['≤ 0.88', '0.85', 'lawa 1 %', 'reached'],
+    ['≤ 0.88', '0.90', 'ema 1 %', '**missed**'],
+    ['≤ 0.86', '0.93', 'auto', '**missed**'],
+    ['≤ 0.72', '0.70', 'ema 1 %', 'reached'],
+    ['≥ -1.00', '-1.05', 'ema 1 % on a', '**missed**'],
+  ]
 
 
 def test_a_heat_map_shows_what_was_not_reached_as_a_dash():
