@@ -162,11 +162,17 @@ def long_table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
-  """Ratios of trials against memory and rate, and against the level's place."""
+  """Ratios of trials against memory and rate, and against the level's place.
+
+  An average that never arrives is a filled marker at the top. A dashed line is
+  that of the long runs.
+  """
   data = _frame(rows, FRACTION)
   place = frame.read(steps.STUDY.committed('levels.json'))
   place = place[place['optimizer'] == METHOD]
+  long = frame.read(STUDY.committed('long.json'))
   shown = ('ema 5 %', 'lawa 10 %')
+  top = 0.03 + data[[*shown]].replace(math.inf, math.nan).max(axis=None)
   with plots.panels(len(shown), 3, 11, 6.4, sharey=True) as (figure, panels):
     for row, name in enumerate(shown):
       for number, (workload, group) in enumerate(data.groupby('workload')):
@@ -179,18 +185,28 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
         for axes, column in zip(
           panels[row], ('memory', 'learning_rate'), strict=False
         ):
-          known = group[np.isfinite(group[name])]
+          arrives = np.isfinite(group[name])
+          known, never = group[arrives], group[~arrives]
           axes.plot(known[column], known[name], linestyle='', **style)
-        own = place[
-          (place['workload'] == workload) & (place['candidate'] == name)
-        ]
-        medians = own.groupby('fraction')['ratio'].agg(frame.median)
-        panels[row][2].plot(medians.index, medians, **style)
+          filled = style | {'markerfacecolor': f'C{number}', 'label': None}
+          at_top = [top] * len(never)
+          axes.plot(never[column], at_top, linestyle='', **filled)
+        for runs, line in ((place, '-'), (long, '--')):
+          own = runs[
+            (runs['workload'] == workload) & (runs['candidate'] == name)
+          ]
+          medians = own.groupby('fraction')['ratio'].agg(frame.median)
+          panels[row][2].plot(
+            medians.index, medians, **style | {'linestyle': line}
+          )
       panels[row][0].set(
         xscale='log', xlabel="momentum's memory, fraction of T",
-        ylabel=f'{name}: steps over those of the raw weights',
+        ylabel=f'{name}: steps over raw',
       )  # fmt: skip
       panels[row][1].set(xscale='log', xlabel='learning rate')
+      for axes in panels[row][:2]:
+        # Between 0.001 and 0.05 they would overlap.
+        axes.tick_params(axis='x', which='minor', labelbottom=False)
       panels[row][2].set(xlabel='place of the level, fraction of T')
       for axes in panels[row]:
         axes.axhline(1.0, color='black', linewidth=0.5)

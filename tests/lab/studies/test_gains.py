@@ -69,3 +69,23 @@ def test_tables_and_figure_of_the_committed_rows(tmp_path):
   assert len(lines(gains.long_table(long))) == 1 + 2 * len(gains.SHOWN)
   gains.draw(rows, tmp_path / 'g.png')
   assert (tmp_path / 'g.png').stat().st_size > 10_000
+
+
+def test_the_figure_has_long_runs_and_averages_that_never_arrive(
+  tmp_path, monkeypatch
+):
+  shown = []
+  monkeypatch.setattr(gains.plots, 'save', lambda f, path: shown.append(f))
+  rows = gains.STUDY.committed('trials.json')
+  gains.draw(rows, tmp_path / 'g.png')
+  top = shown[0].axes[:3]
+  at_level = [r for r in rows if r['fraction'] == gains.FRACTION]
+  for axes in top[:2]:
+    filled = [
+      line for line in axes.lines if line.get_markerfacecolor() != 'none'
+    ]
+    drawn = sum(len(line.get_xdata()) for line in filled if line.get_marker())
+    never = [r for r in at_level if r['ratios']['ema 5 %'] is None]
+    assert drawn == len(never) + 2  # and the line at 1
+    assert never
+  assert sum(line.get_linestyle() == '--' for line in top[2].lines) >= 1
