@@ -4,7 +4,7 @@ Every value that a run reaches is a possible target. The level at a fraction f
 of T is the best value that the raw weights have had up to step f T; their
 arrival there is the step of that value. An average's arrival is the step at
 which its best value so far passes the level, interpolated linearly between two
-evaluations, which are up to 4 % of T apart.
+evaluations, which are 2 % of T apart, or, in trials of a search, up to 5.3 %.
 """
 
 import math
