@@ -1,4 +1,4 @@
-"""Whether the parameters were written to since they were left.
+"""Find parameters that were written to since they were left as they are.
 
 torch counts the writes to a tensor, but for those through `.data`.
 """
