@@ -95,16 +95,9 @@ def read_ranges(path: str) -> dict[str, dict[str, Any]]:
   if ranges is None:
     raise InputError(f'Cannot read the ranges {path}: missing, or no JSON.')
   search.check_ranges(ranges, path)
-  ends = {
-    name: span.get('feasible_points') or [span['min'], span['max']]
-    for name, span in ranges.items()
-  }
-  inside = {
-    name: span.get('feasible_points', [span.get('min')])[0]
-    for name, span in search.RANGES.items()
-  }
-  for name, values in ends.items():
-    for value in values:
+  inside = {name: _ends(span)[0] for name, span in search.RANGES.items()}
+  for name, span in ranges.items():
+    for value in _ends(span):
       if not isinstance(value, (int, float)):
         raise InputError(
           f'Invalid range of {name!r} in {path}. {value!r} is no number.'
@@ -117,3 +110,8 @@ def read_ranges(path: str) -> dict[str, dict[str, Any]]:
           f'Invalid range of {name!r} in {path}. {error}'
         ) from error
   return ranges
+
+
+def _ends(span: Mapping[str, Any]) -> list[Any]:
+  """Return the ends of a range, or all its points."""
+  return span.get('feasible_points') or [span['min'], span['max']]
