@@ -4,7 +4,7 @@ AlgoPerf's external ruleset gives a submission five points for all workloads and
 counts the fastest trial of a study. Each published point is trained for each
 workload and seed as it is; several averages follow each run. The best of the
 five is the one that reaches the target first, for each average on its own, with
-the median over seeds.
+the median over seeds. The tuned point's runs are those of `steps`.
 
 Writes published.json (a row for each run and candidate).
 """
@@ -24,6 +24,8 @@ from lab.studies.parts.study import Study
 from lab.studies.parts.training import ROOT, Result, Training
 
 POINTS = ROOT / 'tuning_search_spaces' / 'nadamw.json'
+# Number of the tuned point; the published ones have 1 to 5.
+TUNED = 0
 COLUMNS = (
   'workload',
   'seed',
@@ -33,38 +35,46 @@ COLUMNS = (
   'steps_to_target',
   'best_validation',
   'budget_steps',
+  'higher_is_better',
 )
 SHOWN = ('raw', 'ema 1 %', 'lawa 1 %', 'ema 5 %', 'lawa 10 %', 'polynomial 9')
 
 
 def trainings(options: argparse.Namespace) -> list[Training]:
-  """All runs, seed by seed."""
+  """All runs, seed by seed; at the tuned point last."""
   points = json.loads(POINTS.read_text())
-  return [
-    Training(
-      workload=workload,
-      submission='nadamw',
-      point=point,
-      seed=seed,
-      follower=Averages,
-      follows={
-        'candidates': {name: tuned.CANDIDATES[name] for name in SHOWN},
-        'evaluated_from': steps.EVALUATED_FROM,
-      },
-      columns={'point': number},
-    )
-    for seed in options.seeds
-    for workload in options.workloads
-    for number, point in enumerate(points, 1)
-  ]
+  found = []
+  for seed in options.seeds:
+    for workload in options.workloads:
+      found += [
+        Training(
+          workload=workload,
+          submission='nadamw',
+          point=point,
+          seed=seed,
+          follower=Averages,
+          follows={
+            'candidates': {name: tuned.CANDIDATES[name] for name in SHOWN},
+            'evaluated_from': steps.EVALUATED_FROM,
+          },
+          columns={'point': number},
+        )
+        for number, point in enumerate(points, 1)
+      ]
+      found.append(steps.runs(workload, 'nadamw', seed)[0])
+  return found
 
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
-  """Rows of published.json; points are numbered from 1."""
+  """Rows of published.json; `point` is 0 for the tuned point."""
   rows = frame.rows_of(
-    results, {'candidate': 'raw'}, by=('workload', 'seed', 'point')
+    [{'point': TUNED} | result for result in results],
+    {'candidate': 'raw'},
+    by=('workload', 'seed', 'point'),
   )
-  return frame.select(rows, COLUMNS)
+  return frame.select(
+    [row for row in rows if row['candidate'] in SHOWN], COLUMNS
+  )
 
 
 def fastest(group: pd.DataFrame) -> tuple[float, str]:
@@ -79,20 +89,44 @@ def fastest(group: pd.DataFrame) -> tuple[float, str]:
   return frame.median(best['steps_to_target']), points
 
 
+def _best_metric(group: pd.DataFrame) -> tuple[float, int]:
+  """Return the best median metric of a point over seeds, and the point."""
+  higher = group['higher_is_better'].iloc[0]
+  # A run without a finite value has none.
+  values = group['best_validation'].astype(float)
+  values = values.fillna(-math.inf if higher else math.inf)
+  medians = values.groupby(group['point']).median()
+  point = medians.idxmax() if higher else medians.idxmin()
+  return float(medians[point]), int(point)
+
+
 def table(rows: Sequence[Row]) -> str:
-  """Make the table of the best of five points, as a fraction of T."""
+  """Make the table of the best of five points and of the tuned one.
+
+  Steps to target are fractions of T. The last column has the best metric of the
+  raw weights within T, of the point with the best median.
+  """
   data = frame.read(rows)
   lines = []
   for workload, group in data.groupby('workload'):
     budget = group['budget_steps'].iloc[0]
-    line = [str(workload)]
-    for name in SHOWN:
-      own = group[group['candidate'] == name]
-      found, points = fastest(own)
-      share = tables.number(found / budget)
-      line.append(f'{share} (point {points})' if points else share)
-    lines.append(line)
-  return tables.markdown(['workload', *SHOWN], lines)
+    for is_tuned, title in ((False, 'best of five'), (True, 'tuned')):
+      own = group[(group['point'] == TUNED) == is_tuned]
+      if not len(own):
+        continue
+      line = [str(workload), title]
+      for name in SHOWN:
+        found, points = fastest(own[own['candidate'] == name])
+        share = tables.number(found / budget)
+        line.append(
+          f'{share} (point {points})' if points and not is_tuned else share
+        )
+      metric, point = _best_metric(own[own['candidate'] == 'raw'])
+      line.append(
+        f'{metric:.4g}' if is_tuned else f'{metric:.4g} (point {point})'
+      )
+      lines.append(line)
+  return tables.markdown(['workload', 'point', *SHOWN, 'best metric'], lines)
 
 
 STUDY = Study(
@@ -101,5 +135,5 @@ STUDY = Study(
   trainings=trainings,
   files={'published.json': rows_of},
   tables={'Best of the five published points': ('published.json', table)},
-  order=('workload', 'seed', 'point'),
+  shares='study',
 )

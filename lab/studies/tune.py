@@ -183,7 +183,7 @@ def _begin(
   }
   begun = search_folder.read_record(folder)
   search_folder.check_same(folder, begun, record)
-  search_folder.check_number(folder, number)
+  search_folder.check_number(folder, begun, number)
   known = tuned.incumbent(workload, method, record['ranges'])
   return record | {'incumbent': begun.get('incumbent', known)}
 
@@ -215,7 +215,7 @@ def tune(
   folder.mkdir(parents=True, exist_ok=True)
   if not path.exists():
     logs.write_json(str(path), record)
-  before = search_folder.number_of_trials(folder)
+  before = search_folder.number_of_rows(folder)
   runs = str(folder / 'runs')
   points = _points(method, ranges, number, record['ranges'])
   trials: list[Result] = []
@@ -330,6 +330,7 @@ def main(arguments: Sequence[str]) -> None:
     record = search_folder.read_record(folder)
     wanted = {'workload': options.workload, 'method': options.method}
     search_folder.check_same(folder, record, wanted)
+    search_folder.number_of_rows(folder)
   else:
     command_line.check_writable(folder)
     record = tune(

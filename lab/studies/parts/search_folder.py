@@ -18,6 +18,8 @@ from weightavg.schemes import Raw
 from weightavg.submission_config import SubmissionConfig
 
 SEARCH, TRIALS, FINALS = 'search.json', 'trials.json', 'finals.json'
+# Of a finished search, beside what it begins with.
+FINISHED = ('trials', 'stopped_trials', 'fraction_of_steps', 'winners')
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
@@ -35,13 +37,14 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
       )
     return {}
   record = logs.read_json(str(path))
-  if not isinstance(record, dict) or 'ranges' not in record:
+  has = set(record) if isinstance(record, dict) else set()
+  if 'ranges' not in has or has & set(FINISHED) not in (set(), set(FINISHED)):
     raise InputError(f'Cannot read the search {path}. It is damaged.')
   return record
 
 
-def number_of_trials(folder: pathlib.Path) -> int:
-  """Return the number of rows in trials.json.
+def number_of_rows(folder: pathlib.Path) -> int:
+  """Return the number of rows in trials.json, 0 if there is no such file.
 
   Raises:
     InputError: the file is damaged.
@@ -74,9 +77,17 @@ def check_same(
       )
 
 
-def check_number(folder: pathlib.Path, number: int) -> None:
-  """Raise InputError if the folder has the rows of more trials."""
-  done = number_of_trials(folder)
+def check_number(
+  folder: pathlib.Path, begun: Mapping[str, Any], number: int
+) -> None:
+  """Raise InputError if the search has more trials than the number.
+
+  Args:
+    folder: of the search, with the rows of its trials.
+    begun: content of search.json, with their number once it is finished.
+    number: of trials that are wanted.
+  """
+  done = max(number_of_rows(folder), begun.get('trials', 0))
   if number < done:
     raise InputError(
       f'Invalid trials={number}. The search in {folder} has {done}; a smaller '

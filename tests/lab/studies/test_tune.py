@@ -477,6 +477,10 @@ def test_a_search_without_its_runs_keeps_its_rows(
       'Cannot read the s',
     ),
     (lambda f: (f / 'search.json').write_text('[1]'), 'Cannot read the search'),
+    (
+      lambda f: (f / 'search.json').write_text('{"ranges": {}, "trials": 4}'),
+      'Cannot read the search',
+    ),
     (lambda f: (f / 'search.json').unlink(), 'It is missing beside trials'),
     (lambda f: (f / 'trials.json').write_text('5'), 'Cannot read the trials'),
     (lambda f: (f / 'trials.json').write_text('[{'), 'Cannot read the trials'),
@@ -488,20 +492,36 @@ def test_a_damaged_search_is_named_and_left_alone(
   command, folder = ended(tmp_path)
   damage(folder)
   before = files(folder)
-  for more in ([], ['--dry_run']):
+  for more in ([], ['--dry_run'], ['--report_only', '--promote']):
     with pytest.raises(InputError, match=message):
       tune.main([*command, '--trials=4', *more])
   assert files(folder) == before
+  assert not (tmp_path / 'tuning_search_spaces').exists()
+
+
+def test_fewer_trials_are_refused_where_the_rows_are_lost(small, tmp_path):
+  command, folder = ended(tmp_path)
+  (folder / 'trials.json').unlink()
+  with pytest.raises(InputError, match=r'trials=2\. The search in .* has 4'):
+    tune.main([*command, '--trials=2'])
+  tune.main([*command, '--trials=4'])
+  assert len(json.loads((folder / 'trials.json').read_text())) == 4
 
 
 @pytest.mark.parametrize('more', [[], ['--dry_run']])
-def test_fewer_trials_and_other_searches_are_refused(more, small, tmp_path):
+def test_fewer_trials_and_other_searches_are_refused(
+  more, small, tmp_path, monkeypatch
+):
   command, folder = ended(tmp_path)
   before = files(folder)
   with pytest.raises(
     InputError, match=r'Invalid trials=2\. The search in .* 4'
   ):
     tune.main([*command, '--trials=2', *more])
+  with monkeypatch.context() as patch:
+    patch.setattr(tune, 'SEED', 1)
+    with pytest.raises(InputError, match=r'Invalid seed=1\. .* with 0'):
+      tune.main([*command, '--trials=4', *more])
   for other in ('--method=shampoo', '--workload=stdlib_lm'):
     with pytest.raises(InputError, match='was begun with'):
       tune.main([*command, '--trials=4', other, *more])
@@ -631,6 +651,7 @@ def test_a_workload_without_a_regularizer_does_not_search_over_it(
     ('warmup_factor', {'min': 0.02, 'max': 3.0, 'scaling': 'log'}),
     ('dropout_rate', {'feasible_points': ['x']}),
     ('one_minus_beta2', {'feasible_points': [None]}),
+    ('weight_decay', {'feasible_points': [True]}),
   ],
 )
 def test_ranges_beyond_a_hyperparameter_are_refused(name, span, tmp_path):

@@ -13,6 +13,7 @@ import workload_ranks
 from lab import workloads
 from lab.studies.parts import tuned
 from lab.studies.parts.methods import METHODS
+from lab.studies.parts.training import tuned_point
 from lab.workloads import (
   base,
   click_dlrm,
@@ -484,6 +485,8 @@ def test_tuned_point_belongs_to_the_baseline(name):
 def test_target_is_the_median_of_its_calibration(name, monkeypatch):
   workload = built(name)
   record = json.loads(targets.path(name).read_text())
+  # A new search makes the target an old one.
+  assert record['point'] == tuned_point(name)
   for split in ('validation', 'test'):
     values = [run[split] for run in record['seeds']]
     assert len(values) >= 5
