@@ -19,6 +19,8 @@ from lab.studies import (
   refreshing,
   repeated,
   robustness,
+  running_statistics,
+  sequences,
   steps,
 )
 from lab.studies.claims import report as claim_report
@@ -187,7 +189,7 @@ def horizons() -> str:
   return horizon.table(results('horizon/horizon.json'))
 
 
-def running_statistics() -> str:
+def averaged_statistics() -> str:
   """Steps to target with averaged and with current running statistics."""
   return horizon.statistics_table(results('horizon/horizon.json'))
 
@@ -216,6 +218,18 @@ def _primal(
 def primal_steps() -> str:
   """Steps to target of averages that train and of those that watch."""
   return _primal('primal.json', primal.table)
+
+
+def running_statistics_at_x() -> str:
+  """Metric of x with each kind of running statistics."""
+  return _primal(
+    'running_statistics.json', running_statistics.table, 'running_statistics'
+  )
+
+
+def sequences_of_runs() -> str:
+  """Steps to target of y, z and longer averages, over those of x."""
+  return _primal('sequences.json', sequences.table, 'sequences')
 
 
 def primal_verdicts() -> str:

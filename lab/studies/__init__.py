@@ -10,6 +10,8 @@ has those that exist for comparison only.
 | `steps` | how many steps does each average need to the target? |
 | `primal` | are averages that train better than averages that watch? |
 | `robustness` | what does a wrong learning rate or a wrong T cost? |
+| `sequences` | is y, z or a longer average better than x? |
+| `running_statistics` | which statistics of BatchNorm suit x? |
 | `refreshing` | what does refreshing BatchNorm's statistics cost? |
 | `horizon` | which horizon reaches the target first? |
 | `auto` | is the choice among averages a good one? |

@@ -1,0 +1,171 @@
+"""Which running statistics of BatchNorm suit weights that were never trained.
+
+An average at which training takes place, x, is evaluated, and forward passes
+are made at y. Each way to get statistics for x has a run of its own; training
+is the same in all runs of a method, bit for bit:
+
+- current: those of y;
+- averaged: the average of those of y, as x is the average of z;
+- refreshed: kept by forward passes at x every few steps;
+- recomputed: at each evaluation from training batches, by an observer. No
+  submission does it.
+
+Methods are at the point of their search. Writes running_statistics.json (a row
+for each run) to results/primal/.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from lab.offline import batch_norm
+from lab.run.trial import TrialRun
+from lab.studies import steps
+from lab.studies.parts import frame, tables
+from lab.studies.parts.frame import Row
+from lab.studies.parts.shown import SHOWN, Shown
+from lab.studies.parts.study import Option, Study
+from lab.studies.parts.training import Result, Training, tuned_point
+from lab.workloads import build_workload
+
+METHODS = ('nadamw_primal', 'nadamw_schedule_free')
+BATCHES = 16
+# Salt of the training batches that statistics are recomputed on.
+_SALT = 20151506
+RECOMPUTED = f'recomputed from {BATCHES} batches'
+WAYS: dict[str, dict[str, Any]] = {
+  'current': {'averaging_batch_norm': 'current'},
+  'averaged': {'averaging_batch_norm': 'averaged'},
+  **{
+    f'refreshed every {every} steps': {
+      'averaging_batch_norm': 'refreshed',
+      'averaging_refresh_every': every,
+    }
+    for every in (3, 10, 25)
+  },
+  RECOMPUTED: {'averaging_batch_norm': 'current'},
+}
+FRACTIONS = (0.4, 0.6, 0.8, 0.9, 1.0)
+COLUMNS = (
+  'workload',
+  'method',
+  'statistics',
+  'seed',
+  'target',
+  'steps_to_target',
+  'best_validation',
+  'budget_steps',
+  *(f'at {fraction:g} T' for fraction in FRACTIONS),
+)
+
+
+class Recomputed(Shown):
+  """Measures the shown weights with statistics recomputed from batches.
+
+  Training goes on with the statistics that it has collected.
+  """
+
+  rule: ClassVar[tuple[str, ...]] = (Shown.__module__, batch_norm.__name__)
+
+  def at_start(self, run: TrialRun) -> None:
+    """Open a stream of further training batches."""
+    trial = run.trial
+    self._queue = build_workload(trial.workload.name)._build_input_queue(
+      (trial.rng_seed, _SALT), 'train', '', trial.batch_size
+    )
+
+  def instead_of_evaluation(self, run: TrialRun, rng: Any) -> bool:
+    """Extend the curve."""
+    model = run.state.model_params
+    kept = [buffer.clone() for buffer in model.buffers()]
+    batch_norm.recompute(
+      run.trial.workload,
+      model,
+      run.state.model_state,
+      self._queue,
+      BATCHES,
+      rng,
+    )
+    super().instead_of_evaluation(run, rng)
+    for buffer, own in zip(model.buffers(), kept, strict=True):
+      buffer.copy_(own)
+    return True
+
+
+def trainings(options: argparse.Namespace) -> list[Training]:
+  """All runs, seed by seed."""
+  return [
+    Training(
+      workload=workload,
+      submission=method,
+      point=tuned_point(workload, method) | fields,
+      seed=seed,
+      follower=Recomputed if way == RECOMPUTED else Shown,
+      follows={'evaluated_from': steps.EVALUATED_FROM},
+      columns={'method': method, 'statistics': way},
+    )
+    for seed in options.seeds
+    for workload in options.workloads
+    for method in options.methods
+    for way, fields in WAYS.items()
+  ]
+
+
+def _values(result: Result) -> dict[str, float | None]:
+  """Return the metric of the first evaluation at or behind each fraction."""
+  found: dict[str, float | None] = {}
+  for fraction in FRACTIONS:
+    from_step = fraction * result['budget_steps'] * (1.0 - tables.ROUNDING)
+    values = [
+      value for step, _, value in result['curves'][SHOWN] if step >= from_step
+    ]
+    found[f'at {fraction:g} T'] = values[0] if values else None
+  return found
+
+
+def rows_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of running_statistics.json."""
+  return frame.select(
+    [
+      row | _values(result)
+      for result in results
+      for row in frame.rows_of([result], {'candidate': SHOWN})
+    ],
+    COLUMNS,
+  )
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Make the table of medians over seeds; steps to target are shares of T."""
+  data = frame.read(rows)
+  share = data['steps_to_target'] / data['budget_steps']
+  data = data.assign(share=share)
+  names = [column for column in COLUMNS if column.startswith('at ')]
+  lines = []
+  for (workload, method), group in data.groupby(['workload', 'method']):
+    for way in WAYS:
+      own = group[group['statistics'] == way]
+      if len(own):
+        medians = [f'{own[name].astype(float).median():.4f}' for name in names]
+        to_target = tables.number(frame.median(own['share']))
+        lines.append([str(workload), str(method), way, *medians, to_target])
+  header = ['workload', 'method', 'statistics', *names, 'target at, of T']
+  return tables.markdown(header, lines)
+
+
+STUDY = Study(
+  folder='primal',
+  seeds=(0, 1, 2),
+  trainings=trainings,
+  files={'running_statistics.json': rows_of},
+  tables={
+    'Metric with each kind of running statistics': (
+      'running_statistics.json',
+      table,
+    )
+  },
+  options=(Option('methods', METHODS, 'methods'),),
+  workloads=('glyph_resnet',),
+  order=('workload', 'method', 'seed'),
+  shares='study',
+)

@@ -1,0 +1,167 @@
+"""Compare x, y, z and longer averages along runs that train at an average.
+
+A method of primal averaging shows its average x. The same run has y, where
+gradients are taken, z, which the optimizer steps, and averages of y that watch.
+All are measured at each evaluation, so that one can see what a choice among
+them could gain.
+
+Writes sequences.json (a row for each run and candidate) to results/primal/.
+`table` shows steps to target over those of x, and `choice_table` what a choice
+of the best candidate at each evaluation, in hindsight, would gain.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from lab.run.trial import TrialRun
+from lab.studies import steps
+from lab.studies.parts import frame, tables, tuned
+from lab.studies.parts.averages import Averages
+from lab.studies.parts.frame import Row
+from lab.studies.parts.study import Option, Study
+from lab.studies.parts.training import Result, Training, tuned_point
+
+METHODS = ('nadamw_primal', 'nadamw_schedule_free')
+X, Y, Z = 'x', 'y', 'z'
+AVERAGES = ('ema 3 %', 'ema 10 %', 'polynomial 9', 'polynomial 4')
+BEST = 'best of all'
+CANDIDATES = (X, Y, Z, *AVERAGES)
+COLUMNS = (
+  'workload',
+  'method',
+  'seed',
+  'candidate',
+  'steps_to_target',
+  'ratio_to_x',
+  'best_validation',
+  'budget_steps',
+  'higher_is_better',
+)
+
+
+class Sequences(Averages):
+  """Measures x, y, z and averages of y.
+
+  Args:
+    candidates: as in `Averages`: y, and the averages of it.
+    interpolation: mu.
+    evaluated_from: fraction of the budget before which nothing is evaluated.
+  """
+
+  rule: ClassVar[tuple[str, ...]] = (*Averages.rule, Averages.__module__)
+
+  def __init__(
+    self,
+    candidates: Any,
+    interpolation: float,
+    evaluated_from: float = 0.0,
+  ) -> None:
+    super().__init__(candidates, evaluated_from)
+    self._mu = interpolation
+
+  def instead_of_evaluation(self, run: TrialRun, rng: Any) -> bool:
+    """Measure every candidate; the model shows x before and after."""
+    if run.state.global_step < self._evaluated_from * run.trial.budget:
+      return True
+    own = run.state.optimizer_state['averager']
+    parameters = [p.data for p in run.state.model_params.parameters()]
+    self._measure(X, run, rng)
+    x = [p.clone() for p in parameters]
+    own.swap_out()
+    super().instead_of_evaluation(run, rng)
+    # The averager's shown weights may lie in other storages.
+    parameters = [p.data for p in run.state.model_params.parameters()]
+    y = [p.clone() for p in parameters]
+    for p, of_x, of_y in zip(parameters, x, y, strict=True):
+      p.copy_((of_y - self._mu * of_x) / (1.0 - self._mu))
+    self._measure(Z, run, rng)
+    for p, of_y in zip(parameters, y, strict=True):
+      p.copy_(of_y)
+    own.swap_in()
+    return True
+
+  def _measure(self, name: str, run: TrialRun, rng: Any) -> None:
+    seconds = run.state.train_state['accumulated_submission_time']
+    curve = self._curves['validation'].setdefault(name, [])
+    value = run.measure('validation', rng)
+    curve.append([run.state.global_step, seconds, value])
+
+
+def trainings(options: argparse.Namespace) -> list[Training]:
+  """All runs, seed by seed."""
+  candidates = {Y: tuned.CANDIDATES['raw']} | {
+    name: tuned.CANDIDATES[name] for name in AVERAGES
+  }
+  found = []
+  for seed in options.seeds:
+    for workload in options.workloads:
+      for method in options.methods:
+        point = tuned_point(workload, method)
+        found.append(
+          Training(
+            workload=workload,
+            submission=method,
+            point=point,
+            seed=seed,
+            follower=Sequences,
+            follows={
+              'candidates': candidates,
+              'interpolation': point['averaging_interpolation'],
+              'evaluated_from': steps.EVALUATED_FROM,
+            },
+            columns={'method': method},
+          )
+        )
+  return found
+
+
+def _with_best(result: Result) -> Result:
+  """Add the curve of the best candidate at each evaluation."""
+  pick = max if result['higher_is_better'] else min
+  curves = result['curves']
+  best = [
+    [*points[0][:2], pick(value for *_, value in points)]
+    for points in zip(*curves.values(), strict=True)
+  ]
+  return result | {'curves': {**curves, BEST: best}}
+
+
+def rows_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of sequences.json; ratios are to x of the same run."""
+  rows = frame.rows_of(
+    map(_with_best, results),
+    {'candidate': X},
+    by=('workload', 'seed', 'method'),
+  )
+  return frame.select(
+    [row | {'ratio_to_x': row['ratio_to_nadamw']} for row in rows], COLUMNS
+  )
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Make the table of steps to target over those of x, medians over seeds."""
+  data = frame.read(rows)
+  names = (*CANDIDATES, BEST)
+  lines = []
+  for method, own in data.groupby('method'):
+    groups = [(str(w), g) for w, g in own.groupby('workload')]
+    for title, group in [*groups, ('all runs', own)]:
+      ratios = group.groupby('candidate')['ratio_to_x'].agg(
+        lambda values: frame.median(values.astype(float))
+      )
+      cells = [tables.number(ratios.get(name)) for name in names]
+      lines.append([str(method), title, *cells])
+  return tables.markdown(['method', 'workload', *names], lines)
+
+
+STUDY = Study(
+  folder='primal',
+  seeds=(0, 1, 2),
+  trainings=trainings,
+  files={'sequences.json': rows_of},
+  tables={'Steps to target over those of x': ('sequences.json', table)},
+  options=(Option('methods', METHODS, 'methods'),),
+  order=('workload', 'method', 'seed'),
+  shares='study',
+)
