@@ -16,22 +16,17 @@ for each run) to results/primal/.
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from lab.offline import batch_norm
-from lab.run.trial import TrialRun
 from lab.studies import steps
 from lab.studies.parts import frame, tables
 from lab.studies.parts.frame import Row
+from lab.studies.parts.recomputed import BATCHES, Recomputed
 from lab.studies.parts.shown import SHOWN, Shown
 from lab.studies.parts.study import Option, Study
 from lab.studies.parts.training import Result, Training, tuned_point
-from lab.workloads import build_workload
 
 METHODS = ('nadamw_primal', 'nadamw_schedule_free')
-BATCHES = 16
-# Salt of the training batches that statistics are recomputed on.
-_SALT = 20151506
 RECOMPUTED = f'recomputed from {BATCHES} batches'
 WAYS: dict[str, dict[str, Any]] = {
   'current': {'averaging_batch_norm': 'current'},
@@ -59,39 +54,6 @@ COLUMNS = (
 )
 
 
-class Recomputed(Shown):
-  """Measures the shown weights with statistics recomputed from batches.
-
-  Training goes on with the statistics that it has collected.
-  """
-
-  rule: ClassVar[tuple[str, ...]] = (Shown.__module__, batch_norm.__name__)
-
-  def at_start(self, run: TrialRun) -> None:
-    """Open a stream of further training batches."""
-    trial = run.trial
-    self._queue = build_workload(trial.workload.name)._build_input_queue(
-      (trial.rng_seed, _SALT), 'train', '', trial.batch_size
-    )
-
-  def instead_of_evaluation(self, run: TrialRun, rng: Any) -> bool:
-    """Extend the curve."""
-    model = run.state.model_params
-    kept = [buffer.clone() for buffer in model.buffers()]
-    batch_norm.recompute(
-      run.trial.workload,
-      model,
-      run.state.model_state,
-      self._queue,
-      BATCHES,
-      rng,
-    )
-    super().instead_of_evaluation(run, rng)
-    for buffer, own in zip(model.buffers(), kept, strict=True):
-      buffer.copy_(own)
-    return True
-
-
 def trainings(options: argparse.Namespace) -> list[Training]:
   """All runs, seed by seed."""
   return [
@@ -111,23 +73,11 @@ def trainings(options: argparse.Namespace) -> list[Training]:
   ]
 
 
-def _values(result: Result) -> dict[str, float | None]:
-  """Return the metric of the first evaluation at or behind each fraction."""
-  found: dict[str, float | None] = {}
-  for fraction in FRACTIONS:
-    from_step = fraction * result['budget_steps'] * (1.0 - tables.ROUNDING)
-    values = [
-      value for step, _, value in result['curves'][SHOWN] if step >= from_step
-    ]
-    found[f'at {fraction:g} T'] = values[0] if values else None
-  return found
-
-
 def rows_of(results: Sequence[Result]) -> list[Row]:
   """Rows of running_statistics.json."""
   return frame.select(
     [
-      row | _values(result)
+      row | frame.values_at(result, row['candidate'], FRACTIONS)
       for result in results
       for row in frame.rows_of([result], {'candidate': SHOWN})
     ],

@@ -12,18 +12,15 @@ of the best candidate at each evaluation, in hindsight, would gain.
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
-from lab.run.trial import TrialRun
 from lab.studies import steps
 from lab.studies.parts import frame, tables, tuned
-from lab.studies.parts.averages import Averages
 from lab.studies.parts.frame import Row
+from lab.studies.parts.sequences import Sequences, X, Y, Z
 from lab.studies.parts.study import Option, Study
 from lab.studies.parts.training import Result, Training, tuned_point
 
 METHODS = ('nadamw_primal', 'nadamw_schedule_free')
-X, Y, Z = 'x', 'y', 'z'
 AVERAGES = ('ema 3 %', 'ema 10 %', 'polynomial 9', 'polynomial 4')
 BEST = 'best of all'
 CANDIDATES = (X, Y, Z, *AVERAGES)
@@ -38,54 +35,6 @@ COLUMNS = (
   'budget_steps',
   'higher_is_better',
 )
-
-
-class Sequences(Averages):
-  """Measures x, y, z and averages of y.
-
-  Args:
-    candidates: as in `Averages`: y, and the averages of it.
-    interpolation: mu.
-    evaluated_from: fraction of the budget before which nothing is evaluated.
-  """
-
-  rule: ClassVar[tuple[str, ...]] = (*Averages.rule, Averages.__module__)
-
-  def __init__(
-    self,
-    candidates: Any,
-    interpolation: float,
-    evaluated_from: float = 0.0,
-  ) -> None:
-    super().__init__(candidates, evaluated_from)
-    self._mu = interpolation
-
-  def instead_of_evaluation(self, run: TrialRun, rng: Any) -> bool:
-    """Measure every candidate; the model shows x before and after."""
-    if run.state.global_step < self._evaluated_from * run.trial.budget:
-      return True
-    own = run.state.optimizer_state['averager']
-    parameters = [p.data for p in run.state.model_params.parameters()]
-    self._measure(X, run, rng)
-    x = [p.clone() for p in parameters]
-    own.swap_out()
-    super().instead_of_evaluation(run, rng)
-    # The averager's shown weights may lie in other storages.
-    parameters = [p.data for p in run.state.model_params.parameters()]
-    y = [p.clone() for p in parameters]
-    for p, of_x, of_y in zip(parameters, x, y, strict=True):
-      p.copy_((of_y - self._mu * of_x) / (1.0 - self._mu))
-    self._measure(Z, run, rng)
-    for p, of_y in zip(parameters, y, strict=True):
-      p.copy_(of_y)
-    own.swap_in()
-    return True
-
-  def _measure(self, name: str, run: TrialRun, rng: Any) -> None:
-    seconds = run.state.train_state['accumulated_submission_time']
-    curve = self._curves['validation'].setdefault(name, [])
-    value = run.measure('validation', rng)
-    curve.append([run.state.global_step, seconds, value])
 
 
 def trainings(options: argparse.Namespace) -> list[Training]:

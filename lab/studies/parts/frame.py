@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from lab.core import curves
+from lab.studies.parts import tables
 from lab.studies.parts.training import Result
 
 Row = dict[str, Any]
@@ -79,6 +80,22 @@ def _rows_of_run(result: Result) -> list[Row]:
       }
     )
   return rows
+
+
+def values_at(
+  result: Result, candidate: str, fractions: Iterable[float]
+) -> dict[str, float | None]:
+  """Return the metric of the first evaluation at or behind each fraction of T.
+
+  Columns are named 'at 0.4 T'; a value is None where nothing was evaluated.
+  """
+  points = result['curves'][candidate]
+  found = {}
+  for fraction in fractions:
+    from_step = fraction * result['budget_steps'] * (1.0 - tables.ROUNDING)
+    values = [value for step, _, value in points if step >= from_step]
+    found[f'at {fraction:g} T'] = values[0] if values else None
+  return found
 
 
 def select(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:

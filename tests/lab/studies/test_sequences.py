@@ -9,6 +9,7 @@ from study_runs import curve, lines, result
 from lab.run import from_python
 from lab.run.observers import Observer
 from lab.studies import sequences
+from lab.studies.parts.sequences import Sequences
 from lab.studies.parts.shown import Shown
 from lab.studies.parts.training import tuned_point
 from lab.workloads import build_workload, click_dlrm, glyph_resnet
@@ -37,7 +38,7 @@ class Held(Observer):
     return True
 
 
-class Seen(sequences.Sequences):
+class Seen(Sequences):
   """Keeps the weights that are measured, too."""
 
   def __init__(self, *args):
