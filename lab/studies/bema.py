@@ -1,0 +1,105 @@
+"""Whether a correction of an average's lag pays: BEMA and a moving one.
+
+Along runs of NadamW at its tuned point EMAs of several lengths are measured as
+they are, corrected by a fraction of their lag, and as BEMA (Block and Zhang
+2025, arXiv 2508.00180) corrects them (`lab.studies.parts.corrected`).
+
+Writes bema.json (a row for each run and candidate) to results/horizon/.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from lab.studies import steps
+from lab.studies.parts import frame, tables, tuned
+from lab.studies.parts.corrected import Corrected, bema, corrected
+from lab.studies.parts.frame import Row
+from lab.studies.parts.study import Study
+from lab.studies.parts.training import Result, Training, tuned_point
+
+MEMORIES = {'ema 1 %': 0.01, 'ema 3 %': 0.03, 'ema 10 %': 0.1}
+FACTORS = (0.25, 1.0)
+ETAS = (0.2, 0.4)
+SHOWN = (
+  'raw',
+  *(
+    name
+    for ema in MEMORIES
+    for name in (ema, *(corrected(ema, factor) for factor in FACTORS))
+  ),
+  *map(bema, ETAS),
+)
+FRACTIONS = (0.4, 0.6, 0.8, 1.0)
+COLUMNS = (
+  'workload',
+  'seed',
+  'candidate',
+  'target',
+  'steps_to_target',
+  'ratio_to_nadamw',
+  'best_validation',
+  'budget_steps',
+  'higher_is_better',
+  *(f'at {fraction:g} T' for fraction in FRACTIONS),
+)
+
+
+def trainings(options: argparse.Namespace) -> list[Training]:
+  """All runs, seed by seed."""
+  names = ('raw', *MEMORIES)
+  return [
+    Training(
+      workload=workload,
+      submission='nadamw',
+      point=tuned_point(workload),
+      seed=seed,
+      follower=Corrected,
+      follows={
+        'candidates': {name: tuned.CANDIDATES[name] for name in names},
+        'memories': MEMORIES,
+        'factors': FACTORS,
+        'etas': ETAS,
+        'evaluated_from': steps.EVALUATED_FROM,
+      },
+    )
+    for seed in options.seeds
+    for workload in options.workloads
+  ]
+
+
+def rows_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of bema.json; ratios are to the raw weights of the same run."""
+  return frame.select(
+    [
+      row | frame.values_at(result, row['candidate'], FRACTIONS)
+      for result in results
+      for row in frame.rows_of([result], {'candidate': 'raw'})
+    ],
+    COLUMNS,
+  )
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Make the table of medians over seeds, of metrics and of steps to target."""
+  data = frame.read(rows)
+  names = [column for column in COLUMNS if column.startswith('at ')]
+  lines = []
+  for workload, group in data.groupby('workload'):
+    for candidate in SHOWN:
+      own = group[group['candidate'] == candidate]
+      medians = [f'{own[name].astype(float).median():.4f}' for name in names]
+      ratio = tables.number(frame.median(own['ratio_to_nadamw']))
+      lines.append([str(workload), candidate, *medians, ratio])
+  header = ['workload', 'average', *names, 'steps to target']
+  return tables.markdown(header, lines)
+
+
+STUDY = Study(
+  folder='horizon',
+  seeds=(0, 1, 2),
+  trainings=trainings,
+  files={'bema.json': rows_of},
+  tables={'Averages corrected for their lag': ('bema.json', table)},
+  workloads=('denoise_unet', 'stdlib_lm'),
+  shares='study',
+)

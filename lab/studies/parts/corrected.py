@@ -1,0 +1,146 @@
+"""Averages of a run, corrected for their lag behind the raw weights."""
+
+import collections
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lab.run.trial import TrialRun
+from lab.studies.parts.averages import Averages
+
+# Fraction of T between two snapshots, and between two samples of BEMA.
+EVERY = 0.002
+# BEMA's rho: weights are powers of rho + k.
+_RHO = 10.0
+# BEMA's kappa: the k-th sample enters its EMA with (rho + k)^-kappa.
+_KAPPA = 0.5
+
+
+def corrected(name: str, factor: float) -> str:
+  """Name an average that is corrected by a multiple of its lag."""
+  return f'{name} + {factor:g}'
+
+
+def bema(eta: float) -> str:
+  """Name BEMA with (rho + k)^-eta times the distance from the start."""
+  return f'bema {eta:g}'
+
+
+class Corrected(Averages):
+  """Measures averages, and the same corrected for their lag.
+
+  An EMA whose memory is N steps lags behind by about N steps, in which the
+  weights w move by about N (w - w') / (t - t'), w' being those of a step t'
+  2 N steps ago. A factor of this is added.
+
+  BEMA (Block and Zhang 2025, arXiv 2508.00180) adds (rho + k)^-eta (w - w_0) to
+  an EMA into which the k-th sample enters with (rho + k)^-kappa.
+
+  Args:
+    candidates: as in `Averages`.
+    memories: of those that are corrected, fractions of T by name.
+    factors: multiples of the lag.
+    etas: powers of BEMA.
+    evaluated_from: fraction of the budget before which nothing is evaluated.
+  """
+
+  rule: ClassVar[tuple[str, ...]] = (*Averages.rule, Averages.__module__)
+
+  def __init__(
+    self,
+    candidates: Mapping[str, Mapping[str, Any]],
+    memories: Mapping[str, float],
+    factors: Sequence[float],
+    etas: Sequence[float],
+    evaluated_from: float = 0.0,
+  ) -> None:
+    super().__init__(candidates, evaluated_from)
+    self._memories, self._factors, self._etas = memories, factors, etas
+    self._snapshots: collections.deque[tuple[int, list[Tensor]]] = (
+      collections.deque()
+    )
+    self._samples = 0
+
+  def at_start(self, run: TrialRun) -> None:
+    """Keep the weights of the start."""
+    super().at_start(run)
+    self._start = _weights(run)
+    self._ema = _weights(run)
+    budget = run.trial.budget
+    self._every = max(1, round(EVERY * budget))
+    self._oldest = 2.0 * max(self._memories.values()) * budget
+
+  def after_step(self, run: TrialRun) -> None:
+    """Update every average, and keep a snapshot where one is due."""
+    super().after_step(run)
+    step = run.state.global_step
+    if step % self._every:
+      return
+    now = _weights(run)
+    self._samples += 1
+    torch._foreach_lerp_(self._ema, now, (_RHO + self._samples) ** -_KAPPA)
+    self._snapshots.append((step, now))
+    # One that is older than the longest memory stays.
+    while len(self._snapshots) > 1 and (
+      self._snapshots[1][0] <= step - self._oldest
+    ):
+      self._snapshots.popleft()
+
+  def instead_of_evaluation(self, run: TrialRun, rng: Any) -> bool:
+    """Measure every average, corrected and not."""
+    step, budget = run.state.global_step, run.trial.budget
+    super().instead_of_evaluation(run, rng)
+    if step < self._evaluated_from * budget:
+      return True
+    now = _weights(run)
+    for name, memory in self._memories.items():
+      length = memory * budget
+      then, past = self._before(step - 2.0 * length)
+      moved = torch._foreach_sub(now, past)
+      torch._foreach_mul_(moved, length / max(step - then, 1))
+      with self._averagers[name].evaluating():
+        average = _weights(run)
+        for factor in self._factors:
+          weights = torch._foreach_add(average, moved, alpha=factor)
+          with _holding(run, weights):
+            self._measure(corrected(name, factor), name, run, rng)
+    distance = torch._foreach_sub(now, self._start)
+    first = next(iter(self._averagers))
+    for eta in self._etas:
+      alpha = (_RHO + self._samples) ** -eta
+      weights = torch._foreach_add(self._ema, distance, alpha=alpha)
+      with _holding(run, weights):
+        self._measure(bema(eta), first, run, rng)
+    return True
+
+  def _before(self, step: float) -> tuple[int, list[Tensor]]:
+    """Return the last snapshot at or before a step, or the oldest one."""
+    found = self._snapshots[0]
+    for snapshot in self._snapshots:
+      if snapshot[0] > step:
+        break
+      found = snapshot
+    return found
+
+  def _measure(self, name: str, like: str, run: TrialRun, rng: Any) -> None:
+    curves = self._curves['validation']
+    at = curves[like][-1][:2]
+    curves.setdefault(name, []).append([*at, run.measure('validation', rng)])
+
+
+@contextlib.contextmanager
+def _holding(run: TrialRun, weights: Sequence[Tensor]) -> Iterator[None]:
+  """Put weights into the model, and its own back at the end."""
+  parameters = [p.data for p in run.state.model_params.parameters()]
+  # What the model holds may be the memory of an average.
+  kept = _weights(run)
+  torch._foreach_copy_(parameters, list(weights))
+  yield
+  torch._foreach_copy_(parameters, kept)
+
+
+def _weights(run: TrialRun) -> list[Tensor]:
+  return [p.detach().clone() for p in run.state.model_params.parameters()]
