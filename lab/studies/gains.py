@@ -9,7 +9,8 @@ rate. The runs of `steps` give it against the level's place in the schedule, and
 runs of one workload that are four times as long show if the length matters.
 
 Writes trials.json (a row for each trial and level), long.json (ratios of the
-long runs, as levels.json of `steps`) and gains.png.
+long runs, as levels.json of `steps`), places.json (a row for each run and
+average, with a ratio for every level) and gains.png.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from lab.studies.parts.averages import Averages
 from lab.studies.parts.frame import Row
 from lab.studies.parts.study import Study
 from lab.studies.parts.training import Result, Training, tuned_point
-from lab.workloads import WORKLOADS
+from lab.workloads import WORKLOADS, build_workload
 
 METHOD = 'nadamw'
 LONG_WORKLOAD, LONG_FACTOR = 'stdlib_lm', 4
@@ -37,11 +38,18 @@ LONG_WORKLOAD, LONG_FACTOR = 'stdlib_lm', 4
 # long for any workload.
 SHOWN = ('ema 1 %', 'ema 5 %', 'lawa 1 %', 'lawa 10 %')
 FRACTION = 0.8
+# Every evaluation but the first ones, behind which no average can be earlier.
+PLACES = tuple(round(0.02 * n, 2) for n in range(20, 51))
 
 
 def trainings(options: argparse.Namespace) -> list[Training]:
-  """The long runs; trials are read from the committed searches."""
-  return [
+  """The runs of `steps`, then long ones; trials are in committed searches."""
+  usual = [
+    steps.runs(workload, METHOD, seed)[0]
+    for seed in steps.STUDY.seeds
+    for workload in steps.STUDY.workloads
+  ]
+  return usual + [
     Training(
       workload=workload,
       submission=METHOD,
@@ -59,6 +67,46 @@ def trainings(options: argparse.Namespace) -> list[Training]:
     for seed in options.seeds
     for workload in options.workloads
   ]
+
+
+def times_of(result: Result) -> int:
+  """Return the length of a run in step hints."""
+  hint = build_workload(result['workload']).step_hint
+  return round(result['budget_steps'] / hint)
+
+
+def long_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of long.json."""
+  return steps.levels_of([r for r in results if times_of(r) > 1])
+
+
+def places_of(results: Sequence[Result]) -> list[Row]:
+  """Rows of places.json: for each run and average a ratio by level's place."""
+  rows = []
+  for result in results:
+    curves = {
+      name: [value for *_, value in result['curves'][name]]
+      for name in ('raw', *SHOWN)
+    }
+    found = levels.ratios(
+      [step for step, *_ in result['curves']['raw']],
+      curves,
+      result['budget_steps'],
+      result['higher_is_better'],
+      PLACES,
+    )
+    rows += [
+      {
+        'workload': result['workload'],
+        'seed': result['seed'],
+        'times': times_of(result),
+        'candidate': name,
+        'places': list(found),
+        'ratios': [by_name[name] for by_name in found.values()],
+      }
+      for name in SHOWN
+    ]
+  return rows
 
 
 def trial_rows(
@@ -161,16 +209,28 @@ def long_table(rows: Sequence[Row]) -> str:
   return tables.markdown(header, lines)
 
 
+def _by_place(rows: Sequence[Row]) -> pd.DataFrame:
+  """Median ratio over seeds; infinite where most runs never arrive."""
+  keys = ['workload', 'times', 'candidate', 'place']
+  lines = [
+    (row['workload'], row['times'], row['candidate'], place, ratio)
+    for row in rows
+    for place, ratio in zip(row['places'], row['ratios'], strict=True)
+  ]
+  data = pd.DataFrame(lines, columns=[*keys, 'ratio'])
+  ratio = data['ratio'].astype(float).fillna(math.inf)
+  grouped = data.assign(ratio=ratio).groupby(keys)['ratio']
+  return grouped.agg(frame.median).reset_index()
+
+
 def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
   """Ratios of trials against memory and rate, and against the level's place.
 
   An average that never arrives is a filled marker at the top. A dashed line is
-  that of the long runs.
+  that of the long runs. Below the dotted one nothing was evaluated.
   """
   data = _frame(rows, FRACTION)
-  place = frame.read(steps.STUDY.committed('levels.json'))
-  place = place[place['optimizer'] == METHOD]
-  long = frame.read(STUDY.committed('long.json'))
+  curves = _by_place(STUDY.committed('places.json'))
   shown = ('ema 5 %', 'lawa 10 %')
   top = 0.03 + data[[*shown]].replace(math.inf, math.nan).max(axis=None)
   with plots.panels(len(shown), 3, 11, 6.4, sharey=True) as (figure, panels):
@@ -191,13 +251,15 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
           filled = style | {'markerfacecolor': f'C{number}', 'label': None}
           at_top = [top] * len(never)
           axes.plot(never[column], at_top, linestyle='', **filled)
-        for runs, line in ((place, '-'), (long, '--')):
-          own = runs[
-            (runs['workload'] == workload) & (runs['candidate'] == name)
-          ]
-          medians = own.groupby('fraction')['ratio'].agg(frame.median)
+        own = curves[
+          (curves['workload'] == workload) & (curves['candidate'] == name)
+        ]
+        for times, line in ((1, '-'), (LONG_FACTOR, '--')):
+          part = own[own['times'] == times]
           panels[row][2].plot(
-            medians.index, medians, **style | {'linestyle': line}
+            part['place'],
+            part['ratio'].replace(math.inf, math.nan),
+            **style | {'linestyle': line, 'marker': ''},
           )
       panels[row][0].set(
         xscale='log', xlabel="momentum's memory, fraction of T",
@@ -208,6 +270,13 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
         # Between 0.001 and 0.05 they would overlap.
         axes.tick_params(axis='x', which='minor', labelbottom=False)
       panels[row][2].set(xlabel='place of the level, fraction of T')
+      panels[row][2].plot(
+        PLACES,
+        [steps.EVALUATED_FROM / place for place in PLACES],
+        color='gray',
+        linestyle=':',
+      )
+      panels[row][2].set_ylim(bottom=0.45)
       for axes in panels[row]:
         axes.axhline(1.0, color='black', linewidth=0.5)
     plots.legend_above(figure, panels[0][0], 4)
@@ -218,11 +287,16 @@ STUDY = Study(
   folder='gains',
   seeds=(0, 1, 2),
   trainings=trainings,
-  files={'long.json': steps.levels_of, 'trials.json': trials_of},
+  files={
+    'long.json': long_of,
+    'places.json': places_of,
+    'trials.json': trials_of,
+  },
   tables={
     'Trials of the searches': ('trials.json', table),
     'Length of the run': ('long.json', long_table),
   },
   figures={'gains.png': ('trials.json', draw)},
   workloads=(LONG_WORKLOAD,),
+  shares='study',
 )

@@ -58,6 +58,7 @@ def ratios(
   curves: Mapping[str, Sequence[float | None]],
   budget: int,
   higher: bool,
+  fractions: Sequence[float] = FRACTIONS,
 ) -> dict[float, dict[str, float | None]]:
   """Return steps of each average as a multiple of the raw weights'.
 
@@ -66,6 +67,7 @@ def ratios(
     curves: name to values; 'raw' among them.
     budget: T, in steps.
     higher: direction of the metric.
+    fractions: of T, at which the raw weights set a level.
 
   Returns:
     Fraction to name to ratio; None where the average never arrives. A fraction
@@ -75,7 +77,7 @@ def ratios(
   """
   best = _best_so_far(curves['raw'], higher)
   found: dict[float, dict[str, float | None]] = {}
-  for fraction in FRACTIONS:
+  for fraction in fractions:
     # Fractions of T are not exact in binary.
     place = int(np.searchsorted(steps, fraction * budget + 1e-6)) - 1
     if place < 1 or math.isinf(best[place]) or best[place] == best[0]:
