@@ -17,10 +17,10 @@ STEP = {
   'stdlib_lm': 0.0144,
 }
 SHAMPOO_STEP = {
-  'click_dlrm': 0.0078,
-  'denoise_unet': 0.0126,
-  'glyph_resnet': 0.0099,
-  'stdlib_lm': 0.0169,
+  'click_dlrm': 0.030,
+  'denoise_unet': 0.025,
+  'glyph_resnet': 0.020,
+  'stdlib_lm': 0.022,
 }
 EVALUATION = {
   'click_dlrm': 0.014,
