@@ -1,4 +1,4 @@
-"""Whether a correction of an average's lag pays: BEMA and a moving one.
+"""Measure averages that are corrected for their lag: BEMA and a moving one.
 
 Along runs of NadamW at its tuned point EMAs of several lengths are measured as
 they are, corrected by a fraction of their lag, and as BEMA (Block and Zhang
@@ -17,14 +17,25 @@ from lab.studies.parts.frame import Row
 from lab.studies.parts.study import Study
 from lab.studies.parts.training import Result, Training, tuned_point
 
-MEMORIES = {'ema 1 %': 0.01, 'ema 3 %': 0.03, 'ema 10 %': 0.1}
+EMAS = ('ema 1 %', 'ema 3 %', 'ema 10 %')
+# The statistics of BatchNorm are the same for all: those of the raw weights.
+CANDIDATES = {'raw': tuned.CANDIDATES['raw']} | {
+  name: tuned.CANDIDATES[name] | {'averaging_batch_norm': tuned.CURRENT}
+  for name in EMAS
+}
+# Behind the raw weights, fractions of T: an EMA of N samples is N - 1 behind.
+LAGS = {
+  name: CANDIDATES[name]['averaging_horizon']
+  - CANDIDATES[name]['averaging_every']
+  for name in EMAS
+}
 FACTORS = (0.25, 1.0)
 ETAS = (0.2, 0.4)
 SHOWN = (
   'raw',
   *(
     name
-    for ema in MEMORIES
+    for ema in EMAS
     for name in (ema, *(corrected(ema, factor) for factor in FACTORS))
   ),
   *map(bema, ETAS),
@@ -46,7 +57,6 @@ COLUMNS = (
 
 def trainings(options: argparse.Namespace) -> list[Training]:
   """All runs, seed by seed."""
-  names = ('raw', *MEMORIES)
   return [
     Training(
       workload=workload,
@@ -55,8 +65,8 @@ def trainings(options: argparse.Namespace) -> list[Training]:
       seed=seed,
       follower=Corrected,
       follows={
-        'candidates': {name: tuned.CANDIDATES[name] for name in names},
-        'memories': MEMORIES,
+        'candidates': CANDIDATES,
+        'lags': LAGS,
         'factors': FACTORS,
         'etas': ETAS,
         'evaluated_from': steps.EVALUATED_FROM,
@@ -87,10 +97,14 @@ def table(rows: Sequence[Row]) -> str:
   for workload, group in data.groupby('workload'):
     for candidate in SHOWN:
       own = group[group['candidate'] == candidate]
-      medians = [f'{own[name].astype(float).median():.4f}' for name in names]
+      higher = own['higher_is_better'].iloc[0]
+      medians = [
+        tables.number(frame.median_metric(own[name], higher), '.4f')
+        for name in names
+      ]
       ratio = tables.number(frame.median(own['ratio_to_nadamw']))
       lines.append([str(workload), candidate, *medians, ratio])
-  header = ['workload', 'average', *names, 'steps to target']
+  header = ['workload', 'average', *names, 'steps to target over raw']
   return tables.markdown(header, lines)
 
 
@@ -101,5 +115,4 @@ STUDY = Study(
   files={'bema.json': rows_of},
   tables={'Averages corrected for their lag': ('bema.json', table)},
   workloads=('denoise_unet', 'stdlib_lm'),
-  shares='study',
 )

@@ -7,6 +7,7 @@ of the raw weights' steps. The trials give that gain against the memory of the
 momentum, 1 / (1 - beta1) steps, as a fraction of T, and against the learning
 rate. The runs of `steps` give it against the level's place in the schedule, and
 runs of one workload that are four times as long show if the length matters.
+--workloads and --seeds choose the long ones.
 
 Writes trials.json (a row for each trial and level), long.json (ratios of the
 long runs, as levels.json of `steps`), places.json (a row for each run and
@@ -38,7 +39,7 @@ LONG_WORKLOAD, LONG_FACTOR = 'stdlib_lm', 4
 # long for any workload.
 SHOWN = ('ema 1 %', 'ema 5 %', 'lawa 1 %', 'lawa 10 %')
 FRACTION = 0.8
-# Every evaluation but the first ones, behind which no average can be earlier.
+# Evaluations from 0.4 T on: the first one, at 0.3 T, bounds what is measured.
 PLACES = tuple(round(0.02 * n, 2) for n in range(20, 51))
 
 
@@ -69,7 +70,7 @@ def trainings(options: argparse.Namespace) -> list[Training]:
   ]
 
 
-def times_of(result: Result) -> int:
+def length_of(result: Result) -> int:
   """Return the length of a run in step hints."""
   hint = build_workload(result['workload']).step_hint
   return round(result['budget_steps'] / hint)
@@ -77,7 +78,7 @@ def times_of(result: Result) -> int:
 
 def long_of(results: Sequence[Result]) -> list[Row]:
   """Rows of long.json."""
-  return steps.levels_of([r for r in results if times_of(r) > 1])
+  return steps.levels_of([r for r in results if length_of(r) > 1])
 
 
 def places_of(results: Sequence[Result]) -> list[Row]:
@@ -99,7 +100,7 @@ def places_of(results: Sequence[Result]) -> list[Row]:
       {
         'workload': result['workload'],
         'seed': result['seed'],
-        'times': times_of(result),
+        'length': length_of(result),
         'candidate': name,
         'places': list(found),
         'ratios': [by_name[name] for by_name in found.values()],
@@ -210,10 +211,10 @@ def long_table(rows: Sequence[Row]) -> str:
 
 
 def _by_place(rows: Sequence[Row]) -> pd.DataFrame:
-  """Median ratio over seeds; infinite where most runs never arrive."""
-  keys = ['workload', 'times', 'candidate', 'place']
+  """Compute medians over seeds; infinite where most runs never arrive."""
+  keys = ['workload', 'length', 'candidate', 'place']
   lines = [
-    (row['workload'], row['times'], row['candidate'], place, ratio)
+    (row['workload'], row['length'], row['candidate'], place, ratio)
     for row in rows
     for place, ratio in zip(row['places'], row['ratios'], strict=True)
   ]
@@ -224,13 +225,14 @@ def _by_place(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
-  """Ratios of trials against memory and rate, and against the level's place.
+  """Draw ratios of trials by memory and rate, and ratios by the level's place.
 
   An average that never arrives is a filled marker at the top. A dashed line is
-  that of the long runs. Below the dotted one nothing was evaluated.
+  that of the long runs. A ratio below the dotted one would need an evaluation
+  before the first one.
   """
   data = _frame(rows, FRACTION)
-  curves = _by_place(STUDY.committed('places.json'))
+  curves = _by_place(logs.read_json(str(path.with_name('places.json'))))
   shown = ('ema 5 %', 'lawa 10 %')
   top = 0.03 + data[[*shown]].replace(math.inf, math.nan).max(axis=None)
   with plots.panels(len(shown), 3, 11, 6.4, sharey=True) as (figure, panels):
@@ -254,8 +256,8 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
         own = curves[
           (curves['workload'] == workload) & (curves['candidate'] == name)
         ]
-        for times, line in ((1, '-'), (LONG_FACTOR, '--')):
-          part = own[own['times'] == times]
+        for length, line in ((1, '-'), (LONG_FACTOR, '--')):
+          part = own[own['length'] == length]
           panels[row][2].plot(
             part['place'],
             part['ratio'].replace(math.inf, math.nan),

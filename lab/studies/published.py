@@ -92,19 +92,20 @@ def fastest(group: pd.DataFrame) -> tuple[float, str]:
 def _best_metric(group: pd.DataFrame) -> tuple[float, int]:
   """Return the best median metric of a point over seeds, and the point."""
   higher = group['higher_is_better'].iloc[0]
-  # A run without a finite value has none.
-  values = group['best_validation'].astype(float)
-  values = values.fillna(-math.inf if higher else math.inf)
-  medians = values.groupby(group['point']).median()
-  point = medians.idxmax() if higher else medians.idxmin()
-  return float(medians[point]), int(point)
+  medians = {
+    int(point): frame.median_metric(own['best_validation'], higher)
+    for point, own in group.groupby('point')
+  }
+  pick = max if higher else min
+  point = pick(medians, key=lambda number: medians[number])
+  return medians[point], point
 
 
 def table(rows: Sequence[Row]) -> str:
   """Make the table of the best of five points and of the tuned one.
 
-  Steps to target are fractions of T. The last column has the best metric of the
-  raw weights within T, of the point with the best median.
+  Steps to target are fractions of T. The last columns have the best metric of
+  the raw weights within T, of the point with the best median, and the target.
   """
   data = frame.read(rows)
   lines = []
@@ -122,11 +123,13 @@ def table(rows: Sequence[Row]) -> str:
           f'{share} (point {points})' if points and not is_tuned else share
         )
       metric, point = _best_metric(own[own['candidate'] == 'raw'])
-      line.append(
-        f'{metric:.4g}' if is_tuned else f'{metric:.4g} (point {point})'
-      )
+      best = tables.number(metric, '.4g')
+      line.append(best if is_tuned else f'{best} (point {point})')
+      sign = '≥' if own['higher_is_better'].iloc[0] else '≤'
+      line.append(f'{sign} {own["target"].iloc[0]:.4g}')
       lines.append(line)
-  return tables.markdown(['workload', 'point', *SHOWN, 'best metric'], lines)
+  header = ['workload', 'point', *SHOWN, 'best metric', 'target']
+  return tables.markdown(header, lines)
 
 
 STUDY = Study(

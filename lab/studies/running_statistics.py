@@ -1,4 +1,4 @@
-"""Which running statistics of BatchNorm suit weights that were never trained.
+"""Compare running statistics of BatchNorm for weights that were never trained.
 
 An average at which training takes place, x, is evaluated, and forward passes
 are made at y. Each way to get statistics for x has a run of its own; training
@@ -50,6 +50,7 @@ COLUMNS = (
   'steps_to_target',
   'best_validation',
   'budget_steps',
+  'higher_is_better',
   *(f'at {fraction:g} T' for fraction in FRACTIONS),
 )
 
@@ -96,10 +97,14 @@ def table(rows: Sequence[Row]) -> str:
     for way in WAYS:
       own = group[group['statistics'] == way]
       if len(own):
-        medians = [f'{own[name].astype(float).median():.4f}' for name in names]
+        higher = own['higher_is_better'].iloc[0]
+        medians = [
+          tables.number(frame.median_metric(own[name], higher), '.4f')
+          for name in names
+        ]
         to_target = tables.number(frame.median(own['share']))
         lines.append([str(workload), str(method), way, *medians, to_target])
-  header = ['workload', 'method', 'statistics', *names, 'target at, of T']
+  header = ['workload', 'method', 'statistics', *names, 'steps to target, of T']
   return tables.markdown(header, lines)
 
 
@@ -117,5 +122,4 @@ STUDY = Study(
   options=(Option('methods', METHODS, 'methods'),),
   workloads=('glyph_resnet',),
   order=('workload', 'method', 'seed'),
-  shares='study',
 )

@@ -3,14 +3,16 @@
 A method of primal averaging shows its average x. The same run has y, where
 gradients are taken, z, which the optimizer steps, and averages of y that watch.
 All are measured at each evaluation, so that one can see what a choice among
-them could gain.
+them could gain. Running statistics of BatchNorm are those of y; x has those
+that its submission shows.
 
 Writes sequences.json (a row for each run and candidate) to results/primal/.
-`table` shows steps to target over those of x, and `choice_table` what a choice
-of the best candidate at each evaluation, in hindsight, would gain.
+The table's last column takes the best candidate at each evaluation, in
+hindsight.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 
 from lab.studies import steps
@@ -40,7 +42,8 @@ COLUMNS = (
 def trainings(options: argparse.Namespace) -> list[Training]:
   """All runs, seed by seed."""
   candidates = {Y: tuned.CANDIDATES['raw']} | {
-    name: tuned.CANDIDATES[name] for name in AVERAGES
+    name: tuned.CANDIDATES[name] | {'averaging_batch_norm': 'current'}
+    for name in AVERAGES
   }
   found = []
   for seed in options.seeds:
@@ -69,10 +72,11 @@ def _with_best(result: Result) -> Result:
   """Add the curve of the best candidate at each evaluation."""
   pick = max if result['higher_is_better'] else min
   curves = result['curves']
-  best = [
-    [*points[0][:2], pick(value for *_, value in points)]
-    for points in zip(*curves.values(), strict=True)
-  ]
+  best = []
+  for points in zip(*curves.values(), strict=True):
+    finite = [value for *_, value in points if math.isfinite(value)]
+    value = pick(finite, default=math.nan)
+    best.append([*points[0][:2], value])
   return result | {'curves': {**curves, BEST: best}}
 
 
@@ -96,9 +100,7 @@ def table(rows: Sequence[Row]) -> str:
   for method, own in data.groupby('method'):
     groups = [(str(w), g) for w, g in own.groupby('workload')]
     for title, group in [*groups, ('all runs', own)]:
-      ratios = group.groupby('candidate')['ratio_to_x'].agg(
-        lambda values: frame.median(values.astype(float))
-      )
+      ratios = group.groupby('candidate')['ratio_to_x'].agg(frame.median)
       cells = [tables.number(ratios.get(name)) for name in names]
       lines.append([str(method), title, *cells])
   return tables.markdown(['method', 'workload', *names], lines)
@@ -112,5 +114,4 @@ STUDY = Study(
   tables={'Steps to target over those of x': ('sequences.json', table)},
   options=(Option('methods', METHODS, 'methods'),),
   order=('workload', 'method', 'seed'),
-  shares='study',
 )

@@ -330,7 +330,7 @@ def main(arguments: Sequence[str]) -> None:
     record = search_folder.read_record(folder)
     wanted = {'workload': options.workload, 'method': options.method}
     search_folder.check_same(folder, record, wanted)
-    search_folder.number_of_rows(folder)
+    search_folder.number_of_rows(folder)  # raises for damaged ones
   else:
     command_line.check_writable(folder)
     record = tune(

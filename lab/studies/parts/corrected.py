@@ -1,4 +1,4 @@
-"""Averages of a run, corrected for their lag behind the raw weights."""
+"""Measure averages along a run, corrected for their lag."""
 
 import collections
 import contextlib
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from lab.run.trial import TrialRun
 from lab.studies.parts.averages import Averages
+from weightavg.pytorch import multi_tensor
 
-# Fraction of T between two snapshots, and between two samples of BEMA.
+# Fraction of T between two snapshots, and between two updates of BEMA.
 EVERY = 0.002
-# BEMA's rho: weights are powers of rho + k.
+# BEMA's rho: weights are powers of rho + t, t being the step.
 _RHO = 10.0
-# BEMA's kappa: the k-th sample enters its EMA with (rho + k)^-kappa.
+# BEMA's kappa: the weights of step t enter its EMA with (rho + t)^-kappa.
 _KAPPA = 0.5
 
 
@@ -25,23 +26,23 @@ def corrected(name: str, factor: float) -> str:
 
 
 def bema(eta: float) -> str:
-  """Name BEMA with (rho + k)^-eta times the distance from the start."""
+  """Name BEMA with (rho + t)^-eta times the distance from the start."""
   return f'bema {eta:g}'
 
 
 class Corrected(Averages):
   """Measures averages, and the same corrected for their lag.
 
-  An EMA whose memory is N steps lags behind by about N steps, in which the
-  weights w move by about N (w - w') / (t - t'), w' being those of a step t'
-  2 N steps ago. A factor of this is added.
+  An EMA that lags L steps behind misses what the weights w have moved since,
+  about L (w - w') / (t - t'), with w' of step t' = t - 2 L. A factor of this is
+  added.
 
-  BEMA (Block and Zhang 2025, arXiv 2508.00180) adds (rho + k)^-eta (w - w_0) to
-  an EMA into which the k-th sample enters with (rho + k)^-kappa.
+  BEMA (Block and Zhang 2025, arXiv 2508.00180) adds (rho + t)^-eta (w - w_0) to
+  an EMA into which the weights of step t enter with (rho + t)^-kappa.
 
   Args:
     candidates: as in `Averages`.
-    memories: of those that are corrected, fractions of T by name.
+    lags: of the averages that are corrected, as fractions of T, by name.
     factors: multiples of the lag.
     etas: powers of BEMA.
     evaluated_from: fraction of the budget before which nothing is evaluated.
@@ -52,17 +53,16 @@ class Corrected(Averages):
   def __init__(
     self,
     candidates: Mapping[str, Mapping[str, Any]],
-    memories: Mapping[str, float],
+    lags: Mapping[str, float],
     factors: Sequence[float],
     etas: Sequence[float],
     evaluated_from: float = 0.0,
   ) -> None:
     super().__init__(candidates, evaluated_from)
-    self._memories, self._factors, self._etas = memories, factors, etas
+    self._lags, self._factors, self._etas = lags, factors, etas
     self._snapshots: collections.deque[tuple[int, list[Tensor]]] = (
       collections.deque()
     )
-    self._samples = 0
 
   def at_start(self, run: TrialRun) -> None:
     """Keep the weights of the start."""
@@ -71,7 +71,7 @@ class Corrected(Averages):
     self._ema = _weights(run)
     budget = run.trial.budget
     self._every = max(1, round(EVERY * budget))
-    self._oldest = 2.0 * max(self._memories.values()) * budget
+    self._oldest = 2.0 * max(self._lags.values()) * budget
 
   def after_step(self, run: TrialRun) -> None:
     """Update every average, and keep a snapshot where one is due."""
@@ -80,10 +80,10 @@ class Corrected(Averages):
     if step % self._every:
       return
     now = _weights(run)
-    self._samples += 1
-    torch._foreach_lerp_(self._ema, now, (_RHO + self._samples) ** -_KAPPA)
+    if multi_tensor.all_finite(now):
+      torch._foreach_lerp_(self._ema, now, (_RHO + step) ** -_KAPPA)
     self._snapshots.append((step, now))
-    # One that is older than the longest memory stays.
+    # One that is older than the longest lag needs stays.
     while len(self._snapshots) > 1 and (
       self._snapshots[1][0] <= step - self._oldest
     ):
@@ -96,11 +96,11 @@ class Corrected(Averages):
     if step < self._evaluated_from * budget:
       return True
     now = _weights(run)
-    for name, memory in self._memories.items():
-      length = memory * budget
-      then, past = self._before(step - 2.0 * length)
+    for name, fraction in self._lags.items():
+      lag = fraction * budget
+      then, past = self._before(step - 2.0 * lag)
       moved = torch._foreach_sub(now, past)
-      torch._foreach_mul_(moved, length / max(step - then, 1))
+      torch._foreach_mul_(moved, lag / max(step - then, 1))
       with self._averagers[name].evaluating():
         average = _weights(run)
         for factor in self._factors:
@@ -110,7 +110,7 @@ class Corrected(Averages):
     distance = torch._foreach_sub(now, self._start)
     first = next(iter(self._averagers))
     for eta in self._etas:
-      alpha = (_RHO + self._samples) ** -eta
+      alpha = (_RHO + step) ** -eta
       weights = torch._foreach_add(self._ema, distance, alpha=alpha)
       with _holding(run, weights):
         self._measure(bema(eta), first, run, rng)
@@ -125,9 +125,9 @@ class Corrected(Averages):
       found = snapshot
     return found
 
-  def _measure(self, name: str, like: str, run: TrialRun, rng: Any) -> None:
+  def _measure(self, name: str, timed_as: str, run: TrialRun, rng: Any) -> None:
     curves = self._curves['validation']
-    at = curves[like][-1][:2]
+    at = curves[timed_as][-1][:2]
     curves.setdefault(name, []).append([*at, run.measure('validation', rng)])
 
 
@@ -138,8 +138,10 @@ def _holding(run: TrialRun, weights: Sequence[Tensor]) -> Iterator[None]:
   # What the model holds may be the memory of an average.
   kept = _weights(run)
   torch._foreach_copy_(parameters, list(weights))
-  yield
-  torch._foreach_copy_(parameters, kept)
+  try:
+    yield
+  finally:
+    torch._foreach_copy_(parameters, kept)
 
 
 def _weights(run: TrialRun) -> list[Tensor]:

@@ -3,8 +3,9 @@
 A row is one run and one candidate. A run that never reaches the target takes
 infinitely many steps: null in a file, infinity in a frame. The median is the
 plain one: where two values are in the middle, their mean, which is infinite if
-one of them is. Where a run arrives and NadamW's does not, the frame has the
-ratio to T, which NadamW's steps exceed: the ratio is at most that.
+one of them is. Where a run arrives and the one that it is compared with does
+not, the frame has the ratio to T, which that one's steps exceed: the ratio is
+at most that.
 """
 
 import math
@@ -12,6 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lab.core import curves
@@ -26,8 +28,11 @@ _TIMES = (
   'seconds_to_target',
   'fraction_of_budget',
   'ratio_to_nadamw',
+  'ratio_to_x',
   'ratio',
 )
+# Ratios of a run's steps to those of another one.
+_RATIOS = ('ratio_to_nadamw', 'ratio_to_x')
 
 
 def rows_of(
@@ -85,7 +90,7 @@ def _rows_of_run(result: Result) -> list[Row]:
 def values_at(
   result: Result, candidate: str, fractions: Iterable[float]
 ) -> dict[str, float | None]:
-  """Return the metric of the first evaluation at or behind each fraction of T.
+  """Return the metric of the first evaluation at or after each fraction of T.
 
   Columns are named 'at 0.4 T'; a value is None where nothing was evaluated.
   """
@@ -112,10 +117,10 @@ def read(rows: Iterable[Row]) -> pd.DataFrame:
   data = pd.DataFrame(list(rows))
   for column in data.columns.intersection(_TIMES):
     data[column] = data[column].astype(float).fillna(math.inf)
-  if {'steps_to_target', 'ratio_to_nadamw', 'budget_steps'} <= {*data.columns}:
+  if {'steps_to_target', 'budget_steps'} <= {*data.columns}:
     bound = data['steps_to_target'] / data['budget_steps']
-    ratio = data['ratio_to_nadamw']
-    data['ratio_to_nadamw'] = ratio.where(ratio != math.inf, bound)
+    for column in data.columns.intersection(_RATIOS):
+      data[column] = data[column].where(data[column] != math.inf, bound)
   return data
 
 
@@ -127,6 +132,17 @@ def median(values: Iterable[float]) -> float:
   """
   values = list(values)
   return statistics.median(values) if values else math.inf
+
+
+def median_metric(values: pd.Series, higher_is_better: bool) -> float:
+  """Median of metrics; a run without a finite value is worse than any other.
+
+  >>> median_metric(pd.Series([0.3, math.nan, 0.5]), False)
+  0.5
+  """
+  worst = -math.inf if higher_is_better else math.inf
+  known = values.astype(float)
+  return float(known.where(np.isfinite(known), worst).median())
 
 
 def gains(

@@ -18,7 +18,7 @@ from weightavg.schemes import Raw
 from weightavg.submission_config import SubmissionConfig
 
 SEARCH, TRIALS, FINALS = 'search.json', 'trials.json', 'finals.json'
-# Of a finished search, beside what it begins with.
+# Keys that search.json gains when the search ends.
 FINISHED = ('trials', 'stopped_trials', 'fraction_of_steps', 'winners')
 
 

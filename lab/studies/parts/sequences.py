@@ -1,4 +1,4 @@
-"""The sequences of primal averaging in a run, evaluated one after another."""
+"""Measure the three sequences of primal averaging along one run."""
 
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ class Sequences(Averages):
 
   Args:
     candidates: as in `Averages`: y, and the averages of it.
-    interpolation: mu.
+    interpolation: mu, the share of x in y.
     evaluated_from: fraction of the budget before which nothing is evaluated.
   """
 

@@ -167,6 +167,25 @@ def _options(
   return options
 
 
+def _why_kept(
+  folder: pathlib.Path,
+  known: Mapping[str, list[Row] | None],
+  rows: Mapping[str, list[Row]],
+) -> str:
+  """Return why the files stay as they are; '' if they do not.
+
+  A part of the grid must not replace the rows of the whole of it.
+  """
+  for file, before in known.items():
+    if len(rows[file]) < len(before or ()):
+      return (
+        f'Nothing is written: {folder / file} has {len(before or ())} rows, '
+        f'and these runs give {len(rows[file])}. Remove it, or name another '
+        '--output_dir.'
+      )
+  return ''
+
+
 def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
   """Make the runs that are missing, write rows and figures, print the tables.
 
@@ -196,18 +215,24 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = execution.run_all(trainings, str(runs), options.jobs)
   results.sort(key=lambda result: [result[key] for key in study.order])
-  rows = {file: make(results) for file, make in study.files.items()}
-  for file in study.files:
-    if results:
+  known = {file: logs.read_json(str(folder / file)) for file in study.files}
+  rows, why_kept = known, ''
+  if results:
+    rows = {file: make(results) for file, make in study.files.items()}
+    why_kept = _why_kept(folder, known, rows)
+    for file in study.files if not why_kept else ():
       logs.write_rows(str(folder / file), rows[file])
-    else:
-      rows[file] = logs.read_json(str(folder / file))
-      if rows[file] is None:
-        raise InputError(
-          f'No finished run of these is in {runs}, and no {file} in {folder}.'
-        )
+  for file in study.files:
+    rows[file] = rows[file] or known[file]
+    if rows[file] is None:
+      raise InputError(
+        f'No finished run of these is in {runs}, and no {file} in {folder}.'
+      )
   for title, (file, table) in study.tables.items():
     print(f'{title}\n\n{table(rows[file])}\n')
+  if why_kept:
+    print(why_kept, file=sys.stderr)
+    return
   for figure, (file, draw) in study.figures.items():
     draw(rows[file], folder / figure)
   print(f'Rows and figures: {folder}')

@@ -9,6 +9,7 @@ from study_runs import lines, result
 from lab.run import from_python
 from lab.run.observers import Observer
 from lab.studies import bema
+from lab.studies.parts import corrected
 from lab.studies.parts.corrected import Corrected
 from lab.workloads import build_workload, stdlib_lm
 
@@ -42,9 +43,9 @@ class Seen(Corrected):
     super().__init__(*args)
     self.shown = {}
 
-  def _measure(self, name, like, run, rng):
+  def _measure(self, name, timed_as, run, rng):
     self.shown[name] = weights(run)
-    super()._measure(name, like, run, rng)
+    super()._measure(name, timed_as, run, rng)
 
   def instead_of_evaluation(self, run, rng):
     done = super().instead_of_evaluation(run, rng)
@@ -66,7 +67,8 @@ def train(folder, run, *observers):
   )
 
 
-def test_corrections_are_those_of_the_formulas(shrink, tmp_path):
+def test_corrections_are_those_of_the_formulas(shrink, tmp_path, monkeypatch):
+  monkeypatch.setattr(corrected, 'EVERY', 3 / STEPS)
   shrink(stdlib_lm.Workload, steps=STEPS, eval_every_steps=20)
   options = argparse.Namespace(workloads=['stdlib_lm'], seeds=[0])
   (run,) = bema.trainings(options)
@@ -77,20 +79,21 @@ def test_corrections_are_those_of_the_formulas(shrink, tmp_path):
     assert torch.equal(one, other)
   assert set(seen.findings()['curves']) == {*bema.SHOWN}
   w = [x.double() for x in alone.seen]
-  for name, memory in bema.MEMORIES.items():
-    length = memory * STEPS
-    then = int(STEPS - 2 * length)
-    lag = length * (w[-1] - w[then]) / (STEPS - then)
+  for name, fraction in bema.LAGS.items():
+    lag = fraction * STEPS
+    # Snapshots are three steps apart.
+    then = max(3, 3 * int((STEPS - 2 * lag) / 3))
+    missed = lag * (w[-1] - w[then]) / (STEPS - then) if then < STEPS else 0.0
     for factor in bema.FACTORS:
       torch.testing.assert_close(
         seen.shown[f'{name} + {factor:g}'].double(),
-        seen.shown[name].double() + factor * lag,
+        seen.shown[name].double() + factor * missed,
         rtol=1e-5,
         atol=1e-6,
       )
   ema = w[0]
-  for k, x in enumerate(w[1:], 1):
-    ema = ema + (x - ema) / (10 + k) ** 0.5
+  for step in range(3, STEPS + 1, 3):
+    ema = ema + (w[step] - ema) / (10 + step) ** 0.5
   for eta in bema.ETAS:
     torch.testing.assert_close(
       seen.shown[f'bema {eta:g}'].double(),
@@ -98,6 +101,11 @@ def test_corrections_are_those_of_the_formulas(shrink, tmp_path):
       rtol=1e-5,
       atol=1e-6,
     )
+
+
+def test_an_ema_lags_by_its_memory_but_one_sample():
+  assert bema.LAGS['ema 1 %'] == pytest.approx(0.008)
+  assert bema.LAGS['ema 10 %'] == pytest.approx(0.095)
 
 
 def test_rows_and_the_table():
@@ -111,9 +119,9 @@ def test_rows_and_the_table():
   header, *found = lines(bema.table(rows))
   assert [line[1] for line in found] == [*bema.SHOWN]
   by_name = {line[1]: dict(zip(header, line, strict=True)) for line in found}
-  assert by_name['raw']['steps to target'] == '1.00'
-  assert by_name['ema 3 %']['steps to target'] == '1.20'
-  assert by_name['ema 3 % + 1']['steps to target'] == '2.00'
+  assert by_name['raw']['steps to target over raw'] == '1.00'
+  assert by_name['ema 3 %']['steps to target over raw'] == '1.20'
+  assert by_name['ema 3 % + 1']['steps to target over raw'] == '2.00'
   assert by_name['ema 3 % + 1']['at 0.6 T'] == '0.3000'
 
 

@@ -1,8 +1,10 @@
 """Rows, correlations and the figure of the study of gains."""
 
 import argparse
+import json
 import math
 
+import numpy as np
 import pytest
 from study_runs import lines
 
@@ -100,7 +102,7 @@ def run_of(speed, times=1, seed=0, length=100):
 def test_every_level_of_a_run_has_a_ratio():
   runs = [run_of(1.25), run_of(1.25, seed=1), run_of(2.0, times=4)]
   rows = gains.places_of(runs)
-  assert [row['times'] for row in rows[:: len(gains.SHOWN)]] == [1, 1, 4]
+  assert [row['length'] for row in rows[:: len(gains.SHOWN)]] == [1, 1, 4]
   assert rows[0]['places'] == list(gains.PLACES)
   at = dict(zip(rows[0]['places'], rows[0]['ratios'], strict=True))
   assert at[0.6] == pytest.approx(0.8)
@@ -125,12 +127,19 @@ def test_the_median_over_seeds_is_infinite_where_most_never_arrive():
   assert late == math.inf
 
 
+def copy_places(folder):
+  """The figure reads them beside itself."""
+  places = gains.STUDY.committed('places.json')
+  (folder / 'places.json').write_text(json.dumps(places))
+
+
 def test_tables_and_figure_of_the_committed_rows(tmp_path):
   rows = gains.STUDY.committed('trials.json')
   assert {row['workload'] for row in rows} >= {'stdlib_lm'}
   assert len(lines(gains.table(rows))) > len(gains.SHOWN)
   long = gains.STUDY.committed('long.json')
   assert len(lines(gains.long_table(long))) == 1 + 2 * len(gains.SHOWN)
+  copy_places(tmp_path)
   gains.draw(rows, tmp_path / 'g.png')
   assert (tmp_path / 'g.png').stat().st_size > 10_000
 
@@ -141,6 +150,7 @@ def test_the_figure_has_long_runs_and_averages_that_never_arrive(
   shown = []
   monkeypatch.setattr(gains.plots, 'save', lambda f, path: shown.append(f))
   rows = gains.STUDY.committed('trials.json')
+  copy_places(tmp_path)
   gains.draw(rows, tmp_path / 'g.png')
   top = shown[0].axes[:3]
   at_level = [r for r in rows if r['fraction'] == gains.FRACTION]
@@ -153,4 +163,4 @@ def test_the_figure_has_long_runs_and_averages_that_never_arrive(
     assert drawn == len(never) + 2  # and the line at 1
     assert never
   dashed = [line for line in top[2].lines if line.get_linestyle() == '--']
-  assert max(len(line.get_xdata()) for line in dashed) > 20
+  assert max(np.isfinite(line.get_ydata()).sum() for line in dashed) > 20

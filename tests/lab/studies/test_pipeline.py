@@ -258,6 +258,49 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
   assert not folder.exists()
 
 
+@pytest.mark.parametrize('more', [[], ['--report_only']])
+def test_a_part_of_the_grid_does_not_replace_the_rows_of_the_whole(
+  more, run, tmp_path, monkeypatch, capsys
+):
+  drawn = []
+  declared = study.Study(
+    folder='none',
+    seeds=(0, 1),
+    workloads=('click_dlrm',),
+    trainings=lambda options: [
+      dataclasses.replace(run, seed=seed) for seed in options.seeds
+    ],
+    files={
+      'r.json': lambda results: [{'seed': r['seed']} for r in results],
+      'odd.json': lambda results: [{'a': 1} for r in results if r['seed'] % 2],
+    },
+    tables={
+      'Seeds': ('r.json', lambda rows: str([r['seed'] for r in rows])),
+      'Odd': ('odd.json', lambda rows: f'{len(rows)} odd'),
+    },
+    figures={'f.png': ('r.json', lambda rows, path: drawn.append(path))},
+  )
+  folder = tmp_path / 'out'
+  command = ['--jobs=1', f'--output_dir={folder}']
+  for seed in (0, 1):
+    seeded = dataclasses.replace(run, seed=seed)
+    execution.execute(seeded, str(folder / 'runs'))
+  study.main('none', 'Text.', declared, command)
+  before = {p.name: p.read_bytes() for p in folder.glob('*.json')}
+  assert json.loads(before['r.json']) == [{'seed': 0}, {'seed': 1}]
+  assert len(drawn) == 1
+  capsys.readouterr()
+  study.main('none', 'Text.', declared, [*command, '--seeds=0', *more])
+  printed = capsys.readouterr()
+  assert 'r.json has 2 rows, and these runs give 1. Remove it' in printed.err
+  # A table without rows of its own is that of the file.
+  assert '[0]' in printed.out
+  assert '1 odd' in printed.out
+  after = {p.name: p.read_bytes() for p in folder.glob('*.json')}
+  assert after == before
+  assert len(drawn) == 1
+
+
 @pytest.mark.parametrize('name', ['', 'none'])
 def test_an_unknown_study_lists_those_that_exist(name):
   done = subprocess.run(
@@ -269,9 +312,10 @@ def test_an_unknown_study_lists_those_that_exist(name):
   )
   assert done.returncode == 1
   assert done.stderr.splitlines() == [
-    f'error: Invalid study={name!r}. Must be among auto, calibrate, choices, '
-    'claims, frameworks, gains, horizon, primal, published, quickstart, '
-    'refreshing, repeated, robustness, steps, tune, unseen.'
+    f'error: Invalid study={name!r}. Must be among auto, bema, calibrate, '
+    'choices, claims, frameworks, gains, horizon, primal, published, '
+    'quickstart, refreshing, repeated, robustness, running_statistics, '
+    'sequences, steps, tune, unseen.'
   ]
 
 

@@ -28,7 +28,7 @@ def test_the_fastest_point_of_a_seed_counts():
 def test_a_target_that_no_point_reaches_has_a_dash():
   found = result({name: curve(None) for name in published.SHOWN}, point=1)
   (line,) = lines(published.table(published.rows_of([found])))[1:]
-  assert set(line[2:-1]) == {'–'}
+  assert set(line[2:-2]) == {'–'}
 
 
 def of_points(metrics, **columns):
@@ -58,8 +58,9 @@ def test_the_tuned_point_stands_below_the_best_of_five(higher, best):
   rows = published.rows_of(runs)
   assert {row['candidate'] for row in rows} == {*published.SHOWN}
   five, tuned = lines(published.table(rows))[1:]
-  assert (five[1], five[-1]) == ('best of five', best)
-  assert (tuned[1], tuned[-1]) == ('tuned', '0.5')
+  assert (five[1], five[-2]) == ('best of five', best)
+  assert (tuned[1], tuned[-2]) == ('tuned', '0.5')
+  assert tuned[-1] == ('≥ 0.5' if higher else '≤ 0.5')
   assert tuned[2] == '1.00'
 
 

@@ -1,31 +1,40 @@
 """Ways to running statistics at x: what is trained, measured and shown."""
 
 import argparse
+import copy
 
 import pytest
 import torch
 from study_runs import lines, result
 
+from lab.offline import batch_norm
 from lab.run import from_python
 from lab.studies import running_statistics as study
+from lab.studies.parts import recomputed
 from lab.studies.parts.shown import SHOWN
 from lab.workloads import build_workload, glyph_resnet
 
 
 class _Looks:
-  """Keeps the model's buffers at each evaluation, before and behind it."""
+  """Keeps what each evaluation measures, and what it leaves behind."""
 
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
-    self.buffers = []
+    self.measured, self.left_alone = [], []
 
   def instead_of_evaluation(self, run, rng):
-    model = run.state.model_params
-    # Any later step would show a difference in the weights.
-    before = [b.clone() for b in model.buffers()]
+    model, measure = run.state.model_params, run.measure
+    before = [t.clone() for t in model.state_dict().values()]
+
+    def looking(split, rng):
+      self.measured.append(copy.deepcopy(model.state_dict()))
+      return measure(split, rng)
+
+    run.measure = looking
     done = super().instead_of_evaluation(run, rng)
-    same = map(torch.equal, before, model.buffers())
-    self.buffers.append((torch.cat([b.flatten() for b in before]), all(same)))
+    run.measure = measure
+    same = map(torch.equal, before, model.state_dict().values())
+    self.left_alone.append(all(same))
     return done
 
 
@@ -33,40 +42,63 @@ def looking(kind):
   return type('Looking', (_Looks, kind), {})
 
 
+def trained(run, folder):
+  follower = looking(run.follower)(evaluated_from=0.0)
+  state = from_python.train(
+    build_workload('glyph_resnet'),
+    run.submission_path,
+    dict(run.point),
+    0,
+    str(folder),
+    [follower],
+    40,
+  )
+  return follower, state
+
+
+@pytest.mark.parametrize('method', study.METHODS)
 def test_training_is_the_same_and_recomputed_statistics_are_put_back(
-  shrink, tmp_path
+  method, shrink, tmp_path
 ):
   shrink(glyph_resnet.Workload, steps=40, eval_every_steps=20, size=64)
   options = argparse.Namespace(
-    workloads=['glyph_resnet'], seeds=[0], methods=['nadamw_primal']
+    workloads=['glyph_resnet'], seeds=[0], methods=[method]
   )
   runs = study.trainings(options)
   assert [run.columns['statistics'] for run in runs] == [*study.WAYS]
   assert len({run.name for run in runs}) == len(runs)
-  curves, final = {}, {}
+  found = {}
   for run in runs:
     way = run.columns['statistics']
-    follower = looking(run.follower)(evaluated_from=0.0)
-    state = from_python.train(
-      build_workload('glyph_resnet'),
-      run.submission_path,
-      dict(run.point),
-      0,
-      str(tmp_path / way.replace(' ', '_')),
-      [follower],
-      40,
-    )
-    curves[way] = [p[2] for p in follower.findings()['curves'][SHOWN]]
-    final[way] = torch.cat(
-      [p.detach().flatten() for p in state.model_params.parameters()]
-    )
-    assert len(curves[way]) == 2
-    assert all(same for _, same in follower.buffers)
-  first = final['current']
-  for way, weights in final.items():
-    assert torch.equal(weights, first), way
-  # Each way measures something else.
-  assert len({tuple(curve) for curve in curves.values()}) >= 5
+    found[way], state = trained(run, tmp_path / way.replace(' ', '_'))
+    assert len(found[way].measured) == 2
+    assert all(found[way].left_alone)
+  model = state.model_params
+  names = [name for name, _ in model.named_parameters()]
+  x = found['current'].measured
+  for way, follower in found.items():
+    for one, other in zip(follower.measured, x, strict=True):
+      assert all(torch.equal(one[name], other[name]) for name in names), way
+  # Statistics are those of x, on the follower's own stream of batches.
+  workload = build_workload('glyph_resnet')
+  queue = workload._build_input_queue(
+    (0, recomputed._SALT), 'train', '', workload.batch_size
+  )
+  for at_x, measured in zip(x, found[study.RECOMPUTED].measured, strict=True):
+    model.load_state_dict(at_x)
+    batch_norm.recompute(workload, model, None, queue, study.BATCHES, None)
+    for name, buffer in model.named_buffers():
+      if 'running' in name:
+        assert torch.equal(buffer, measured[name]), name
+        assert not torch.equal(buffer, at_x[name])
+  # Each way has statistics of its own.
+  norms = [name for name, _ in model.named_buffers() if 'running' in name]
+  seen = {
+    tuple(float(f.measured[-1][name].sum()) for name in norms)
+    for f in found.values()
+  }
+  # An average of one sample has the statistics of y.
+  assert len(seen) >= len(study.WAYS) - 1
 
 
 def test_values_are_those_at_the_fractions():
@@ -91,12 +123,16 @@ def test_values_are_those_at_the_fractions():
   assert [line[2] for line in found] == ['current', 'averaged']
   shown = dict(zip(header, found[0], strict=True))
   assert shown['at 0.8 T'] == '0.8000'
-  assert shown['target at, of T'] == '0.50'
+  assert shown['steps to target, of T'] == '0.50'
 
 
-@pytest.mark.parametrize('way', study.WAYS)
-def test_every_way_is_one_of_the_submission(way):
-  fields = study.WAYS[way]
-  every = fields.get('averaging_refresh_every')
-  assert (every is not None) == (fields['averaging_batch_norm'] == 'refreshed')
-  assert every is None or str(every) in way
+def test_a_diverged_seed_is_worse_than_any_other():
+  nan = float('nan')
+  runs = [
+    result(
+      {SHOWN: [[100, 1.0, value]]}, seed=seed, method='m', statistics='current'
+    )
+    for seed, value in enumerate((0.3, nan, nan))
+  ]
+  header, line = lines(study.table(study.rows_of(runs)))
+  assert dict(zip(header, line, strict=True))['at 1 T'] == '–'
