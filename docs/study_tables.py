@@ -11,6 +11,7 @@ from doc_tables import RESULTS, results
 
 from lab.studies import (
   auto,
+  bema,
   frameworks,
   gains,
   horizon,
@@ -203,6 +204,11 @@ def choice(*names: str, file: str = 'auto') -> str:
 def repeated_data() -> str:
   """The choice among averages when training data repeat."""
   return repeated.table(results('auto/repeated.json'))
+
+
+def corrected_averages() -> str:
+  """Metric of averages that are corrected for their lag."""
+  return bema.table(results('horizon/bema.json'))
 
 
 def _primal(

@@ -14,6 +14,7 @@ has those that exist for comparison only.
 | `running_statistics` | which statistics of BatchNorm suit x? |
 | `refreshing` | what does refreshing BatchNorm's statistics cost? |
 | `horizon` | which horizon reaches the target first? |
+| `bema` | does a correction of an average's lag pay? |
 | `auto` | is the choice among averages a good one? |
 | `unseen` | does it hold on seeds that were not looked at? |
 | `repeated` | does it survive data that repeat? |
