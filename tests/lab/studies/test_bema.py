@@ -116,6 +116,7 @@ def test_rows_and_the_table():
   curves |= {'ema 3 %': late, 'ema 3 % + 1': later}
   rows = bema.rows_of([result(curves, higher_is_better=True)])
   assert tuple(rows[0]) == bema.COLUMNS
+  assert tuple(bema.STUDY.committed('bema.json')[0]) == bema.COLUMNS
   header, *found = lines(bema.table(rows))
   assert [line[1] for line in found] == [*bema.SHOWN]
   by_name = {line[1]: dict(zip(header, line, strict=True)) for line in found}

@@ -115,6 +115,8 @@ def test_values_are_those_at_the_fractions():
   )
   rows = study.rows_of([run, other])
   assert tuple(rows[0]) == study.COLUMNS
+  committed = study.STUDY.committed('running_statistics.json')
+  assert tuple(committed[0]) == study.COLUMNS
   assert rows[0]['at 0.4 T'] == 0.4
   assert rows[0]['at 0.9 T'] == 0.9
   assert rows[0]['steps_to_target'] == 50
