@@ -51,7 +51,7 @@ COLUMNS = (
   'best_validation',
   'budget_steps',
   'higher_is_better',
-  *(f'at {fraction:g} T' for fraction in FRACTIONS),
+  *frame.at_names(FRACTIONS),
 )
 
 
@@ -92,19 +92,16 @@ def rows_of(results: Sequence[Result]) -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
   """Make the table of medians over seeds, of metrics and of steps to target."""
   data = frame.read(rows)
-  names = [column for column in COLUMNS if column.startswith('at ')]
   lines = []
   for workload, group in data.groupby('workload'):
     for candidate in SHOWN:
       own = group[group['candidate'] == candidate]
-      higher = own['higher_is_better'].iloc[0]
-      medians = [
-        tables.number(frame.median_metric(own[name], higher), '.4f')
-        for name in names
-      ]
+      medians = frame.medians_at(own, FRACTIONS)
+      cells = [tables.number(median, '.4f') for median in medians]
       ratio = tables.number(frame.median(own['ratio_to_nadamw']))
-      lines.append([str(workload), candidate, *medians, ratio])
-  header = ['workload', 'average', *names, 'steps to target over raw']
+      lines.append([str(workload), candidate, *cells, ratio])
+  at = frame.at_names(FRACTIONS)
+  header = ['workload', 'average', *at, 'steps to target over raw']
   return tables.markdown(header, lines)
 
 

@@ -51,7 +51,7 @@ COLUMNS = (
   'best_validation',
   'budget_steps',
   'higher_is_better',
-  *(f'at {fraction:g} T' for fraction in FRACTIONS),
+  *frame.at_names(FRACTIONS),
 )
 
 
@@ -91,20 +91,17 @@ def table(rows: Sequence[Row]) -> str:
   data = frame.read(rows)
   share = data['steps_to_target'] / data['budget_steps']
   data = data.assign(share=share)
-  names = [column for column in COLUMNS if column.startswith('at ')]
   lines = []
   for (workload, method), group in data.groupby(['workload', 'method']):
     for way in WAYS:
       own = group[group['statistics'] == way]
       if len(own):
-        higher = own['higher_is_better'].iloc[0]
-        medians = [
-          tables.number(frame.median_metric(own[name], higher), '.4f')
-          for name in names
-        ]
+        medians = frame.medians_at(own, FRACTIONS)
+        cells = [tables.number(median, '.4f') for median in medians]
         to_target = tables.number(frame.median(own['share']))
-        lines.append([str(workload), str(method), way, *medians, to_target])
-  header = ['workload', 'method', 'statistics', *names, 'steps to target, of T']
+        lines.append([str(workload), str(method), way, *cells, to_target])
+  at = frame.at_names(FRACTIONS)
+  header = ['workload', 'method', 'statistics', *at, 'steps to target, of T']
   return tables.markdown(header, lines)
 
 

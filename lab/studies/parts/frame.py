@@ -87,19 +87,28 @@ def _rows_of_run(result: Result) -> list[Row]:
   return rows
 
 
+def at_names(fractions: Iterable[float]) -> list[str]:
+  """Name the columns of `values_at`.
+
+  >>> at_names([0.4, 1.0])
+  ['at 0.4 T', 'at 1 T']
+  """
+  return [f'at {fraction:g} T' for fraction in fractions]
+
+
 def values_at(
-  result: Result, candidate: str, fractions: Iterable[float]
+  result: Result, candidate: str, fractions: Sequence[float]
 ) -> dict[str, float | None]:
   """Return the metric of the first evaluation at or after each fraction of T.
 
-  Columns are named 'at 0.4 T'; a value is None where nothing was evaluated.
+  A value is None where nothing was evaluated.
   """
   points = result['curves'][candidate]
   found = {}
-  for fraction in fractions:
+  for name, fraction in zip(at_names(fractions), fractions, strict=True):
     from_step = fraction * result['budget_steps'] * (1.0 - tables.ROUNDING)
     values = [value for step, _, value in points if step >= from_step]
-    found[f'at {fraction:g} T'] = values[0] if values else None
+    found[name] = values[0] if values else None
   return found
 
 
@@ -143,6 +152,12 @@ def median_metric(values: pd.Series, higher_is_better: bool) -> float:
   worst = -math.inf if higher_is_better else math.inf
   known = values.astype(float)
   return float(known.where(np.isfinite(known), worst).median())
+
+
+def medians_at(data: pd.DataFrame, fractions: Iterable[float]) -> list[float]:
+  """Return the median of each column of `values_at`, for rows of a workload."""
+  higher = bool(data['higher_is_better'].iloc[0])
+  return [median_metric(data[name], higher) for name in at_names(fractions)]
 
 
 def gains(
