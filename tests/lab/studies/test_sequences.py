@@ -123,6 +123,8 @@ def test_the_best_in_hindsight_is_the_best_at_each_evaluation():
   ]
   rows = sequences.rows_of(runs)
   assert tuple(rows[0]) == sequences.COLUMNS
+  committed = sequences.STUDY.committed('sequences.json')
+  assert tuple(committed[0]) == sequences.COLUMNS
   # Ratios are to x of the same run.
   assert [r['ratio_to_x'] for r in rows if r['candidate'] == 'x'] == 3 * [1.0]
   by_name = {row['candidate']: row for row in rows if row['method'] == 'n'}
