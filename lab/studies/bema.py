@@ -79,14 +79,8 @@ def trainings(options: argparse.Namespace) -> list[Training]:
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
   """Rows of bema.json; ratios are to the raw weights of the same run."""
-  return frame.select(
-    [
-      row | frame.values_at(result, row['candidate'], FRACTIONS)
-      for result in results
-      for row in frame.rows_of([result], {'candidate': 'raw'})
-    ],
-    COLUMNS,
-  )
+  rows = frame.rows_at(results, {'candidate': 'raw'}, FRACTIONS)
+  return frame.select(rows, COLUMNS)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -85,22 +85,13 @@ def places_of(results: Sequence[Result]) -> list[Row]:
   """Rows of places.json: for each run and average a ratio by level's place."""
   rows = []
   for result in results:
-    curves = {
-      name: [value for *_, value in result['curves'][name]]
-      for name in ('raw', *SHOWN)
-    }
-    found = levels.ratios(
-      [step for step, *_ in result['curves']['raw']],
-      curves,
-      result['budget_steps'],
-      result['higher_is_better'],
-      PLACES,
-    )
+    found = levels.of_run(result, ('raw', *SHOWN), PLACES)
+    length = length_of(result)
     rows += [
       {
         'workload': result['workload'],
         'seed': result['seed'],
-        'length': length_of(result),
+        'length': length,
         'candidate': name,
         'places': list(found),
         'ratios': [by_name[name] for by_name in found.values()],

@@ -21,12 +21,12 @@ from typing import Any
 from lab.studies import steps
 from lab.studies.parts import frame, tables
 from lab.studies.parts.frame import Row
+from lab.studies.parts.methods import NADAMW_AT_AVERAGE
 from lab.studies.parts.recomputed import BATCHES, Recomputed
 from lab.studies.parts.shown import SHOWN, Shown
 from lab.studies.parts.study import Option, Study
 from lab.studies.parts.training import Result, Training, tuned_point
 
-METHODS = ('nadamw_primal', 'nadamw_schedule_free')
 RECOMPUTED = f'recomputed from {BATCHES} batches'
 WAYS: dict[str, dict[str, Any]] = {
   'current': {'averaging_batch_norm': 'current'},
@@ -76,14 +76,8 @@ def trainings(options: argparse.Namespace) -> list[Training]:
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
   """Rows of running_statistics.json."""
-  return frame.select(
-    [
-      row | frame.values_at(result, row['candidate'], FRACTIONS)
-      for result in results
-      for row in frame.rows_of([result], {'candidate': SHOWN})
-    ],
-    COLUMNS,
-  )
+  rows = frame.rows_at(results, {'candidate': SHOWN}, FRACTIONS)
+  return frame.select(rows, COLUMNS)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -116,7 +110,7 @@ STUDY = Study(
       table,
     )
   },
-  options=(Option('methods', METHODS, 'methods'),),
+  options=(Option('methods', NADAMW_AT_AVERAGE, 'methods'),),
   workloads=('glyph_resnet',),
   order=('workload', 'method', 'seed'),
 )

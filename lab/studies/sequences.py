@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from lab.studies import steps
 from lab.studies.parts import frame, tables, tuned
 from lab.studies.parts.frame import Row
+from lab.studies.parts.methods import NADAMW_AT_AVERAGE
 from lab.studies.parts.sequences import Sequences, X, Y, Z
 from lab.studies.parts.study import Option, Study
 from lab.studies.parts.training import Result, Training, tuned_point
 
-METHODS = ('nadamw_primal', 'nadamw_schedule_free')
 AVERAGES = ('ema 3 %', 'ema 10 %', 'polynomial 9', 'polynomial 4')
 BEST = 'best of all'
 CANDIDATES = (X, Y, Z, *AVERAGES)
@@ -112,6 +112,6 @@ STUDY = Study(
   trainings=trainings,
   files={'sequences.json': rows_of},
   tables={'Steps to target over those of x': ('sequences.json', table)},
-  options=(Option('methods', METHODS, 'methods'),),
+  options=(Option('methods', NADAMW_AT_AVERAGE, 'methods'),),
   order=('workload', 'method', 'seed'),
 )

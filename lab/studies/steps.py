@@ -128,15 +128,8 @@ def levels_of(results: Sequence[Result]) -> list[Row]:
   for result in results:
     if 'raw' not in result['tuned_for'].split(', '):
       continue
-    curves = {
-      name: [value for *_, value in curve]
-      for name, curve in result['curves'].items()
-      if name in CANDIDATES
-    }
-    steps = [step for step, *_ in result['curves']['raw']]
-    found = levels.ratios(
-      steps, curves, result['budget_steps'], result['higher_is_better']
-    )
+    names = [name for name in result['curves'] if name in CANDIDATES]
+    found = levels.of_run(result, names)
     keys = ('optimizer', 'workload', 'seed', 'budget_steps')
     rows += [
       {key: result[key] for key in keys}

@@ -1,4 +1,6 @@
-"""Results of runs of studies, typed out, and cells of tables."""
+"""Results of runs of studies, typed out, cells of tables, and weights."""
+
+import torch
 
 
 def curve(arrives, first=50, last=100, every=2):
@@ -35,3 +37,9 @@ def cells(table, first):
   """The cells behind the first one, of the line that begins with it."""
   (line,) = [line for line in lines(table) if line[0] == first]
   return line[1:]
+
+
+def flat_weights(run):
+  """A copy of the weights that a run's model holds, as one vector."""
+  parameters = run.state.model_params.parameters()
+  return torch.cat([p.detach().flatten().clone() for p in parameters])

@@ -1,15 +1,16 @@
 """Measure averages along a run, corrected for their lag."""
 
 import collections
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lab.run.trial import TrialRun
+from lab.studies.parts import held_weights
 from lab.studies.parts.averages import Averages
+from lab.studies.parts.held_weights import holding, weights_of
 from weightavg.pytorch import multi_tensor
 
 # Fraction of T between two snapshots, and between two updates of BEMA.
@@ -48,7 +49,11 @@ class Corrected(Averages):
     evaluated_from: fraction of the budget before which nothing is evaluated.
   """
 
-  rule: ClassVar[tuple[str, ...]] = (*Averages.rule, Averages.__module__)
+  rule: ClassVar[tuple[str, ...]] = (
+    *Averages.rule,
+    Averages.__module__,
+    held_weights.__name__,
+  )
 
   def __init__(
     self,
@@ -67,8 +72,8 @@ class Corrected(Averages):
   def at_start(self, run: TrialRun) -> None:
     """Keep the weights of the start."""
     super().at_start(run)
-    self._start = _weights(run)
-    self._ema = _weights(run)
+    self._start = weights_of(run)
+    self._ema = weights_of(run)
     budget = run.trial.budget
     self._every = max(1, round(EVERY * budget))
     self._oldest = 2.0 * max(self._lags.values()) * budget
@@ -79,7 +84,7 @@ class Corrected(Averages):
     step = run.state.global_step
     if step % self._every:
       return
-    now = _weights(run)
+    now = weights_of(run)
     if multi_tensor.all_finite(now):
       torch._foreach_lerp_(self._ema, now, (_RHO + step) ** -_KAPPA)
     self._snapshots.append((step, now))
@@ -95,24 +100,24 @@ class Corrected(Averages):
     super().instead_of_evaluation(run, rng)
     if step < self._evaluated_from * budget:
       return True
-    now = _weights(run)
+    now = weights_of(run)
     for name, fraction in self._lags.items():
       lag = fraction * budget
       then, past = self._before(step - 2.0 * lag)
       moved = torch._foreach_sub(now, past)
       torch._foreach_mul_(moved, lag / max(step - then, 1))
       with self._averagers[name].evaluating():
-        average = _weights(run)
+        average = weights_of(run)
         for factor in self._factors:
           weights = torch._foreach_add(average, moved, alpha=factor)
-          with _holding(run, weights):
+          with holding(run, weights):
             self._measure(corrected(name, factor), name, run, rng)
     distance = torch._foreach_sub(now, self._start)
     first = next(iter(self._averagers))
     for eta in self._etas:
       alpha = (_RHO + step) ** -eta
       weights = torch._foreach_add(self._ema, distance, alpha=alpha)
-      with _holding(run, weights):
+      with holding(run, weights):
         self._measure(bema(eta), first, run, rng)
     return True
 
@@ -129,20 +134,3 @@ class Corrected(Averages):
     curves = self._curves['validation']
     at = curves[timed_as][-1][:2]
     curves.setdefault(name, []).append([*at, run.measure('validation', rng)])
-
-
-@contextlib.contextmanager
-def _holding(run: TrialRun, weights: Sequence[Tensor]) -> Iterator[None]:
-  """Put weights into the model, and its own back at the end."""
-  parameters = [p.data for p in run.state.model_params.parameters()]
-  # What the model holds may be the memory of an average.
-  kept = _weights(run)
-  torch._foreach_copy_(parameters, list(weights))
-  try:
-    yield
-  finally:
-    torch._foreach_copy_(parameters, kept)
-
-
-def _weights(run: TrialRun) -> list[Tensor]:
-  return [p.detach().clone() for p in run.state.model_params.parameters()]

@@ -112,6 +112,25 @@ def values_at(
   return found
 
 
+def rows_at(
+  results: Iterable[Result],
+  baseline: Mapping[str, Any],
+  fractions: Sequence[float],
+) -> list[Row]:
+  """Rows of `rows_of`, with the columns of `values_at`.
+
+  Args:
+    results: of finished runs.
+    baseline: of the same run, as in `rows_of`.
+    fractions: of T.
+  """
+  return [
+    row | values_at(result, row['candidate'], fractions)
+    for result in results
+    for row in rows_of([result], baseline)
+  ]
+
+
 def select(rows: Iterable[Row], columns: Sequence[str]) -> list[Row]:
   """Rows with some columns, in their order.
 

@@ -8,7 +8,8 @@ evaluations, which are 2 % of T apart, or, in trials of a search, up to 5.3 %.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,28 @@ def arrival(
   before, after = best[first - 1], best[first]
   share = (before - goal) / (before - after)
   return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
+
+
+def of_run(
+  result: Mapping[str, Any],
+  names: Iterable[str],
+  fractions: Sequence[float] = FRACTIONS,
+) -> dict[float, dict[str, float | None]]:
+  """Return `ratios` of some averages of a run.
+
+  Args:
+    result: of a finished run.
+    names: of curves; 'raw' among them.
+    fractions: as in `ratios`.
+  """
+  curves = result['curves']
+  return ratios(
+    [step for step, *_ in curves['raw']],
+    {name: [value for *_, value in curves[name]] for name in names},
+    result['budget_steps'],
+    result['higher_is_better'],
+    fractions,
+  )
 
 
 def ratios(

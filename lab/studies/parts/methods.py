@@ -240,3 +240,5 @@ METHODS: dict[str, Method] = {
     shows_average=True,
   ),
 }
+# The package's submissions over NadamW that train at their average.
+NADAMW_AT_AVERAGE = ('nadamw_primal', 'nadamw_schedule_free')

@@ -3,7 +3,9 @@
 from typing import Any, ClassVar
 
 from lab.run.trial import TrialRun
+from lab.studies.parts import held_weights
 from lab.studies.parts.averages import Averages
+from lab.studies.parts.held_weights import holding, weights_of
 
 X, Y, Z = 'x', 'y', 'z'
 
@@ -17,7 +19,11 @@ class Sequences(Averages):
     evaluated_from: fraction of the budget before which nothing is evaluated.
   """
 
-  rule: ClassVar[tuple[str, ...]] = (*Averages.rule, Averages.__module__)
+  rule: ClassVar[tuple[str, ...]] = (
+    *Averages.rule,
+    Averages.__module__,
+    held_weights.__name__,
+  )
 
   def __init__(
     self,
@@ -33,19 +39,17 @@ class Sequences(Averages):
     if run.state.global_step < self._evaluated_from * run.trial.budget:
       return True
     own = run.state.optimizer_state['averager']
-    parameters = [p.data for p in run.state.model_params.parameters()]
     self._measure(X, run, rng)
-    x = [p.clone() for p in parameters]
+    x = weights_of(run)
     own.swap_out()
     super().instead_of_evaluation(run, rng)
-    # The averager's shown weights may lie in other storages.
-    parameters = [p.data for p in run.state.model_params.parameters()]
-    y = [p.clone() for p in parameters]
-    for p, of_x, of_y in zip(parameters, x, y, strict=True):
-      p.copy_((of_y - self._mu * of_x) / (1.0 - self._mu))
-    self._measure(Z, run, rng)
-    for p, of_y in zip(parameters, y, strict=True):
-      p.copy_(of_y)
+    y = weights_of(run)
+    z = [
+      (of_y - self._mu * of_x) / (1.0 - self._mu)
+      for of_x, of_y in zip(x, y, strict=True)
+    ]
+    with holding(run, z):
+      self._measure(Z, run, rng)
     own.swap_in()
     return True
 

@@ -176,12 +176,12 @@ def _why_kept(
 
   A part of the grid must not replace the rows of the whole of it.
   """
-  for file, before in known.items():
-    if len(rows[file]) < len(before or ()):
+  for file, own in rows.items():
+    before = known[file] or []
+    if len(own) < len(before):
       return (
-        f'Nothing is written: {folder / file} has {len(before or ())} rows, '
-        f'and these runs give {len(rows[file])}. Remove it, or name another '
-        '--output_dir.'
+        f'Nothing is written: {folder / file} has {len(before)} rows, and '
+        f'these runs give {len(own)}. Remove it, or name another --output_dir.'
       )
   return ''
 
@@ -216,14 +216,16 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
     results = execution.run_all(trainings, str(runs), options.jobs)
   results.sort(key=lambda result: [result[key] for key in study.order])
   known = {file: logs.read_json(str(folder / file)) for file in study.files}
-  rows, why_kept = known, ''
+  made: dict[str, list[Row]] = {}
   if results:
-    rows = {file: make(results) for file, make in study.files.items()}
-    why_kept = _why_kept(folder, known, rows)
-    for file in study.files if not why_kept else ():
-      logs.write_rows(str(folder / file), rows[file])
+    made = {file: make(results) for file, make in study.files.items()}
+  why_kept = _why_kept(folder, known, made)
+  if not why_kept:
+    for file, own in made.items():
+      logs.write_rows(str(folder / file), own)
+  # Where these runs give no row, a table is that of the file.
+  rows = known | {f: own for f, own in made.items() if own or not known[f]}
   for file in study.files:
-    rows[file] = rows[file] or known[file]
     if rows[file] is None:
       raise InputError(
         f'No finished run of these is in {runs}, and no {file} in {folder}.'

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 import torch
-from study_runs import lines, result
+from study_runs import flat_weights, lines, result
 
 from lab.run import from_python
 from lab.run.observers import Observer
@@ -16,23 +16,17 @@ from lab.workloads import build_workload, stdlib_lm
 STEPS = 60
 
 
-def weights(run):
-  return torch.cat(
-    [p.detach().flatten().clone() for p in run.state.model_params.parameters()]
-  )
-
-
 class Raw(Observer):
   """Keeps the trained weights of each step, from the start on."""
 
   def at_start(self, run):
-    self.seen = [weights(run)]
+    self.seen = [flat_weights(run)]
 
   def after_step(self, run):
-    self.seen.append(weights(run))
+    self.seen.append(flat_weights(run))
 
   def instead_of_evaluation(self, run, rng):
-    assert torch.equal(weights(run), self.seen[-1])
+    assert torch.equal(flat_weights(run), self.seen[-1])
     return True
 
 
@@ -44,14 +38,14 @@ class Seen(Corrected):
     self.shown = {}
 
   def _measure(self, name, timed_as, run, rng):
-    self.shown[name] = weights(run)
+    self.shown[name] = flat_weights(run)
     super()._measure(name, timed_as, run, rng)
 
   def instead_of_evaluation(self, run, rng):
     done = super().instead_of_evaluation(run, rng)
     for name, averager in self._averagers.items():
       with averager.evaluating():
-        self.shown[name] = weights(run)
+        self.shown[name] = flat_weights(run)
     return done
 
 

@@ -78,10 +78,10 @@ def test_long_runs_are_four_times_the_step_hint():
   assert [run.name for run in runs[: -len(long)]] == raw
 
 
-def run_of(speed, times=1, seed=0, length=100):
+def run_of(speed, times=1, seed=0):
   """A run whose averages are `speed` times as fast as the raw weights."""
   hint = build_workload('stdlib_lm').step_hint
-  steps_of = [times * hint * s // length for s in range(30, 101, 2)]
+  steps_of = [times * hint * s // 100 for s in range(30, 101, 2)]
   at = [s / (times * hint) for s in steps_of]
   curves = {name: [1 - speed * a / 2 for a in at] for name in gains.SHOWN}
   curves |= {'raw': [1 - a / 2 for a in at]}

@@ -260,7 +260,7 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
 
 @pytest.mark.parametrize('more', [[], ['--report_only']])
 def test_a_part_of_the_grid_does_not_replace_the_rows_of_the_whole(
-  more, run, tmp_path, monkeypatch, capsys
+  more, run, tmp_path, capsys
 ):
   drawn = []
   declared = study.Study(
@@ -299,6 +299,12 @@ def test_a_part_of_the_grid_does_not_replace_the_rows_of_the_whole(
   after = {p.name: p.read_bytes() for p in folder.glob('*.json')}
   assert after == before
   assert len(drawn) == 1
+  # In a folder without rows, no row is a file of its own.
+  for path in folder.glob('*.json'):
+    path.unlink()
+  study.main('none', 'Text.', declared, [*command, '--seeds=0', *more])
+  assert json.loads((folder / 'odd.json').read_text()) == []
+  assert '0 odd' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['', 'none'])

@@ -11,6 +11,7 @@ from lab.offline import batch_norm
 from lab.run import from_python
 from lab.studies import running_statistics as study
 from lab.studies.parts import recomputed
+from lab.studies.parts.methods import NADAMW_AT_AVERAGE
 from lab.studies.parts.shown import SHOWN
 from lab.workloads import build_workload, glyph_resnet
 
@@ -56,7 +57,7 @@ def trained(run, folder):
   return follower, state
 
 
-@pytest.mark.parametrize('method', study.METHODS)
+@pytest.mark.parametrize('method', NADAMW_AT_AVERAGE)
 def test_training_is_the_same_and_recomputed_statistics_are_put_back(
   method, shrink, tmp_path
 ):
