@@ -9,7 +9,7 @@ from typing import Any
 
 from lab.core import command_line, logs
 from lab.core.errors import InputError
-from lab.studies.parts import costs, execution
+from lab.studies.parts import costs, execution, kept_rows
 from lab.studies.parts.frame import Row
 from lab.studies.parts.training import ROOT, Result, Training
 from lab.workloads import WORKLOADS
@@ -167,25 +167,6 @@ def _options(
   return options
 
 
-def _why_kept(
-  folder: pathlib.Path,
-  known: Mapping[str, list[Row] | None],
-  rows: Mapping[str, list[Row]],
-) -> str:
-  """Return why the files stay as they are; '' if they do not.
-
-  A part of the grid must not replace the rows of the whole of it.
-  """
-  for file, own in rows.items():
-    before = known[file] or []
-    if len(own) < len(before):
-      return (
-        f'Nothing is written: {folder / file} has {len(before)} rows, and '
-        f'these runs give {len(own)}. Remove it, or name another --output_dir.'
-      )
-  return ''
-
-
 def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
   """Make the runs that are missing, write rows and figures, print the tables.
 
@@ -219,12 +200,27 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
   made: dict[str, list[Row]] = {}
   if results:
     made = {file: make(results) for file, make in study.files.items()}
-  why_kept = _why_kept(folder, known, made)
-  if not why_kept:
-    for file, own in made.items():
+  why_not = ''
+  try:
+    joined = {
+      file: kept_rows.join(
+        folder / file, known[file] or [], own, results, study.order
+      )
+      for file, own in made.items()
+    }
+  except kept_rows.Incomplete as error:
+    why_not = str(error)
+    # Where these runs give no row, a table is that of the file.
+    joined = {f: own for f, own in made.items() if own or not known[f]}
+  else:
+    for file, own in joined.items():
       logs.write_rows(str(folder / file), own)
-  # Where these runs give no row, a table is that of the file.
-  rows = known | {f: own for f, own in made.items() if own or not known[f]}
+      if stay := len(own) - len(made[file]):
+        print(
+          f'{folder / file}: {stay} rows of other workloads and seeds stay.',
+          file=sys.stderr,
+        )
+  rows = known | joined
   for file in study.files:
     if rows[file] is None:
       raise InputError(
@@ -232,8 +228,8 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
       )
   for title, (file, table) in study.tables.items():
     print(f'{title}\n\n{table(rows[file])}\n')
-  if why_kept:
-    print(why_kept, file=sys.stderr)
+  if why_not:
+    print(why_not, file=sys.stderr)
     return
   for figure, (file, draw) in study.figures.items():
     draw(rows[file], folder / figure)

@@ -258,12 +258,9 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
   assert not folder.exists()
 
 
-@pytest.mark.parametrize('more', [[], ['--report_only']])
-def test_a_part_of_the_grid_does_not_replace_the_rows_of_the_whole(
-  more, run, tmp_path, capsys
-):
-  drawn = []
-  declared = study.Study(
+def _declared(run, drawn):
+  """A study of a run a seed; odd seeds have a row in a second file."""
+  return study.Study(
     folder='none',
     seeds=(0, 1),
     workloads=('click_dlrm',),
@@ -272,38 +269,74 @@ def test_a_part_of_the_grid_does_not_replace_the_rows_of_the_whole(
     ],
     files={
       'r.json': lambda results: [{'seed': r['seed']} for r in results],
-      'odd.json': lambda results: [{'a': 1} for r in results if r['seed'] % 2],
+      'odd.json': lambda results: [
+        {'seed': r['seed']} for r in results if r['seed'] % 2
+      ],
     },
     tables={
       'Seeds': ('r.json', lambda rows: str([r['seed'] for r in rows])),
       'Odd': ('odd.json', lambda rows: f'{len(rows)} odd'),
     },
-    figures={'f.png': ('r.json', lambda rows, path: drawn.append(path))},
+    figures={'f.png': ('r.json', lambda rows, path: drawn.append(rows))},
   )
+
+
+def _contents(folder):
+  return {p.name: json.loads(p.read_text()) for p in folder.glob('*.json')}
+
+
+@pytest.mark.parametrize('more', [[], ['--report_only']])
+def test_runs_of_one_seed_leave_the_rows_of_others(more, run, tmp_path, capsys):
+  drawn = []
+  declared = _declared(run, drawn)
   folder = tmp_path / 'out'
-  command = ['--jobs=1', f'--output_dir={folder}']
-  for seed in (0, 1):
-    seeded = dataclasses.replace(run, seed=seed)
-    execution.execute(seeded, str(folder / 'runs'))
-  study.main('none', 'Text.', declared, command)
-  before = {p.name: p.read_bytes() for p in folder.glob('*.json')}
-  assert json.loads(before['r.json']) == [{'seed': 0}, {'seed': 1}]
-  assert len(drawn) == 1
-  capsys.readouterr()
-  study.main('none', 'Text.', declared, [*command, '--seeds=0', *more])
+  runs = folder / 'runs'
+  command = ['--jobs=1', f'--output_dir={folder}', *more]
+  execution.execute(dataclasses.replace(run, seed=1), str(runs))
+  study.main('none', 'Text.', declared, [*command, '--seeds=1'])
+  assert _contents(folder) == {
+    'r.json': [{'seed': 1}],
+    'odd.json': [{'seed': 1}],
+  }
+  assert 'stay' not in capsys.readouterr().err
+  # As in a clone, the rows are there and the run is not.
+  shutil.rmtree(runs)
+  execution.execute(dataclasses.replace(run, seed=0), str(runs))
+  study.main('none', 'Text.', declared, [*command, '--seeds=0'])
   printed = capsys.readouterr()
-  assert 'r.json has 2 rows, and these runs give 1. Remove it' in printed.err
+  whole = [{'seed': 0}, {'seed': 1}]
+  assert _contents(folder) == {'r.json': whole, 'odd.json': [{'seed': 1}]}
+  assert 'r.json: 1 rows of other workloads and seeds stay.' in printed.err
+  # Tables and figures are of the files.
+  assert '[0, 1]' in printed.out
+  assert '1 odd' in printed.out
+  assert drawn == [[{'seed': 1}], whole]
+
+
+@pytest.mark.parametrize('more', [[], ['--report_only']])
+def test_fewer_rows_of_a_seed_replace_nothing(more, run, tmp_path, capsys):
+  drawn = []
+  declared = _declared(run, drawn)
+  folder = tmp_path / 'out'
+  execution.execute(dataclasses.replace(run, seed=0), str(folder / 'runs'))
+  rows = [{'seed': 0, 'method': 'a'}, {'seed': 0, 'method': 'b'}]
+  before = {'r.json': rows, 'odd.json': [{'seed': 1}]}
+  for name, content in before.items():
+    (folder / name).write_text(json.dumps(content))
+  command = ['--jobs=1', f'--output_dir={folder}', '--seeds=0', *more]
+  study.main('none', 'Text.', declared, command)
+  printed = capsys.readouterr()
+  assert 'r.json has 2 rows of 0, and these runs give 1. Remove' in printed.err
   # A table without rows of its own is that of the file.
   assert '[0]' in printed.out
   assert '1 odd' in printed.out
-  after = {p.name: p.read_bytes() for p in folder.glob('*.json')}
-  assert after == before
-  assert len(drawn) == 1
+  assert _contents(folder) == before
+  assert not drawn
   # In a folder without rows, no row is a file of its own.
   for path in folder.glob('*.json'):
     path.unlink()
-  study.main('none', 'Text.', declared, [*command, '--seeds=0', *more])
-  assert json.loads((folder / 'odd.json').read_text()) == []
+  study.main('none', 'Text.', declared, command)
+  assert _contents(folder) == {'r.json': [{'seed': 0}], 'odd.json': []}
   assert '0 odd' in capsys.readouterr().out
 
 
