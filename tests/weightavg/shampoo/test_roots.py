@@ -206,12 +206,14 @@ def test_packed_product_with_own_transpose(half, dim, batch):
 
 @pytest.mark.parametrize('batch', [1, 3])
 @pytest.mark.parametrize('dim', SIZES)
+# One column, few and many are multiplied in different ways.
+@pytest.mark.parametrize('columns', [1, 6, 20])
 @pytest.mark.parametrize('transposed', [False, True])
-def test_packed_product_with_a_matrix(transposed, dim, batch):
+def test_packed_product_with_a_matrix(transposed, columns, dim, batch):
   pair = torch.randn(batch, dim, dim + 1, dtype=torch.float64)
-  right = torch.randn(batch, dim, 6, dtype=torch.float64)
+  right = torch.randn(batch, dim, columns, dtype=torch.float64)
   if transposed:
-    right = torch.randn(batch, 6, dim, dtype=torch.float64).mT
+    right = torch.randn(batch, columns, dim, dtype=torch.float64).mT
   for half in (
     symmetric_pairs.factor_half(pair),
     symmetric_pairs.root_half(pair),
