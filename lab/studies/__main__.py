@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from lab import studies
 from lab.core import command_line
 from lab.core.errors import InputError
-from lab.studies.parts import study
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -25,6 +24,9 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError(
       f'Invalid study={name!r}. Must be among {", ".join(known)}.'
     )
+  # Help and a wrong name wait neither for torch nor for pandas.
+  from lab.studies.parts import study
+
   module = importlib.import_module(f'{studies.__name__}.{name}')
   if hasattr(module, 'main'):
     module.main(arguments[1:])

@@ -78,13 +78,13 @@ def _step_blocks(
     chunk: range of blocks in the stack.
     is_due: whether to take new roots.
     is_preconditioned: whether the blocks have roots already; None for blocks
-      without a gradient.
+      without a gradient, which are due.
   """
-  report = RootReport()
   if is_preconditioned is None:
-    return _update_roots(group, stack, chunk, names) if is_due else report
+    return _update_roots(group, stack, chunk, names)
   gradient = _gradient(group, stack, chunk, gradients, weights)
   _update_factors(group, stack, chunk, gradient)
+  report = RootReport()
   if is_due:
     report = _update_roots(group, stack, chunk, names)
   filtered = _filter(group, stack, chunk, gradient)
