@@ -446,6 +446,31 @@ def test_training_with_evaluations_equals_training_without(make, swap):
   assert_same(contents(watched[0]), contents(alone[0]))
 
 
+@pytest.mark.parametrize('swap', ['copy', 'exchange'])
+@pytest.mark.parametrize('make', [nadamw, shampoo, sgd])
+def test_a_second_averager_watches_y_and_leaves_training_alone(make, swap):
+  model, optimizer, averager = build(make=make)
+  watcher = Averager(model, Ema(0.5), batch_norm='current', swap=swap)
+  alone = build(make=make)
+  own, weight = None, None
+  for step in range(6):
+    train(model, optimizer, averager, [step])
+    watcher.update()
+    train(*alone, [step])
+    y = model.out.weight.detach().clone()
+    # The normalised EMA of y with a decay of 1/2.
+    c = 0.5 / (1 - 0.5 ** (step + 1))
+    own = y if own is None else own + c * (y - own)
+    with watcher.evaluating():
+      weight = model.out.weight.detach().clone()
+    torch.testing.assert_close(weight, own)
+    x = alone[2].averaged_model().out.weight
+    with averager.evaluating():
+      assert torch.equal(model.out.weight, x)
+  assert_same(contents(model), contents(alone[0]))
+  assert not torch.allclose(weight, x)
+
+
 def saved(model, optimizer, averager):
   """All of a run as a file holds it."""
   file = io.BytesIO()
