@@ -106,4 +106,5 @@ STUDY = Study(
   files={'bema.json': rows_of},
   tables={'Averages corrected for their lag': ('bema.json', table)},
   workloads=('denoise_unet', 'stdlib_lm'),
+  joins=True,
 )

@@ -101,4 +101,5 @@ STUDY = Study(
   tables={'Steps to target, as a fraction of T': ('frameworks.json', table)},
   workloads=twins.WORKLOADS,
   order=('workload', 'submission', 'seed', 'framework'),
+  joins=True,
 )

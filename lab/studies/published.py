@@ -139,4 +139,5 @@ STUDY = Study(
   files={'published.json': rows_of},
   tables={'Best of the five published points': ('published.json', table)},
   shares='study',
+  joins=True,
 )

@@ -113,4 +113,5 @@ STUDY = Study(
   options=(Option('methods', NADAMW_AT_AVERAGE, 'methods'),),
   workloads=('glyph_resnet',),
   order=('workload', 'method', 'seed'),
+  joins=True,
 )

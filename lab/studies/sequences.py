@@ -31,6 +31,7 @@ COLUMNS = (
   'method',
   'seed',
   'candidate',
+  'target',
   'steps_to_target',
   'ratio_to_x',
   'best_validation',
@@ -114,4 +115,5 @@ STUDY = Study(
   tables={'Steps to target over those of x': ('sequences.json', table)},
   options=(Option('methods', NADAMW_AT_AVERAGE, 'methods'),),
   order=('workload', 'method', 'seed'),
+  joins=True,
 )

@@ -345,4 +345,5 @@ STUDY = Study(
   figures={'ratios.png': ('study.json', draw)},
   options=(Option('optimizers', OPTIMIZERS, 'optimizers'),),
   order=('optimizer', 'workload', 'seed', 'tuned_for'),
+  joins=True,
 )

@@ -49,6 +49,7 @@ from lab.studies.parts.finals import (
 )
 from lab.studies.parts.methods import METHODS, REGULARIZERS
 from lab.studies.parts.training import Result, Training, tuned_path
+from lab.studies.parts.trial_training import TrialTraining
 from lab.studies.parts.tuned import kind_of
 from lab.workloads import WORKLOADS, build_workload
 
@@ -64,7 +65,7 @@ def training(
   limits: Sequence[float | None] = (None,) * len(search.RUNGS),
 ) -> Training:
   """Describe a trial; its result depends on no target."""
-  return Training(
+  return TrialTraining(
     workload=workload,
     submission=method,
     point=METHODS[method].point(point),

@@ -1,11 +1,10 @@
 """Join rows of new runs with those that a study's file has already.
 
-A clone has the rows of a study but not its runs. Whoever adds a seed or
-repeats a workload there makes these runs alone; the rows of the others stay.
-
-Ratios are to a baseline of the same workload and seed. So the unit that is
-replaced is a workload and seed with all its rows, and a part of the methods
-does not replace the rows of all of them.
+A clone has the rows of a study but not its runs. Where a study's rows of one
+workload and seed follow from the runs of that workload and seed alone, whoever
+adds a seed makes its runs alone, and the other rows stay. Otherwise new rows
+replace all rows. No row is lost in either case: rows are told apart by the
+columns that say what was measured.
 """
 
 import collections
@@ -13,15 +12,72 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lab.core import logs
 from lab.core.errors import InputError
 from lab.studies.parts.frame import Row
 from lab.studies.parts.training import Result
 
 UNIT = ('workload', 'seed')
+# Columns that say what was measured; all others have what was found.
+IDENTITY = (
+  *UNIT,
+  'batch_norm',
+  'budget',
+  'candidate',
+  'epochs',
+  'every',
+  'fraction',
+  'framework',
+  'horizon',
+  'learning_rate_factor',
+  'length',
+  'method',
+  'optimizer',
+  'planned',
+  'point',
+  'rate',
+  'schedule',
+  'scheme',
+  'statistics',
+  'submission',
+  'trial',
+  'tuned_for',
+)
 
 
 class Incomplete(Exception):
-  """New rows would lose some of those that a file has."""
+  """New rows lack some that a file must have."""
+
+
+def read(path: pathlib.Path) -> list[Row] | None:
+  """Return the rows of a file; None if there is no such file.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  rows = logs.read_json(str(path))
+  if rows is None and not path.exists():
+    return None
+  if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+    raise InputError(f'Cannot read the rows {path}. The file is damaged.')
+  return rows
+
+
+def replace(
+  path: pathlib.Path, before: Sequence[Row], own: Sequence[Row]
+) -> list[Row]:
+  """Return new rows, which take the place of all rows of a file.
+
+  Args:
+    path: of the file, for messages.
+    before: the rows that it has.
+    own: the rows of the new runs.
+
+  Raises:
+    Incomplete: the file has rows that would be lost.
+  """
+  _check_none_is_lost(path, before, own)
+  return list(own)
 
 
 def join(
@@ -31,54 +87,94 @@ def join(
   results: Iterable[Result],
   order: Sequence[str],
 ) -> list[Row]:
-  """Return the rows of a file after new runs.
+  """Return new rows, and a file's rows of other workloads and seeds.
 
   Args:
     path: of the file, for messages.
-    before: the rows that it has.
+    before: the rows that it has, each with a workload and a seed.
     own: the rows of the new runs, sorted by `order`.
     results: of these runs, which may give a file no row.
-    order: columns by which the rows are sorted, as far as they have them.
+    order: columns by which the rows are sorted, the seed among them.
 
   Raises:
-    Incomplete: the rows of a workload and seed would become fewer.
+    Incomplete: the file has rows of these workloads and seeds that would be
+      lost; or a new seed lacks what all other ones of its workload have.
     InputError: rows of one workload would have different targets.
   """
-  unit = _shared(UNIT, [*before, *own])
-  had = collections.Counter(_key(row, unit) for row in before)
-  gets = collections.Counter(_key(row, unit) for row in own)
-  made = {*gets, *(_key(result, unit) for result in results)}
-  for key, number in had.items():
-    if key in made and gets[key] < number:
-      place = ', '.join(map(str, key)) or 'all runs'
-      raise Incomplete(
-        f'Nothing is written: {path} has {number} rows of {place}, and these '
-        f'runs give {gets[key]}. Remove it, or name another --output_dir.'
-      )
-  stay = [row for row in before if _key(row, unit) not in made]
-  if not stay:
-    return list(own)
+  made = {_key(result, UNIT) for result in results}
+  stay = [row for row in before if _key(row, UNIT) not in made]
+  lost = [row for row in before if _key(row, UNIT) in made]
+  _check_none_is_lost(path, lost, own)
+  _check_like_the_others(path, stay, own)
   _check_targets(path, stay, own)
-  keys = _shared(order, [*stay, *own])
+  # The rows of one workload and seed are in the order of their file.
+  keys = order[: order.index('seed') + 1]
   return sorted([*stay, *own], key=lambda row: _key(row, keys))
-
-
-def _shared(columns: Iterable[str], rows: Sequence[Row]) -> list[str]:
-  """Return the columns that all rows have."""
-  return [name for name in columns if all(name in row for row in rows)]
 
 
 def _key(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[Any, ...]:
   return tuple(row[name] for name in columns)
 
 
+def _identity(
+  row: Row, without: Iterable[str] = ()
+) -> tuple[tuple[str, Any], ...]:
+  """Return names and values of what was measured."""
+  names = [name for name in IDENTITY if name in row and name not in without]
+  return tuple((name, row[name]) for name in names)
+
+
+def _count(
+  rows: Iterable[Row], without: Iterable[str] = ()
+) -> collections.Counter[Any]:
+  return collections.Counter(_identity(row, without) for row in rows)
+
+
+def _complain(
+  path: pathlib.Path, missing: collections.Counter[Any], of: str
+) -> None:
+  if missing:
+    example = ', '.join(f'{k}={v}' for k, v in next(iter(missing)))
+    raise Incomplete(
+      f'Nothing is written: these runs lack {missing.total()} rows {of} '
+      f'{path}, such as {example}. Another --output_dir takes theirs.'
+    )
+
+
+def _check_none_is_lost(
+  path: pathlib.Path, before: Iterable[Row], own: Iterable[Row]
+) -> None:
+  _complain(path, _count(before) - _count(own), 'of')
+
+
+def _check_like_the_others(
+  path: pathlib.Path, stay: Iterable[Row], own: Iterable[Row]
+) -> None:
+  """Raise Incomplete if a seed lacks what all others of its workload have."""
+  others: dict[str, dict[Any, list[Row]]] = {}
+  for row in stay:
+    seeds = others.setdefault(row['workload'], {})
+    seeds.setdefault(row['seed'], []).append(row)
+  mine: dict[tuple[Any, ...], list[Row]] = {}
+  for row in own:
+    mine.setdefault(_key(row, UNIT), []).append(row)
+  for (workload, seed), rows in mine.items():
+    counts = [_count(r, ['seed']) for r in others.get(workload, {}).values()]
+    if counts:
+      common = counts[0]
+      for count in counts[1:]:
+        common &= count
+      missing = common - _count(rows, ['seed'])
+      _complain(path, missing, f'at seed {seed} that all other seeds have in')
+
+
 def _check_targets(
   path: pathlib.Path, stay: Iterable[Row], own: Iterable[Row]
 ) -> None:
   """Raise InputError if a workload's rows had different targets."""
-  targets = {row.get('workload'): row.get('target') for row in own}
+  targets = {row['workload']: row.get('target') for row in own}
   for row in stay:
-    name, target = row.get('workload'), row.get('target')
+    name, target = row['workload'], row.get('target')
     if target != targets.get(name, target):
       raise InputError(
         f'Invalid target={targets[name]!r} of {name}. Other rows of it in '

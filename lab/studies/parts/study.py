@@ -45,6 +45,9 @@ class Study:
     options: flags beside --workloads and --seeds.
     workloads: by default.
     order: keys of a result by which the results are sorted.
+    joins: whether rows of one workload and seed, with a column for the target
+      in one of the files, follow from its runs alone, so that those of others
+      stay in the files.
     shares: folder of the study whose finished runs this one uses and adds to.
     notes: lines about the runs, printed before them.
   """
@@ -60,6 +63,7 @@ class Study:
   options: tuple[Option, ...] = ()
   workloads: tuple[str, ...] = tuple(sorted(WORKLOADS))
   order: tuple[str, ...] = ('workload', 'seed')
+  joins: bool = False
   shares: str | None = None
   notes: Callable[[argparse.Namespace], list[str]] = lambda options: []
 
@@ -167,6 +171,19 @@ def _options(
   return options
 
 
+def _written(
+  study: Study,
+  path: pathlib.Path,
+  before: list[Row],
+  own: list[Row],
+  results: list[Result],
+) -> list[Row]:
+  """Return the rows of a file after new runs."""
+  if study.joins:
+    return kept_rows.join(path, before, own, results, study.order)
+  return kept_rows.replace(path, before, own)
+
+
 def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
   """Make the runs that are missing, write rows and figures, print the tables.
 
@@ -189,6 +206,7 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
   if options.dry_run:
     print(costs.describe_missing(trainings, str(runs), options.jobs))
     return
+  known = {file: kept_rows.read(folder / file) for file in study.files}
   if options.report_only:
     results = execution.finished(trainings, str(runs))
   else:
@@ -196,41 +214,40 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = execution.run_all(trainings, str(runs), options.jobs)
   results.sort(key=lambda result: [result[key] for key in study.order])
-  known = {file: logs.read_json(str(folder / file)) for file in study.files}
   made: dict[str, list[Row]] = {}
+  rows = dict(known)
   if results:
     made = {file: make(results) for file, make in study.files.items()}
   why_not = ''
   try:
-    joined = {
-      file: kept_rows.join(
-        folder / file, known[file] or [], own, results, study.order
-      )
+    written = {
+      file: _written(study, folder / file, known[file] or [], own, results)
       for file, own in made.items()
     }
   except kept_rows.Incomplete as error:
     why_not = str(error)
     # Where these runs give no row, a table is that of the file.
-    joined = {f: own for f, own in made.items() if own or not known[f]}
+    rows |= {f: own for f, own in made.items() if own or not known[f]}
   else:
-    for file, own in joined.items():
+    rows |= written
+    for file, own in written.items():
       logs.write_rows(str(folder / file), own)
       if stay := len(own) - len(made[file]):
         print(
           f'{folder / file}: {stay} rows of other workloads and seeds stay.',
           file=sys.stderr,
         )
-  rows = known | joined
+  found = {file: own for file, own in rows.items() if own is not None}
   for file in study.files:
-    if rows[file] is None:
+    if file not in found:
       raise InputError(
         f'No finished run of these is in {runs}, and no {file} in {folder}.'
       )
   for title, (file, table) in study.tables.items():
-    print(f'{title}\n\n{table(rows[file])}\n')
+    print(f'{title}\n\n{table(found[file])}\n')
   if why_not:
     print(why_not, file=sys.stderr)
     return
   for figure, (file, draw) in study.figures.items():
-    draw(rows[file], folder / figure)
+    draw(found[file], folder / figure)
   print(f'Rows and figures: {folder}')

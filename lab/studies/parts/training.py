@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from absl import logging
 
 from lab.core import search_space
 from lab.core.frameworks import framework_of
 from lab.run import from_python
 from lab.run.observers import Observer
+from lab.run.trial import TrialRun
 from lab.studies.parts.methods import METHODS
 from lab.workloads import build_workload
 
@@ -42,6 +44,13 @@ class Follower(Observer):
     A curve is a list of [step, seconds, value] for each candidate.
     """
     raise NotImplementedError
+
+
+class _LastStep(Observer):
+  step = 0
+
+  def after_step(self, run: TrialRun) -> None:
+    self.step = run.state.global_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,21 +144,31 @@ class Training:
     return round(self.budget_factor * workload.step_hint)
 
   def execute(self, directory: str) -> Result:
-    """Train in this process; the follower's findings beside the columns."""
+    """Train in this process; the follower's findings beside the columns.
+
+    A run has diverged where its optimizer raises FloatingPointError, as Shampoo
+    does at a gradient that is not finite; others go on with NaN.
+    """
     workload = self.build()
     point, steps = dict(self.point), self.steps_of(workload)
     if self.budget_factor != 1.0:
       point['step_hint_factor'] = self.budget_factor
-    follower = self.follower(**self.follows)
-    from_python.train(
-      workload,
-      self.submission_path,
-      point,
-      self.seed,
-      str(pathlib.Path(directory, 'logs', self.name)),
-      [follower],
-      steps,
-    )
+    follower, last = self.follower(**self.follows), _LastStep()
+    try:
+      from_python.train(
+        workload,
+        self.submission_path,
+        point,
+        self.seed,
+        str(pathlib.Path(directory, 'logs', self.name)),
+        [follower, last],
+        steps,
+      )
+      findings = follower.findings()
+    except FloatingPointError as error:
+      step = last.step + 1
+      logging.warning('%s diverged at step %d: %s', self.name, step, error)
+      findings = self.until_divergence(follower.findings(), step)
     return {
       **self.columns,
       'workload': self.workload,
@@ -158,8 +177,16 @@ class Training:
       'evaluated_every': workload.eval_every_steps,
       'target': self.content['target'],
       'higher_is_better': workload.higher_is_better,
-      **follower.findings(),
+      **findings,
     }
+
+  def until_divergence(
+    self, findings: dict[str, Any], step: int
+  ) -> dict[str, Any]:
+    """Complete what was found before the step that the optimizer refused."""
+    del step
+    empty: dict[str, Any] = {n: [] for n in self.follows.get('candidates', ())}
+    return findings | {'curves': empty | findings['curves']}
 
 
 def _identity(name: str) -> dict[str, Any]:

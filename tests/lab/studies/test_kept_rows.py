@@ -1,17 +1,31 @@
+"""Rows of new runs beside those of a file."""
+
+import functools
+import importlib
 import pathlib
 
 import pytest
 
+from lab import studies
 from lab.core.errors import InputError
-from lab.studies.parts.kept_rows import Incomplete, join
+from lab.studies.parts import kept_rows
+from lab.studies.parts.kept_rows import UNIT, Incomplete, join, replace
+from lab.studies.parts.study import Study
 
 PATH = pathlib.Path('rows.json')
-ORDER = ('optimizer', 'workload', 'seed')
+ORDER = ('optimizer', 'workload', 'seed', 'tuned_for')
+ROOT = pathlib.Path(__file__).parents[3]
 
 
-def rows(workload, seeds, names='ab', **columns):
+def rows(workload, seeds, names='ab', optimizer='n', **columns):
   return [
-    {'workload': workload, 'seed': seed, 'name': name, **columns}
+    {
+      'workload': workload,
+      'seed': seed,
+      'candidate': name,
+      'optimizer': optimizer,
+      **columns,
+    }
     for seed in seeds
     for name in names
   ]
@@ -22,22 +36,24 @@ def joined(before, own, results=None):
 
 
 def test_a_seed_and_its_rows_are_replaced_or_added():
-  before = rows('w', [0, 1], value=1)
-  own = rows('w', [1, 2], 'abc', value=2)
-  assert joined(before, own) == rows('w', [0], value=1) + own
+  before = rows('w', [0, 1], steps=1)
+  own = rows('w', [1, 2], 'abc', steps=2)
+  assert joined(before, own) == rows('w', [0], steps=1) + own
 
 
 def test_the_same_seed_of_another_workload_stays():
-  before = rows('a', [0]) + rows('b', [0], value=1)
-  own = rows('b', [0], value=2)
+  before = rows('a', [0]) + rows('b', [0], steps=1)
+  own = rows('b', [0], steps=2)
   assert joined(before, own) == rows('a', [0]) + own
 
 
 def test_rows_come_in_the_order_of_the_whole_grid():
   whole = [
-    row
+    row | {'tuned_for': kind}
     for optimizer in ('n', 's')
-    for row in rows('w', [0, 1, 2], 'ba', optimizer=optimizer)
+    for seed in (0, 1, 2)
+    for kind in ('raw', 'ema')  # not in the order of the alphabet
+    for row in rows('w', [seed], 'ba', optimizer)
   ]
   parts = [
     [row for row in whole if row['seed'] in seeds] for seeds in ([0, 2], [1])
@@ -46,26 +62,43 @@ def test_rows_come_in_the_order_of_the_whole_grid():
   assert joined(*reversed(parts)) == whole
 
 
-@pytest.mark.parametrize('own', [rows('w', [0], 'a'), []])
-def test_fewer_rows_of_a_seed_are_refused(own):
+@pytest.mark.parametrize(
+  'own',
+  [
+    rows('w', [0], 'a'),
+    # As many, but others.
+    rows('w', [0], 'ac'),
+    rows('w', [0], optimizer='s'),
+    [],
+  ],
+)
+def test_no_row_of_a_seed_is_lost(own):
   results = [{'workload': 'w', 'seed': 0}]
-  before = rows('w', [0, 1])
+  with pytest.raises(Incomplete, match='Nothing is written: these runs lack'):
+    joined(rows('w', [0, 1]), own, results)
+
+
+def test_a_row_that_would_be_lost_is_named():
   with pytest.raises(Incomplete) as error:
-    joined(before, own, results)
+    joined(rows('w', [0, 1]), rows('w', [1], 'b'))
   assert str(error.value) == (
-    f'Nothing is written: rows.json has 2 rows of w, 0, and these runs give '
-    f'{len(own)}. Remove it, or name another --output_dir.'
+    'Nothing is written: these runs lack 1 rows of rows.json, such as '
+    'workload=w, seed=1, candidate=a, optimizer=n. Another --output_dir takes '
+    'theirs.'
   )
 
 
-def test_without_seeds_and_workloads_all_rows_are_one_unit():
-  before = [{'trial': 1}, {'trial': 2}]
-  assert joined(before, [{'trial': 3}, {'trial': 4}], [{'seed': 0}]) == [
-    {'trial': 3},
-    {'trial': 4},
-  ]
-  with pytest.raises(Incomplete, match='2 rows of all runs'):
-    joined(before, [{'trial': 3}], [{'seed': 0}])
+def test_a_new_seed_has_what_all_other_ones_have():
+  before = rows('w', [0], 'abc') + rows('w', [1], 'ab') + rows('v', [0], 'x')
+  own = rows('w', [2], 'ab')
+  assert joined(before, own) == [*before[-1:], *before[:-1], *own]
+  with pytest.raises(Incomplete) as error:
+    joined(before, rows('w', [2], 'bc'))
+  assert str(error.value) == (
+    'Nothing is written: these runs lack 1 rows at seed 2 that all other seeds '
+    'have in rows.json, such as workload=w, candidate=a, optimizer=n. Another '
+    '--output_dir takes theirs.'
+  )
 
 
 def test_targets_of_a_workload_are_not_mixed():
@@ -79,3 +112,62 @@ def test_targets_of_a_workload_are_not_mixed():
   )
   same = rows('w', [0, 1], target=2.5)
   assert joined(before, same) == rows('v', [0], target=1.0) + same
+
+
+def test_all_rows_are_replaced_by_as_many_kinds_and_more():
+  before = rows('w', [0, 1], steps=1)
+  own = rows('w', [0, 1, 2], steps=2)
+  assert replace(PATH, before, own) == own
+  for fewer in (own[1:], rows('w', [0, 2])):
+    with pytest.raises(Incomplete, match='these runs lack'):
+      replace(PATH, before, fewer)
+
+
+@pytest.mark.parametrize('text', ['[{', '{}', '5', '[1]', '[null]'])
+def test_a_damaged_file_is_named(text, tmp_path):
+  path = tmp_path / 'rows.json'
+  assert kept_rows.read(path) is None
+  path.write_text(text)
+  with pytest.raises(InputError, match=r'rows\.json. The file is damaged\.'):
+    kept_rows.read(path)
+
+
+@functools.cache
+def committed():
+  """Studies with rows in git: by name, the declaration and rows by file."""
+  found = {}
+  for name in studies.names():
+    module = importlib.import_module(f'lab.studies.{name}')
+    declared = getattr(module, 'STUDY', None)
+    if isinstance(declared, Study):
+      folder = ROOT / 'results' / declared.folder
+      files = {f: kept_rows.read(folder / f) or [] for f in declared.files}
+      found[name] = declared, files
+  return found
+
+
+def test_columns_tell_committed_rows_apart():
+  """Two rows with the same values in IDENTITY would pass for each other."""
+  for name, (_, files) in committed().items():
+    for file, own in files.items():
+      counts = kept_rows._count(own)
+      assert not [key for key, n in counts.items() if n > 1][:1], (name, file)
+
+
+def unit_of(row):
+  return tuple(row[name] for name in UNIT)
+
+
+def test_a_seed_of_the_committed_rows_joins_the_others():
+  joining = {n: files for n, (d, files) in committed().items() if d.joins}
+  assert joining
+  for name, files in joining.items():
+    order = committed()[name][0].order
+    assert set(UNIT) <= set(order)
+    assert any('target' in row for own in files.values() for row in own)
+    for file, own in files.items():
+      units = sorted({unit_of(row) for row in own})
+      for unit in (units[0], units[-1]):
+        mine = [row for row in own if unit_of(row) == unit]
+        others = [row for row in own if unit_of(row) != unit]
+        assert join(PATH, others, mine, mine, order) == own, (name, file)

@@ -258,8 +258,12 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
   assert not folder.exists()
 
 
-def _declared(run, drawn):
+def _declared(run, drawn, joins):
   """A study of a run a seed; odd seeds have a row in a second file."""
+
+  def rows_of(results):
+    return [{'workload': r['workload'], 'seed': r['seed']} for r in results]
+
   return study.Study(
     folder='none',
     seeds=(0, 1),
@@ -268,9 +272,9 @@ def _declared(run, drawn):
       dataclasses.replace(run, seed=seed) for seed in options.seeds
     ],
     files={
-      'r.json': lambda results: [{'seed': r['seed']} for r in results],
+      'r.json': rows_of,
       'odd.json': lambda results: [
-        {'seed': r['seed']} for r in results if r['seed'] % 2
+        row for row in rows_of(results) if row['seed'] % 2
       ],
     },
     tables={
@@ -278,7 +282,12 @@ def _declared(run, drawn):
       'Odd': ('odd.json', lambda rows: f'{len(rows)} odd'),
     },
     figures={'f.png': ('r.json', lambda rows, path: drawn.append(rows))},
+    joins=joins,
   )
+
+
+def _row(seed, **columns):
+  return {'workload': 'click_dlrm', 'seed': seed, **columns}
 
 
 def _contents(folder):
@@ -288,45 +297,46 @@ def _contents(folder):
 @pytest.mark.parametrize('more', [[], ['--report_only']])
 def test_runs_of_one_seed_leave_the_rows_of_others(more, run, tmp_path, capsys):
   drawn = []
-  declared = _declared(run, drawn)
+  declared = _declared(run, drawn, joins=True)
   folder = tmp_path / 'out'
   runs = folder / 'runs'
   command = ['--jobs=1', f'--output_dir={folder}', *more]
   execution.execute(dataclasses.replace(run, seed=1), str(runs))
   study.main('none', 'Text.', declared, [*command, '--seeds=1'])
-  assert _contents(folder) == {
-    'r.json': [{'seed': 1}],
-    'odd.json': [{'seed': 1}],
-  }
+  assert _contents(folder) == {'r.json': [_row(1)], 'odd.json': [_row(1)]}
   assert 'stay' not in capsys.readouterr().err
   # As in a clone, the rows are there and the run is not.
   shutil.rmtree(runs)
   execution.execute(dataclasses.replace(run, seed=0), str(runs))
   study.main('none', 'Text.', declared, [*command, '--seeds=0'])
   printed = capsys.readouterr()
-  whole = [{'seed': 0}, {'seed': 1}]
-  assert _contents(folder) == {'r.json': whole, 'odd.json': [{'seed': 1}]}
+  whole = [_row(0), _row(1)]
+  assert _contents(folder) == {'r.json': whole, 'odd.json': [_row(1)]}
   assert 'r.json: 1 rows of other workloads and seeds stay.' in printed.err
   # Tables and figures are of the files.
   assert '[0, 1]' in printed.out
   assert '1 odd' in printed.out
-  assert drawn == [[{'seed': 1}], whole]
+  assert drawn == [[_row(1)], whole]
 
 
+@pytest.mark.parametrize('joins', [False, True])
 @pytest.mark.parametrize('more', [[], ['--report_only']])
-def test_fewer_rows_of_a_seed_replace_nothing(more, run, tmp_path, capsys):
+def test_runs_that_would_lose_rows_write_nothing(
+  more, joins, run, tmp_path, capsys
+):
   drawn = []
-  declared = _declared(run, drawn)
+  declared = _declared(run, drawn, joins)
   folder = tmp_path / 'out'
   execution.execute(dataclasses.replace(run, seed=0), str(folder / 'runs'))
-  rows = [{'seed': 0, 'method': 'a'}, {'seed': 0, 'method': 'b'}]
-  before = {'r.json': rows, 'odd.json': [{'seed': 1}]}
+  rows = [_row(0, method='a'), _row(0, method='b')]
+  before = {'r.json': rows, 'odd.json': [_row(1)]}
   for name, content in before.items():
     (folder / name).write_text(json.dumps(content))
   command = ['--jobs=1', f'--output_dir={folder}', '--seeds=0', *more]
   study.main('none', 'Text.', declared, command)
   printed = capsys.readouterr()
-  assert 'r.json has 2 rows of 0, and these runs give 1. Remove' in printed.err
+  assert 'Nothing is written: these runs lack 2 rows of' in printed.err
+  assert 'r.json, such as workload=click_dlrm, seed=0, method=a.' in printed.err
   # A table without rows of its own is that of the file.
   assert '[0]' in printed.out
   assert '1 odd' in printed.out
@@ -336,8 +346,18 @@ def test_fewer_rows_of_a_seed_replace_nothing(more, run, tmp_path, capsys):
   for path in folder.glob('*.json'):
     path.unlink()
   study.main('none', 'Text.', declared, command)
-  assert _contents(folder) == {'r.json': [{'seed': 0}], 'odd.json': []}
+  assert _contents(folder) == {'r.json': [_row(0)], 'odd.json': []}
   assert '0 odd' in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_named_before_anything_runs(
+  run, tmp_path, monkeypatch
+):
+  declared = _declared(run, [], joins=True)
+  (tmp_path / 'odd.json').write_text('[{')
+  monkeypatch.setattr(execution, 'run_all', None)
+  with pytest.raises(InputError, match=r'Cannot read the rows .*odd\.json'):
+    study.main('none', 'Text.', declared, [f'--output_dir={tmp_path}'])
 
 
 @pytest.mark.parametrize('name', ['', 'none'])

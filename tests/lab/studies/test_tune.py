@@ -27,6 +27,7 @@ from lab.workloads import (
   click_dlrm,
   denoise_unet,
 )
+from weightavg.pytorch.shampoo import DistributedShampoo
 
 NAN = math.nan
 
@@ -146,6 +147,42 @@ def test_a_trial_that_diverges_ends_at_the_first_rung(short, tmp_path):
   assert found['stopped'] == 4
   assert math.isnan(found['rungs'][0])
   assert set(finals.best_of(found).values()) == {None}
+
+
+def test_a_trial_that_its_optimizer_ends_has_diverged(short, tmp_path):
+  """Shampoo raises an error where NadamW goes on with NaN."""
+  point = POINT | {'learning_rate': 1e30, 'warmup_factor': 0.0}
+  run = tune.training('click_dlrm', 'shampoo', point, 0)
+  found = execution.execute(run, str(tmp_path))
+  assert 0 < found['stopped'] < 4
+  assert len(found['rungs']) == 1
+  assert math.isnan(found['rungs'][0])
+  assert found['curves'] == {name: [] for name in tuned.CANDIDATES}
+  assert set(finals.best_of(found).values()) == {None}
+  assert finals.row_of(0, POINT, found)['steps'] == []
+  assert finals.finalists([found]) == []
+  assert search.limits([found], higher_is_better=False) == [None, None]
+  assert execution.kept(run, str(tmp_path))['stopped'] == found['stopped']
+
+
+def test_a_trial_that_its_optimizer_ends_late_keeps_its_values(
+  short, tmp_path, monkeypatch
+):
+  step, steps = DistributedShampoo.step, []
+
+  def refuses(self, closure=None):
+    steps.append(0)
+    if len(steps) == 9:
+      raise FloatingPointError('Invalid gradient.')
+    return step(self, closure)
+
+  monkeypatch.setattr(DistributedShampoo, 'step', refuses)
+  run = tune.training('click_dlrm', 'shampoo', POINT, 0)
+  found = run.execute(str(tmp_path))
+  assert found['stopped'] == 9
+  assert len(found['rungs']) == 2
+  assert np.isfinite(found['rungs']).all()
+  assert [look for look, *_ in found['curves']['raw']] == [4, 6, 8]
 
 
 def test_points_have_the_terms_of_their_method():
