@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.measure import THREADS, Ratio, transformer_parameters
+from lab.studies.parts import frame
 from weightavg.pytorch.shampoo import DistributedShampoo
 
 FREQUENCY = 100
@@ -148,14 +149,15 @@ def _steps_to_target() -> dict[str, Ratio]:
   submissions = {'raw': 'shampoo', 'lawa 1 %': 'shampoo_lawa'} | {
     'ema 1 %': 'shampoo_ema'
   }
-  groups: dict[str, list[float]] = {}
-  for row in json.loads(path.read_text()):
-    if row['optimizer'] == 'shampoo' and row['candidate'] in submissions:
-      name = f'{row["workload"]}/{submissions[row["candidate"]]}'
-      # A run that never arrives is later than any that does.
-      ratio = row['ratio_to_nadamw'] or float('inf')
-      groups.setdefault(f'steps_to_target/{name}', []).append(ratio)
-  medians = {name: statistics.median(r) for name, r in groups.items()}
+  data = frame.read(json.loads(path.read_text()))
+  # A run has rows for each kind of average that its point is best for.
+  runs = data[(data['optimizer'] == 'shampoo') & (data['tuned_for'] == 'raw')]
+  groups = {
+    f'steps_to_target/{workload}/{submissions[candidate]}': group
+    for (workload, candidate), group in runs.groupby(['workload', 'candidate'])
+    if candidate in submissions
+  }
+  medians = {n: frame.median(g['ratio_to_nadamw']) for n, g in groups.items()}
   return {
     name: Ratio(
       None if median == float('inf') else median,
