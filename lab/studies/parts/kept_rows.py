@@ -8,6 +8,8 @@ columns that say what was measured.
 """
 
 import collections
+import functools
+import operator
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -49,8 +51,12 @@ class Incomplete(Exception):
   """New rows lack some that a file must have."""
 
 
-def read(path: pathlib.Path) -> list[Row] | None:
+def read(path: pathlib.Path, content: str = 'rows') -> list[Row] | None:
   """Return the rows of a file; None if there is no such file.
+
+  Args:
+    path: of the file.
+    content: what a message calls them.
 
   Raises:
     InputError: the file is damaged.
@@ -59,7 +65,7 @@ def read(path: pathlib.Path) -> list[Row] | None:
   if rows is None and not path.exists():
     return None
   if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-    raise InputError(f'Cannot read the rows {path}. The file is damaged.')
+    raise InputError(f'Cannot read the {content} {path}. The file is damaged.')
   return rows
 
 
@@ -103,8 +109,8 @@ def join(
   """
   made = {_key(result, UNIT) for result in results}
   stay = [row for row in before if _key(row, UNIT) not in made]
-  lost = [row for row in before if _key(row, UNIT) in made]
-  _check_none_is_lost(path, lost, own)
+  replaced = [row for row in before if _key(row, UNIT) in made]
+  _check_none_is_lost(path, replaced, own)
   _check_like_the_others(path, stay, own)
   _check_targets(path, stay, own)
   # The rows of one workload and seed are in the order of their file.
@@ -116,18 +122,13 @@ def _key(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[Any, ...]:
   return tuple(row[name] for name in columns)
 
 
-def _identity(
-  row: Row, without: Iterable[str] = ()
-) -> tuple[tuple[str, Any], ...]:
-  """Return names and values of what was measured."""
-  names = [name for name in IDENTITY if name in row and name not in without]
-  return tuple((name, row[name]) for name in names)
-
-
 def _count(
-  rows: Iterable[Row], without: Iterable[str] = ()
+  rows: Iterable[Row], columns: Sequence[str] = IDENTITY
 ) -> collections.Counter[Any]:
-  return collections.Counter(_identity(row, without) for row in rows)
+  """Count rows by names and values of the columns that they have."""
+  return collections.Counter(
+    tuple((name, row[name]) for name in columns if name in row) for row in rows
+  )
 
 
 def _complain(
@@ -151,21 +152,23 @@ def _check_like_the_others(
   path: pathlib.Path, stay: Iterable[Row], own: Iterable[Row]
 ) -> None:
   """Raise Incomplete if a seed lacks what all others of its workload have."""
-  others: dict[str, dict[Any, list[Row]]] = {}
-  for row in stay:
-    seeds = others.setdefault(row['workload'], {})
-    seeds.setdefault(row['seed'], []).append(row)
-  mine: dict[tuple[Any, ...], list[Row]] = {}
-  for row in own:
-    mine.setdefault(_key(row, UNIT), []).append(row)
-  for (workload, seed), rows in mine.items():
-    counts = [_count(r, ['seed']) for r in others.get(workload, {}).values()]
-    if counts:
-      common = counts[0]
-      for count in counts[1:]:
-        common &= count
-      missing = common - _count(rows, ['seed'])
+  others, mine = _count_by_unit(stay), _count_by_unit(own)
+  for (workload, seed), counts in mine.items():
+    same = [c for (name, _), c in others.items() if name == workload]
+    if same:
+      missing = functools.reduce(operator.and_, same) - counts
       _complain(path, missing, f'at seed {seed} that all other seeds have in')
+
+
+def _count_by_unit(
+  rows: Iterable[Row],
+) -> dict[tuple[Any, ...], collections.Counter[Any]]:
+  """Count the rows of each workload and seed, whatever the seed."""
+  units: dict[tuple[Any, ...], list[Row]] = {}
+  for row in rows:
+    units.setdefault(_key(row, UNIT), []).append(row)
+  columns = [name for name in IDENTITY if name != 'seed']
+  return {unit: _count(own, columns) for unit, own in units.items()}
 
 
 def _check_targets(

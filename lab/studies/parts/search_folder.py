@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.core import logs
 from lab.core.errors import InputError
-from lab.studies.parts import search
+from lab.studies.parts import kept_rows, search
 from lab.studies.parts.methods import METHODS
 from weightavg.pytorch.build_nadamw import NADAMW
 from weightavg.schemes import Raw
@@ -49,13 +49,7 @@ def number_of_rows(folder: pathlib.Path) -> int:
   Raises:
     InputError: the file is damaged.
   """
-  path = folder / TRIALS
-  if not path.exists():
-    return 0
-  rows = logs.read_json(str(path))
-  if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-    raise InputError(f'Cannot read the trials {path}. The file is damaged.')
-  return len(rows)
+  return len(kept_rows.read(folder / TRIALS, 'trials') or [])
 
 
 def check_same(

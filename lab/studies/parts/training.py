@@ -154,6 +154,7 @@ class Training:
     if self.budget_factor != 1.0:
       point['step_hint_factor'] = self.budget_factor
     follower, last = self.follower(**self.follows), _LastStep()
+    diverged_at = None
     try:
       from_python.train(
         workload,
@@ -164,11 +165,14 @@ class Training:
         [follower, last],
         steps,
       )
-      findings = follower.findings()
     except FloatingPointError as error:
-      step = last.step + 1
-      logging.warning('%s diverged at step %d: %s', self.name, step, error)
-      findings = self.until_divergence(follower.findings(), step)
+      diverged_at = last.step + 1
+      logging.warning(
+        '%s diverged at step %d: %s', self.name, diverged_at, error
+      )
+    findings = follower.findings()
+    if diverged_at is not None:
+      findings = self.until_divergence(findings, diverged_at)
     return {
       **self.columns,
       'workload': self.workload,

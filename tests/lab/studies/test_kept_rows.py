@@ -14,7 +14,6 @@ from lab.studies.parts.study import Study
 
 PATH = pathlib.Path('rows.json')
 ORDER = ('optimizer', 'workload', 'seed', 'tuned_for')
-ROOT = pathlib.Path(__file__).parents[3]
 
 
 def rows(workload, seeds, names='ab', optimizer='n', **columns):
@@ -140,8 +139,7 @@ def committed():
     module = importlib.import_module(f'lab.studies.{name}')
     declared = getattr(module, 'STUDY', None)
     if isinstance(declared, Study):
-      folder = ROOT / 'results' / declared.folder
-      files = {f: kept_rows.read(folder / f) or [] for f in declared.files}
+      files = {f: declared.committed(f) or [] for f in declared.files}
       found[name] = declared, files
   return found
 
@@ -154,11 +152,8 @@ def test_columns_tell_committed_rows_apart():
       assert not [key for key, n in counts.items() if n > 1][:1], (name, file)
 
 
-def unit_of(row):
-  return tuple(row[name] for name in UNIT)
-
-
 def test_a_seed_of_the_committed_rows_joins_the_others():
+  unit_of = functools.partial(kept_rows._key, columns=UNIT)
   joining = {n: files for n, (d, files) in committed().items() if d.joins}
   assert joining
   for name, files in joining.items():
