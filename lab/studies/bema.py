@@ -14,6 +14,7 @@ from lab.studies import steps
 from lab.studies.parts import frame, tables, tuned
 from lab.studies.parts.corrected import Corrected, bema, corrected
 from lab.studies.parts.frame import Row
+from lab.studies.parts.kept_rows import BY_SEED
 from lab.studies.parts.study import Study
 from lab.studies.parts.training import Result, Training, tuned_point
 
@@ -106,5 +107,5 @@ STUDY = Study(
   files={'bema.json': rows_of},
   tables={'Averages corrected for their lag': ('bema.json', table)},
   workloads=('denoise_unet', 'stdlib_lm'),
-  joins=True,
+  joins=BY_SEED,
 )

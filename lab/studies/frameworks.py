@@ -14,6 +14,7 @@ from lab.core.errors import InputError
 from lab.core.frameworks import FRAMEWORKS
 from lab.studies.parts import frame, tables
 from lab.studies.parts.frame import Row
+from lab.studies.parts.kept_rows import BY_SEED
 from lab.studies.parts.shown import SHOWN, Shown
 from lab.studies.parts.study import Study
 from lab.studies.parts.training import Result, Training, tuned_point
@@ -101,5 +102,5 @@ STUDY = Study(
   tables={'Steps to target, as a fraction of T': ('frameworks.json', table)},
   workloads=twins.WORKLOADS,
   order=('workload', 'submission', 'seed', 'framework'),
-  joins=True,
+  joins=BY_SEED,
 )

@@ -8,7 +8,8 @@ best over all workloads in hindsight at the raw weights' point. Methods that
 train at their average are measured as their submission shows it.
 
 A method that was not searched on a workload has the point of its base with the
-submission's defaults; its rows say so.
+submission's defaults; its rows say so. Runs of some methods, with all workloads
+and seeds, leave the rows of the others.
 
 Writes primal.json (a row for each workload, method and seed), levels.json
 (steps to the levels that NadamW's raw weights reach at 0.5 to 0.9 of T) and
@@ -23,6 +24,7 @@ from typing import Any
 from lab.studies import steps
 from lab.studies.parts import frame, levels, primal_tables, tuned
 from lab.studies.parts.frame import Row
+from lab.studies.parts.kept_rows import BY_METHOD
 from lab.studies.parts.methods import METHODS
 from lab.studies.parts.primal_tables import (
   final_metric,
@@ -51,6 +53,7 @@ COLUMNS = (
   'average',
   'searched',
   'higher_is_better',
+  'target',
 )
 
 
@@ -161,10 +164,7 @@ def method_rows(
     for row in rows
     for method in methods_of(row, single)
   ]
-  order = primal_tables.ORDER
-  return sorted(
-    found, key=lambda r: (r['workload'], order.index(r['method']), r['seed'])
-  )
+  return sorted(found, key=primal_tables.place)
 
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
@@ -210,7 +210,7 @@ def levels_of(results: Sequence[Result]) -> list[Row]:
       for fraction, by_method in ratios.items()
       for method, ratio in by_method.items()
     ]
-  return found
+  return sorted(found, key=primal_tables.place)
 
 
 def _values(result: Result, name: str) -> list[float]:
@@ -233,6 +233,9 @@ STUDY = Study(
     Option('methods', tuple(METHODS), 'methods; nadamw is always among them'),
   ),
   order=('workload', 'optimizer', 'seed', 'tuned_for'),
+  # The average that is best in hindsight depends on all workloads and seeds.
+  joins=BY_METHOD,
+  place=primal_tables.place,
   shares='study',
   notes=notes,
 )

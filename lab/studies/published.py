@@ -20,6 +20,7 @@ from lab.studies import steps
 from lab.studies.parts import frame, tables, tuned
 from lab.studies.parts.averages import Averages
 from lab.studies.parts.frame import Row
+from lab.studies.parts.kept_rows import BY_SEED
 from lab.studies.parts.study import Study
 from lab.studies.parts.training import ROOT, Result, Training
 
@@ -139,5 +140,5 @@ STUDY = Study(
   files={'published.json': rows_of},
   tables={'Best of the five published points': ('published.json', table)},
   shares='study',
-  joins=True,
+  joins=BY_SEED,
 )

@@ -10,7 +10,9 @@ The points are those of `primal`, and one thing differs from its runs:
   after a cosine. Beside it runs the same point that is told the right T.
   Methods that know no T have one run for both.
 
-Runs at T itself are shared with `primal`. Writes robustness.json (a row for
+Runs at T itself are shared with `primal`. Each row follows from its own run and
+that of NadamW at T, so further methods, changes, workloads and seeds leave the
+rows that are there. Writes robustness.json (a row for
 each method, setting, workload and seed) and robustness.png to results/primal/.
 The documentation's tables are made from robustness.json by `steps_table`,
 `rates_table` and `budgets_table`.
@@ -22,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lab.studies import primal
-from lab.studies.parts import robustness_tables
+from lab.studies.parts import primal_tables, robustness_tables
 from lab.studies.parts.frame import Row, select
 from lab.studies.parts.methods import METHODS
 from lab.studies.parts.primal_tables import FREE
@@ -169,7 +171,13 @@ def _settings(result: Result) -> list[Result]:
 def rows_of(results: Sequence[Result]) -> list[Row]:
   """Rows of robustness.json; ratios are to NadamW's raw weights at T."""
   found = [one for result in results for one in _settings(result)]
-  return select(primal.method_rows(found, {}, SETTING), COLUMNS)
+  rows = select(primal.method_rows(found, {}, SETTING), COLUMNS)
+  return sorted(rows, key=place)
+
+
+def place(row: Row) -> tuple[Any, ...]:
+  """Return the key by which rows are sorted."""
+  return (*primal_tables.place(row), *(row[name] for name in SETTING))
 
 
 STUDY = Study(
@@ -194,6 +202,8 @@ STUDY = Study(
     Option('changes', CHANGES, 'what differs'),
   ),
   order=('workload', 'optimizer', 'seed', 'tuned_for', 'budget_steps'),
+  joins=('workload', 'seed', *SETTING, 'method'),
+  place=place,
   shares='study',
   notes=primal.notes,
 )

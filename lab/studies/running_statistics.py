@@ -21,6 +21,7 @@ from typing import Any
 from lab.studies import steps
 from lab.studies.parts import frame, tables
 from lab.studies.parts.frame import Row
+from lab.studies.parts.kept_rows import BY_SEED
 from lab.studies.parts.methods import NADAMW_AT_AVERAGE
 from lab.studies.parts.recomputed import BATCHES, Recomputed
 from lab.studies.parts.shown import SHOWN, Shown
@@ -113,5 +114,5 @@ STUDY = Study(
   options=(Option('methods', NADAMW_AT_AVERAGE, 'methods'),),
   workloads=('glyph_resnet',),
   order=('workload', 'method', 'seed'),
-  joins=True,
+  joins=BY_SEED,
 )

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from lab.studies import steps
 from lab.studies.parts import frame, tables, tuned
 from lab.studies.parts.frame import Row
+from lab.studies.parts.kept_rows import BY_SEED
 from lab.studies.parts.methods import NADAMW_AT_AVERAGE
 from lab.studies.parts.sequences import Sequences, X, Y, Z
 from lab.studies.parts.study import Option, Study
@@ -115,5 +116,5 @@ STUDY = Study(
   tables={'Steps to target over those of x': ('sequences.json', table)},
   options=(Option('methods', NADAMW_AT_AVERAGE, 'methods'),),
   order=('workload', 'method', 'seed'),
-  joins=True,
+  joins=BY_SEED,
 )

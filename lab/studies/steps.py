@@ -22,6 +22,7 @@ import pandas as pd
 from lab.studies.parts import frame, levels, plots, tables, tuned
 from lab.studies.parts.averages import Averages
 from lab.studies.parts.frame import Row
+from lab.studies.parts.kept_rows import BY_SEED
 from lab.studies.parts.study import Option, Study
 from lab.studies.parts.training import Result, Training
 from lab.studies.parts.tuned import CANDIDATES, KINDS, kind_of
@@ -345,5 +346,5 @@ STUDY = Study(
   figures={'ratios.png': ('study.json', draw)},
   options=(Option('optimizers', OPTIMIZERS, 'optimizers'),),
   order=('optimizer', 'workload', 'seed', 'tuned_for'),
-  joins=True,
+  joins=BY_SEED,
 )

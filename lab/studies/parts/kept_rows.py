@@ -1,17 +1,18 @@
 """Join rows of new runs with those that a study's file has already.
 
-A clone has the rows of a study but not its runs. Where a study's rows of one
-workload and seed follow from the runs of that workload and seed alone, whoever
-adds a seed makes its runs alone, and the other rows stay. Otherwise new rows
-replace all rows. No row is lost in either case: rows are told apart by the
-columns that say what was measured.
+A clone has the rows of a study but not its runs. Most studies have units of
+rows, each of which follows from its own runs: one of a workload and a seed, or
+one of a method. Adding a seed or a method then takes its runs alone, and the
+rows of other units stay. Without units new rows replace all rows. No row is
+lost in either case: rows are told apart by the columns that say what was
+measured.
 """
 
 import collections
 import functools
 import operator
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lab.core import logs
@@ -19,10 +20,13 @@ from lab.core.errors import InputError
 from lab.studies.parts.frame import Row
 from lab.studies.parts.training import Result
 
-UNIT = ('workload', 'seed')
+# Columns that tell units apart; along the last one a study grows.
+BY_SEED = ('workload', 'seed')
+BY_METHOD = ('method',)
 # Columns that say what was measured; all others have what was found.
 IDENTITY = (
-  *UNIT,
+  'workload',
+  'seed',
   'batch_norm',
   'budget',
   'candidate',
@@ -91,31 +95,33 @@ def join(
   before: Sequence[Row],
   own: Sequence[Row],
   results: Iterable[Result],
-  order: Sequence[str],
+  unit: Sequence[str],
+  place: Callable[[Row], Any],
 ) -> list[Row]:
-  """Return new rows, and a file's rows of other workloads and seeds.
+  """Return new rows, and a file's rows of other units.
 
   Args:
     path: of the file, for messages.
-    before: the rows that it has, each with a workload and a seed.
-    own: the rows of the new runs, sorted by `order`.
-    results: of these runs, which may give a file no row.
-    order: columns by which the rows are sorted, the seed among them.
+    before: the rows that it has, each with the columns of a unit.
+    own: the rows of the new runs, sorted by `place`.
+    results: of these runs. Where they have the columns of a unit, it is made
+      even if a file has no row of it.
+    unit: columns that tell units apart.
+    place: key by which the rows of a file are sorted.
 
   Raises:
-    Incomplete: the file has rows of these workloads and seeds that would be
-      lost; or a new seed lacks what all other ones of its workload have.
+    Incomplete: the file has rows of these units that would be lost; or a new
+      unit lacks what all other ones have that differ in the last column only.
     InputError: rows of one workload would have different targets.
   """
-  made = {_key(result, UNIT) for result in results}
-  stay = [row for row in before if _key(row, UNIT) not in made]
-  replaced = [row for row in before if _key(row, UNIT) in made]
+  made = {_key(row, unit) for row in own}
+  made |= {_key(r, unit) for r in results if {*unit} <= {*r}}
+  stay = [row for row in before if _key(row, unit) not in made]
+  replaced = [row for row in before if _key(row, unit) in made]
   _check_none_is_lost(path, replaced, own)
-  _check_like_the_others(path, stay, own)
+  _check_like_the_others(path, stay, own, unit)
   _check_targets(path, stay, own)
-  # The rows of one workload and seed are in the order of their file.
-  keys = order[: order.index('seed') + 1]
-  return sorted([*stay, *own], key=lambda row: _key(row, keys))
+  return sorted([*stay, *own], key=place)
 
 
 def _key(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[Any, ...]:
@@ -149,26 +155,35 @@ def _check_none_is_lost(
 
 
 def _check_like_the_others(
-  path: pathlib.Path, stay: Iterable[Row], own: Iterable[Row]
+  path: pathlib.Path,
+  stay: Iterable[Row],
+  own: Iterable[Row],
+  unit: Sequence[str],
 ) -> None:
-  """Raise Incomplete if a seed lacks what all others of its workload have."""
-  others, mine = _count_by_unit(stay), _count_by_unit(own)
-  for (workload, seed), counts in mine.items():
-    same = [c for (name, _), c in others.items() if name == workload]
-    if same:
-      missing = functools.reduce(operator.and_, same) - counts
-      _complain(path, missing, f'at seed {seed} that all other seeds have in')
+  """Raise Incomplete if a unit lacks what all others like it have.
+
+  Units are alike if they differ in the last column only.
+  """
+  others, mine = _count_by_unit(stay, unit), _count_by_unit(own, unit)
+  for key, counts in mine.items():
+    alike = [c for other, c in others.items() if other[:-1] == key[:-1]]
+    if alike:
+      missing = functools.reduce(operator.and_, alike) - counts
+      name, value = unit[-1], key[-1]
+      _complain(
+        path, missing, f'at {name} {value} that all other {name}s have in'
+      )
 
 
 def _count_by_unit(
-  rows: Iterable[Row],
+  rows: Iterable[Row], unit: Sequence[str]
 ) -> dict[tuple[Any, ...], collections.Counter[Any]]:
-  """Count the rows of each workload and seed, whatever the seed."""
+  """Count the rows of each unit, whatever the last column's value."""
   units: dict[tuple[Any, ...], list[Row]] = {}
   for row in rows:
-    units.setdefault(_key(row, UNIT), []).append(row)
-  columns = [name for name in IDENTITY if name != 'seed']
-  return {unit: _count(own, columns) for unit, own in units.items()}
+    units.setdefault(_key(row, unit), []).append(row)
+  columns = [name for name in IDENTITY if name != unit[-1]]
+  return {key: _count(own, columns) for key, own in units.items()}
 
 
 def _check_targets(

@@ -45,9 +45,10 @@ class Study:
     options: flags beside --workloads and --seeds.
     workloads: by default.
     order: keys of a result by which the results are sorted.
-    joins: whether rows of one workload and seed, with a column for the target
-      in one of the files, follow from its runs alone, so that those of others
-      stay in the files.
+    joins: columns that tell apart units of rows (`kept_rows`), with a column
+      for the target in one of the files; empty if all rows depend on all runs.
+    place: key by which rows that are joined are sorted; by default `order` as
+      far as the seed.
     shares: folder of the study whose finished runs this one uses and adds to.
     notes: lines about the runs, printed before them.
   """
@@ -63,9 +64,17 @@ class Study:
   options: tuple[Option, ...] = ()
   workloads: tuple[str, ...] = tuple(sorted(WORKLOADS))
   order: tuple[str, ...] = ('workload', 'seed')
-  joins: bool = False
+  joins: tuple[str, ...] = ()
+  place: Callable[[Row], Any] | None = None
   shares: str | None = None
   notes: Callable[[argparse.Namespace], list[str]] = lambda options: []
+
+  def place_of(self, row: Row) -> Any:
+    """Return the key by which a row is sorted in its file."""
+    if self.place:
+      return self.place(row)
+    # The rows of one workload and seed are in the order of their file.
+    return [row[key] for key in self.order[: self.order.index('seed') + 1]]
 
   def committed(self, file: str) -> list[Row]:
     """The committed rows of one of the study's files."""
@@ -180,7 +189,9 @@ def _written(
 ) -> list[Row]:
   """Return the rows of a file after new runs."""
   if study.joins:
-    return kept_rows.join(path, before, own, results, study.order)
+    return kept_rows.join(
+      path, before, own, results, study.joins, study.place_of
+    )
   return kept_rows.replace(path, before, own)
 
 
@@ -234,7 +245,7 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
       logs.write_rows(str(folder / file), own)
       if stay := len(own) - len(made[file]):
         print(
-          f'{folder / file}: {stay} rows of other workloads and seeds stay.',
+          f'{folder / file}: {stay} rows of other runs stay.',
           file=sys.stderr,
         )
   found = {file: own for file, own in rows.items() if own is not None}

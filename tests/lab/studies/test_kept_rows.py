@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import operator
 import pathlib
 
 import pytest
@@ -9,11 +10,17 @@ import pytest
 from lab import studies
 from lab.core.errors import InputError
 from lab.studies.parts import kept_rows
-from lab.studies.parts.kept_rows import UNIT, Incomplete, join, replace
+from lab.studies.parts.kept_rows import (
+  BY_METHOD,
+  BY_SEED,
+  Incomplete,
+  join,
+  replace,
+)
 from lab.studies.parts.study import Study
 
 PATH = pathlib.Path('rows.json')
-ORDER = ('optimizer', 'workload', 'seed', 'tuned_for')
+PLACE = operator.itemgetter('optimizer', 'workload', 'seed')
 
 
 def rows(workload, seeds, names='ab', optimizer='n', **columns):
@@ -31,7 +38,8 @@ def rows(workload, seeds, names='ab', optimizer='n', **columns):
 
 
 def joined(before, own, results=None):
-  return join(PATH, before, own, own if results is None else results, ORDER)
+  results = own if results is None else results
+  return join(PATH, before, own, results, BY_SEED, PLACE)
 
 
 def test_a_seed_and_its_rows_are_replaced_or_added():
@@ -100,6 +108,47 @@ def test_a_new_seed_has_what_all_other_ones_have():
   )
 
 
+def of_methods(names, seeds, **columns):
+  return [
+    {'workload': w, 'method': name, 'seed': seed, **columns}
+    for w in 'vw'
+    for name in names
+    for seed in seeds
+  ]
+
+
+def joined_by_method(before, own):
+  place = operator.itemgetter('workload', 'method', 'seed')
+  # A result does not say which methods it has rows of.
+  results = [{'workload': 'w', 'seed': 0}]
+  return join(PATH, before, own, results, BY_METHOD, place)
+
+
+def test_a_method_and_its_rows_are_replaced_or_added():
+  before = of_methods('ac', [0, 1], steps=1)
+  own = of_methods('bc', [0, 1], steps=2)
+  assert joined_by_method(before, own) == [
+    row | {'steps': 1 if row['method'] == 'a' else 2}
+    for row in of_methods('abc', [0, 1])
+  ]
+
+
+@pytest.mark.parametrize(
+  ('own', 'message'),
+  [
+    (of_methods('c', [0]), 'lack 2 rows of rows.json, such as workload=v, se'),
+    (
+      of_methods('b', [0]),
+      'lack 2 rows at method b that all other methods have in rows.json, such ',
+    ),
+    (of_methods('b', [0, 1])[:2], 'lack 2 rows at method b that all other me'),
+  ],
+)
+def test_a_method_needs_all_workloads_and_seeds(own, message):
+  with pytest.raises(Incomplete, match=message):
+    joined_by_method(of_methods('ac', [0, 1]), own)
+
+
 def test_targets_of_a_workload_are_not_mixed():
   before = rows('v', [0], target=1.0) + rows('w', [0], target=2.0)
   own = rows('w', [1], target=2.5)
@@ -152,17 +201,18 @@ def test_columns_tell_committed_rows_apart():
       assert not [key for key, n in counts.items() if n > 1][:1], (name, file)
 
 
-def test_a_seed_of_the_committed_rows_joins_the_others():
-  unit_of = functools.partial(kept_rows._key, columns=UNIT)
+def test_a_unit_of_the_committed_rows_joins_the_others():
   joining = {n: files for n, (d, files) in committed().items() if d.joins}
   assert joining
   for name, files in joining.items():
-    order = committed()[name][0].order
-    assert set(UNIT) <= set(order)
-    assert any('target' in row for own in files.values() for row in own)
+    declared = committed()[name][0]
+    unit_of = functools.partial(kept_rows._key, columns=declared.joins)
+    if any(files.values()):
+      assert any('target' in row for own in files.values() for row in own)
     for file, own in files.items():
       units = sorted({unit_of(row) for row in own})
-      for unit in (units[0], units[-1]):
+      for unit in {*units[:1], *units[-1:]}:
         mine = [row for row in own if unit_of(row) == unit]
         others = [row for row in own if unit_of(row) != unit]
-        assert join(PATH, others, mine, mine, order) == own, (name, file)
+        args = mine, declared.joins, declared.place_of
+        assert join(PATH, others, mine, *args) == own, (name, file)

@@ -15,6 +15,7 @@ from study_runs import curve, result
 from lab.core.errors import InputError
 from lab.studies.parts import execution, frame, goals, plots, study, training
 from lab.studies.parts.averages import Averages
+from lab.studies.parts.kept_rows import BY_SEED
 from lab.workloads import click_dlrm
 
 RAW = {'raw': {'averaging_scheme': 'none'}}
@@ -297,7 +298,7 @@ def _contents(folder):
 @pytest.mark.parametrize('more', [[], ['--report_only']])
 def test_runs_of_one_seed_leave_the_rows_of_others(more, run, tmp_path, capsys):
   drawn = []
-  declared = _declared(run, drawn, joins=True)
+  declared = _declared(run, drawn, BY_SEED)
   folder = tmp_path / 'out'
   runs = folder / 'runs'
   command = ['--jobs=1', f'--output_dir={folder}', *more]
@@ -312,14 +313,14 @@ def test_runs_of_one_seed_leave_the_rows_of_others(more, run, tmp_path, capsys):
   printed = capsys.readouterr()
   whole = [_row(0), _row(1)]
   assert _contents(folder) == {'r.json': whole, 'odd.json': [_row(1)]}
-  assert 'r.json: 1 rows of other workloads and seeds stay.' in printed.err
+  assert 'r.json: 1 rows of other runs stay.' in printed.err
   # Tables and figures are of the files.
   assert '[0, 1]' in printed.out
   assert '1 odd' in printed.out
   assert drawn == [[_row(1)], whole]
 
 
-@pytest.mark.parametrize('joins', [False, True])
+@pytest.mark.parametrize('joins', [(), BY_SEED])
 @pytest.mark.parametrize('more', [[], ['--report_only']])
 def test_runs_that_would_lose_rows_write_nothing(
   more, joins, run, tmp_path, capsys
@@ -353,7 +354,7 @@ def test_runs_that_would_lose_rows_write_nothing(
 def test_a_damaged_file_is_named_before_anything_runs(
   run, tmp_path, monkeypatch
 ):
-  declared = _declared(run, [], joins=True)
+  declared = _declared(run, [], BY_SEED)
   (tmp_path / 'odd.json').write_text('[{')
   monkeypatch.setattr(execution, 'run_all', None)
   with pytest.raises(InputError, match=r'Cannot read the rows .*odd\.json'):
@@ -393,6 +394,7 @@ STUDY = '''
 """A study in one file."""
 from lab.studies.parts import frame, tables
 from lab.studies.parts.averages import Averages
+from lab.studies.parts.kept_rows import BY_SEED
 from lab.studies.parts.study import Study
 from lab.studies.parts.training import Training
 
