@@ -1,6 +1,22 @@
-"""Results of runs of studies, typed out, cells of tables, and weights."""
+"""Points and results of runs of studies, typed out, and cells of tables."""
+
+import math
 
 import torch
+
+from lab.studies.parts import tuned
+
+# Fields of an averager that averages nothing.
+RAW = {'raw': {'averaging_scheme': 'none'}}
+POINT = {
+  'learning_rate': 0.01,
+  'one_minus_beta1': 0.1,
+  'one_minus_beta2': 0.01,
+  'weight_decay': 0.1,
+  'warmup_factor': 0.1,
+  'dropout_rate': 0.1,
+  'label_smoothing': 0.1,
+}
 
 
 def curve(arrives, first=50, last=100, every=2):
@@ -22,6 +38,15 @@ def result(curves, workload='w', seed=0, **columns):
     'curves': curves,
     **columns,
   }
+
+
+def trial(stopped=None, higher=False, **best):
+  """A trial whose candidates have these values, and others none."""
+  curves = {
+    name: [[12, 1.0, best.get(name.split()[0], math.nan)]]
+    for name in tuned.CANDIDATES
+  }
+  return {'higher_is_better': higher, 'stopped': stopped, 'curves': curves}
 
 
 def lines(table):
