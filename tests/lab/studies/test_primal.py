@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 
 import pytest
 from study_runs import cells, curve, lines, result
@@ -9,6 +10,7 @@ from study_runs import cells, curve, lines, result
 from lab.studies import primal, steps
 from lab.studies.parts import (
   execution,
+  kept_rows,
   primal_tables,
   study,
   training,
@@ -118,6 +120,30 @@ def results():
       trained('nadamw_schedule_free', 99, seed=seed, workload='v'),
     ]
   return found
+
+
+def test_a_method_joins_the_others_and_a_seed_does_not():
+  """The average that is best in hindsight depends on all seeds."""
+  declared = primal.STUDY
+  found = results()
+
+  def joined(before, own):
+    return kept_rows.join(
+      pathlib.Path('rows.json'),
+      before,
+      primal.rows_of(own),
+      own,
+      declared.joins,
+      declared.place_of,
+    )
+
+  base = [run for run in found if run['optimizer'] == 'nadamw']
+  free = [run for run in found if run['optimizer'] == 'nadamw_schedule_free']
+  both = primal.rows_of([*base, *free])
+  assert joined(primal.rows_of(base), [*base, *free]) == both
+  assert joined(both, base) == both
+  with pytest.raises(kept_rows.Incomplete, match='lack 2 rows of'):
+    joined(primal.rows_of(base), [run for run in base if run['seed']])
 
 
 def test_the_table_has_medians_and_bold_minima():

@@ -1,12 +1,19 @@
 """A wrong learning rate and a wrong T: what is run, and what it costs."""
 
 import argparse
+import pathlib
 
 import pytest
 from study_runs import cells, curve, result
 
 from lab.studies import primal, robustness, steps
-from lab.studies.parts import execution, robustness_tables, training, tuned
+from lab.studies.parts import (
+  execution,
+  kept_rows,
+  robustness_tables,
+  training,
+  tuned,
+)
 from lab.workloads import click_dlrm
 
 METHODS = ['nadamw_primal', 'nadamw_schedule_free']
@@ -157,6 +164,27 @@ def test_losses_are_relative_to_the_same_method_at_t():
   free = cells(text, 'NadamW, schedule-free')
   assert free[0] == free[1] == f'{100 * (9.0 - 0.5) / 0.5:+.2f}'
   assert free[2:] == ['-10.00', '-10.00']
+
+
+def test_rows_of_methods_and_changes_join_in_any_order():
+  declared = robustness.STUDY
+  found = results()
+  whole = robustness.rows_of(found)
+  at_t, rate, *budgets, free, free_at_double = found
+  parts = [[at_t, rate], [at_t, *budgets], [at_t, free, free_at_double]]
+  for order in (parts, reversed(parts)):
+    kept = []
+    for part in order:
+      own = robustness.rows_of(part)
+      kept = kept_rows.join(
+        pathlib.Path('rows.json'),
+        kept,
+        own,
+        part,
+        declared.joins,
+        declared.place_of,
+      )
+    assert kept == whole
 
 
 def test_a_gain_in_a_metric_that_is_to_be_high_is_no_loss():
