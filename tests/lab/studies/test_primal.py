@@ -142,7 +142,7 @@ def test_a_method_joins_the_others_and_a_seed_does_not():
   both = primal.rows_of([*base, *free])
   assert joined(primal.rows_of(base), [*base, *free]) == both
   assert joined(both, base) == both
-  with pytest.raises(kept_rows.Incomplete, match='lack 2 rows of'):
+  with pytest.raises(kept_rows.Incomplete, match='lack 14 rows of'):
     joined(primal.rows_of(base), [run for run in base if run['seed']])
 
 
