@@ -1,6 +1,7 @@
 """One process or many: who logs, whose clock counts, how errors end all."""
 
 import dataclasses
+import gc
 import os
 import time
 from typing import Any
@@ -121,6 +122,13 @@ def start() -> Context:
 
 
 def stop() -> None:
-  """Leave the process group, if there is one."""
+  """Leave the process group, if there is one.
+
+  No caller may refer to a model any more, as a frame of a caught error does.
+  """
   if dist.is_initialized():
+    # DistributedDataParallel is freed by cycles only. If it outlives the group
+    # here, it frees it at the end of the process. That holds the interpreter
+    # lock and waits for Gloo's threads, which may wait for this lock.
+    gc.collect()
     dist.destroy_process_group()

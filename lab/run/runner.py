@@ -19,7 +19,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch.distributed as dist
 from absl import flags, logging
@@ -183,17 +183,8 @@ def run(
   return states
 
 
-def _fail(context: Context | None, error: InputError) -> NoReturn:
-  # The line is out before any process ends: torchrun kills the others then.
-  if context is None or context.is_main:
-    command_line.print_error(error)
-  if context is not None:
-    context.barrier()
-  distributed.stop()
-  sys.exit(1)
-
-
-def _main(arguments: Sequence[str]) -> None:
+def _run_as_asked(arguments: Sequence[str]) -> int:
+  """Run, and print why it ended otherwise; return the exit status."""
   context = None
   interruption = Interruption()
   try:
@@ -209,7 +200,12 @@ def _main(arguments: Sequence[str]) -> None:
     with interruption.awaited():
       run(settings, context, flag_values, interruption)
   except InputError as error:
-    _fail(context, error)
+    # The line is out before any process ends: torchrun kills the others then.
+    if context is None or context.is_main:
+      command_line.print_error(error)
+    if context is not None:
+      context.barrier()
+    return 1
   except RunError as error:
     # The other ranks may wait in a collective: torchrun ends them.
     command_line.print_error(error)
@@ -217,9 +213,15 @@ def _main(arguments: Sequence[str]) -> None:
   except Interrupted as error:
     if context is None or context.is_main:
       print(error, file=sys.stderr, flush=True)
-    distributed.stop()
-    sys.exit(error.status)
+    return error.status
+  return 0
+
+
+def _main(arguments: Sequence[str]) -> None:
+  status = _run_as_asked(arguments)
   distributed.stop()
+  if status:
+    sys.exit(status)
 
 
 def main() -> None:

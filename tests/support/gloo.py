@@ -1,6 +1,7 @@
 """Run a function on several gloo ranks, each a process of its own."""
 
 import datetime
+import gc
 import tempfile
 
 import torch
@@ -21,6 +22,8 @@ def _rank_main(rank, world_size, rendezvous, function, args):
   try:
     function(rank, *args)
   finally:
+    # As lab.run.distributed.stop: no model may outlive the group.
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -48,8 +48,7 @@ _BEFORE_SEARCH = (
 
 
 def place(row: Row) -> tuple[Any, ...]:
-  """Return the key by which rows are sorted; methods as in the tables.
-  """
+  """Return the key by which rows are sorted; methods as in the tables."""
   method = ORDER.index(row['method'])
   return row['workload'], method, row['seed'], row.get('fraction', 0.0)
 

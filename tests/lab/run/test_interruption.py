@@ -1,18 +1,26 @@
 """SIGTERM and SIGUSR1: the run saves, ends, and can be resumed exactly."""
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
+import weakref
 
 import fakes
 import pytest
 import torch
+import torch.distributed as dist
 
 from lab.core import checkpoint_files
+from lab.core.errors import InputError
 from lab.run import interruption, runner
 from lab.run.distributed import Context
-from lab.run.interruption import Interrupted, Interruption
+from lab.run.interruption import (
+  CHECKPOINT_WRITTEN,
+  Interrupted,
+  Interruption,
+)
 from lab.run.validation import after_restart
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -113,3 +121,41 @@ def test_a_restart_leaves_experiments_of_others_alone(folder, monkeypatch):
   monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
   monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'job')
   assert after_restart(settings, Context()) == settings
+
+
+@pytest.mark.parametrize(
+  ('error', 'status'),
+  [
+    (None, 0),
+    (
+      lambda: Interrupted(signal.SIGTERM, 5, 'checkpoint_5'),
+      CHECKPOINT_WRITTEN,
+    ),
+    (lambda: InputError('Invalid x.'), 1),
+  ],
+)
+def test_no_model_outlives_the_process_group(error, status, monkeypatch):
+  """Otherwise its destructor frees the group, and may wait for ever."""
+  models, gone = [], []
+
+  def run(*arguments):
+    model = torch.nn.Linear(1, 1)
+    # Freed by cycles only, as DistributedDataParallel.
+    model.own = (model,)
+    models.append(weakref.ref(model))
+    if error:
+      raise error()
+
+  monkeypatch.setattr(runner, 'run', run)
+  monkeypatch.setattr(runner.validation, 'after_restart', lambda *given: None)
+  monkeypatch.setattr(runner.lab.run.flags, 'settings', lambda: None)
+  monkeypatch.setattr(dist, 'is_initialized', lambda: True)
+  monkeypatch.setattr(
+    dist, 'destroy_process_group', lambda: gone.append(models[0]() is None)
+  )
+  ended = contextlib.nullcontext() if not status else pytest.raises(SystemExit)
+  with ended as end:
+    runner._main(['python'])
+  assert gone == [True]
+  if status:
+    assert end.value.code == status

@@ -154,6 +154,8 @@ def test_a_pre_empted_job_saves_and_is_resumed_by_one_process(
   saved = checkpoint_files.steps(str(trial))[-1]
   said = (tmp_path / 'errors').read_text()
   assert said.count(f'Stopped by SIGTERM at step {saved}.') == 1
+  # torchrun kills a process that has not ended by itself after 30 s.
+  assert 'forcefully' not in said, said
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(str(tmp_path))
   fakes.register(monkeypatch)
