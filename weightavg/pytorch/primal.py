@@ -16,15 +16,16 @@ the memory of y, one step is
   y <- x + (1 - mu (1 - c)) (z - x)     y of this step
 
 Both lines in y are moved by the optimizer in its own pass over memory where it
-can do that (`followers`), as NadamW does. A step whose gradients are not finite
-is then left out as a whole: x, y, z, the optimizer's moments and the running
-statistics are as they were. Another optimizer steps z, whatever it is, and z is
-looked at: one that is not finite is dropped, and y and z continue from x.
+can do that (`primal_step`), as NadamW does. A step whose gradients are not
+finite is then left out as a whole: x, y, z, the optimizer's moments and the
+running statistics are as they were. Another optimizer steps z, whatever it is,
+and z is looked at: one that is not finite is dropped, and y and z continue from
+x.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,44 +37,13 @@ from weightavg.pytorch import (
   multi_tensor,
   training_point,
 )
-from weightavg.pytorch.followers import Followers, Leader
+from weightavg.pytorch.followers import Leader
 from weightavg.pytorch.kept_statistics import KeptStatistics
+from weightavg.pytorch.primal_step import PrimalStep, skip_of
 from weightavg.pytorch.primal_weighting import Weighting
 from weightavg.pytorch.unchanged import Unchanged
 from weightavg.pytorch.weights import Weights
 from weightavg.schemes import Recursive
-
-
-@dataclasses.dataclass
-class _Step:
-  """State of a step that has begun, for `end`.
-
-  Args:
-    after: weight of the second line in y; None before the first sample, while
-      x, y and z are the same.
-    coefficient: c; None where the step is not sampled.
-    leaders: the optimizers that move followers.
-    followers: handed to them; None if `end` moves all of y.
-    look: at the gradients, if there are followers.
-  """
-
-  after: float | None = None
-  coefficient: float | None = None
-  leaders: Sequence[Leader] = ()
-  followers: Followers | None = None
-  look: finite.Look | bool | None = None
-
-  @property
-  def is_left_out(self) -> bool:
-    """True if the optimizers were told to make no step."""
-    return self.followers is not None and self.followers.skip is True
-
-  @property
-  def is_made(self) -> bool:
-    """True if the optimizers have moved y. May wait for the device."""
-    if self.followers is None or not self.followers.moved or self.is_left_out:
-      return False
-    return not (isinstance(self.look, finite.Look) and self.look.must_skip())
 
 
 class PrimalPlacement:
@@ -132,9 +102,9 @@ class PrimalPlacement:
       for s in weights.statistics
     ]
     self._kept = KeptStatistics(weights)
-    self._step: _Step | None = None
+    self._step: PrimalStep | None = None
     # The last step, until its result is known.
-    self._ended = _Step()
+    self._ended = PrimalStep()
     self._looker = looker or finite.Looker()
     # The parameters as `end` left them.
     self._unchanged = Unchanged(weights)
@@ -175,18 +145,21 @@ class PrimalPlacement:
         # It keeps those of a step that was not made, as GradScaler leaves out.
         optimizer.lead(None)
     if not self.count and not is_sampled:
-      self._step = _Step()
+      self._step = PrimalStep()
       return
     y = self._local()
-    before = 1.0 - 1.0 / self._mu
     if not self.count:
       multi_tensor.copy_(self._other, y)
     self._undo = self._weighting if is_sampled else None
     c = self._next_coefficient(optimizers) if is_sampled else None
-    step = _Step(1.0 - self._mu * (1.0 - (c or 0.0)), c)
-    self._offer(step, before, optimizers)
+    step = PrimalStep(
+      before=1.0 - 1.0 / self._mu,
+      after=1.0 - self._mu * (1.0 - (c or 0.0)),
+      coefficient=c,
+    )
+    step.offer(optimizers, self._weights.parameters, self._look)
     if step.followers is None:
-      multi_tensor.lerp_(y, self._other, before)
+      multi_tensor.lerp_(y, self._other, step.before)
     self._exchange()
     if step.followers is not None:
       step.followers.tensors = dict(
@@ -228,16 +201,16 @@ class PrimalPlacement:
       result = self._look(z)
     if is_finite is False and step.is_made:
       # The caller knows better than the gradients did.
-      self._move(step, y, z, True)
-      self._take_back(step, y, z)
-      step = _Step()
+      step.move(self._weights.parameters, y, z, True)
+      step.take_back(y, z)
+      step = PrimalStep()
     else:
-      self._move(step, y, z, result)
+      step.move(self._weights.parameters, y, z, result)
     if step.coefficient is not None and result is not False:
-      self._average_statistics(step.coefficient, statistics, _skip(result))
+      self._average_statistics(step.coefficient, statistics, skip_of(result))
     self._exchange()
     self._unchanged.note()
-    self._ended = step if result is not True else _Step()
+    self._ended = step if result is not True else PrimalStep()
     return result
 
   def retract(self) -> None:
@@ -249,7 +222,7 @@ class PrimalPlacement:
       self._weighting, self._undo = self._undo, None
       self.count -= 1
     self._kept.put_back()
-    step, self._ended = self._ended, _Step()
+    step, self._ended = self._ended, PrimalStep()
     if step.is_left_out:
       return
     # Left out was the second line in y: it holds x.
@@ -324,7 +297,7 @@ class PrimalPlacement:
     for saved in buffers:
       multi_tensor.copy_([*self._other, *self._statistics], saved)
     self._unchanged.forget()  # the model may be loaded before or after
-    self._ended = _Step()
+    self._ended = PrimalStep()
 
   def restart_statistics(self) -> None:
     """Return to the running statistics of now, if the next batch is bad."""
@@ -346,82 +319,10 @@ class PrimalPlacement:
     c, self._weighting = self._weighting.next(self.scheme, self.count, rates)
     return c
 
-  def _offer(
-    self,
-    step: _Step,
-    before: float,
-    optimizers: Sequence[torch.optim.Optimizer],
-  ) -> None:
-    """Let the optimizers move y, if they can do so for all that they step.
-
-    The gradients are looked at, as z is too late: these optimizers make no
-    parameter infinite by finite ones before training has diverged.
-    """
-    leaders = [o for o in optimizers if isinstance(o, Leader)]
-    if not leaders or len(leaders) < len(optimizers):
-      return
-    if not all(leader.stays_finite for leader in leaders):
-      return
-    stepped = {
-      p for o in optimizers for g in o.param_groups for p in g['params']
-    }
-    own = [p for p in self._weights.parameters if p.grad is not None]
-    if not own or not stepped.issuperset(own):
-      return
-    gradients = [dtensors.local(p.grad) for p in own]  # type: ignore[arg-type]
-    look = self._look(gradients)
-    step.look = look
-    skip: Tensor | Literal[True] | None = _skip(look)
-    if look is False:
-      skip = True
-    step.followers = Followers({}, before, step.after or 0.0, skip)
-    step.leaders = leaders
-    for leader in leaders:
-      leader.lead(step.followers)
-
   def _look(self, tensors: Sequence[Tensor]) -> finite.Look | bool:
     """Look at tensors and at what the forward pass left in the layers."""
     seen = [*tensors, *self._kept.now]
     return self._looker.look(seen, self._weights.distributed)
-
-  def _move(
-    self,
-    step: _Step,
-    y: list[Tensor],
-    z: list[Tensor],
-    result: finite.Look | bool | None,
-  ) -> None:
-    """The second line in y, and the first where an optimizer left both out."""
-    if step.is_left_out:
-      return
-    if step.followers is not None:
-      left = [
-        i
-        for i, p in enumerate(self._weights.parameters)
-        if p not in step.followers.moved
-      ]
-      y, z = [y[i] for i in left], [z[i] for i in left]
-      if y:
-        multi_tensor.lerp_(y, z, step.followers.before)
-    assert step.after is not None
-    if not y or result is False:
-      return
-    skip = _skip(result)
-    if skip is None:
-      multi_tensor.lerp_(y, z, step.after)
-    else:
-      multi_tensor.skipping_lerp_(y, z, step.after, skip)
-
-  def _take_back(
-    self, step: _Step, y: Sequence[Tensor], z: Sequence[Tensor]
-  ) -> None:
-    """Undo the second line in y, which leaves x of the last step.
-
-    Nothing of that x is left where z alone has entered.
-    """
-    assert step.after is not None
-    if step.after < 1.0:
-      multi_tensor.lerp_(y, z, step.after / (step.after - 1.0))
 
   def _average_statistics(
     self, c: float, statistics: Sequence[Tensor], skip: Tensor | None
@@ -450,7 +351,3 @@ class PrimalPlacement:
       return
     for i, p in enumerate(self._weights.parameters):
       self._other[i], p.data = p.data, self._other[i]
-
-
-def _skip(result: finite.Look | bool | None) -> Tensor | None:
-  return result.skip if isinstance(result, finite.Look) else None
