@@ -91,6 +91,24 @@ def test_a_learning_rate_of_numpy_is_saved_as_a_plain_number():
   assert saved(optimizer)['param_groups'][0]['lr'] == 0.1
 
 
+def test_numbers_of_numpy_are_taken_and_saved_as_plain_ones():
+  weight = torch.nn.Parameter(torch.ones(2))
+  optimizer = DistributedShampoo(
+    [{'params': [weight], 'inv_root_override': [np.int64(0), np.int64(2)]}],
+    lr=np.float32(0.5),
+    betas=(np.float32(0.5), np.float64(0.25)),
+    epsilon=np.float32(0.125),
+    precondition_frequency=np.int32(2),
+    use_nadam=np.bool_(True),
+  )
+  (group,) = saved(optimizer)['param_groups']
+  assert group['lr'] == 0.5
+  assert group['epsilon'] == 0.125
+  assert [*group['betas'], *group['inv_root_override']] == [0.5, 0.25, 0, 2]
+  assert group['precondition_frequency'] == 2
+  assert group['use_nadam'] is True
+
+
 def test_state_holds_plain_data_under_clean_names():
   weight = torch.nn.Parameter(torch.randn(3, 2))
   optimizer = DistributedShampoo(

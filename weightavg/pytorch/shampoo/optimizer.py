@@ -161,6 +161,8 @@ class DistributedShampoo(torch.optim.Optimizer):
     }
     validation.check_dtypes(preconditioner_dtype, communication_dtype)
     groups, names = parameters.named_groups(params)
+    defaults = validation.with_plain_numbers(defaults)
+    groups = [validation.with_plain_numbers(group) for group in groups]
     for group in groups:
       validation.check_group(defaults | group)
     super().__init__(groups, defaults)

@@ -6,7 +6,18 @@ from typing import Any
 
 import torch
 
+from weightavg.config_fields import plain
 from weightavg.pytorch.shampoo.grafting import GRAFTINGS
+
+
+def with_plain_numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+  """Return a parameter group with Python's numbers in the place of NumPy's."""
+  return {
+    name: type(value)(map(plain, value))
+    if isinstance(value, (tuple, list))
+    else plain(value)
+    for name, value in group.items()
+  }
 
 
 def check_group(group: Mapping[str, Any]) -> None:
