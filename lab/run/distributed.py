@@ -127,8 +127,9 @@ def stop() -> None:
   No caller may refer to a model any more, as a frame of a caught error does.
   """
   if dist.is_initialized():
-    # DistributedDataParallel is freed by cycles only. If it outlives the group
-    # here, it frees it at the end of the process. That holds the interpreter
-    # lock and waits for Gloo's threads, which may wait for this lock.
+    # Only the collector of cycles frees DistributedDataParallel. A model that
+    # outlives the group here frees the group, at the end of the process, while
+    # it holds the interpreter lock: it then waits for Gloo's threads, which may
+    # wait for this lock.
     gc.collect()
     dist.destroy_process_group()

@@ -184,7 +184,7 @@ def run(
 
 
 def _run_as_asked(arguments: Sequence[str]) -> int:
-  """Run, and print why it ended otherwise; return the exit status."""
+  """Run, and print why if a run did not end normally; return the status."""
   context = None
   interruption = Interruption()
   try:

@@ -8,8 +8,10 @@ best over all workloads in hindsight at the raw weights' point. Methods that
 train at their average are measured as their submission shows it.
 
 A method that was not searched on a workload has the point of its base with the
-submission's defaults; its rows say so. Runs of some methods, with all workloads
-and seeds, leave the rows of the others.
+submission's defaults; its rows say so.
+
+Runs of some methods, on all workloads and seeds, leave the rows of the others
+as long as the runs of NadamW that come with them give the rows of before.
 
 Writes primal.json (a row for each workload, method and seed), levels.json
 (steps to the levels that NadamW's raw weights reach at 0.5 to 0.9 of T) and
@@ -24,7 +26,7 @@ from typing import Any
 from lab.studies import steps
 from lab.studies.parts import frame, levels, primal_tables, tuned
 from lab.studies.parts.frame import Row
-from lab.studies.parts.kept_rows import BY_METHOD
+from lab.studies.parts.kept_rows import Units
 from lab.studies.parts.methods import METHODS
 from lab.studies.parts.primal_tables import (
   final_metric,
@@ -234,7 +236,7 @@ STUDY = Study(
   ),
   order=('workload', 'optimizer', 'seed', 'tuned_for'),
   # The average that is best in hindsight depends on all workloads and seeds.
-  joins=BY_METHOD,
+  joins=Units(('method',), compared_with=({'method': BASELINE},)),
   place=primal_tables.place,
   shares='study',
   notes=notes,

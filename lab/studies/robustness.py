@@ -10,12 +10,13 @@ The points are those of `primal`, and one thing differs from its runs:
   after a cosine. Beside it runs the same point that is told the right T.
   Methods that know no T have one run for both.
 
-Runs at T itself are shared with `primal`. Each row follows from its own run and
-that of NadamW at T, so further methods, changes, workloads and seeds leave the
-rows that are there. Writes robustness.json (a row for
-each method, setting, workload and seed) and robustness.png to results/primal/.
-The documentation's tables are made from robustness.json by `steps_table`,
-`rates_table` and `budgets_table`.
+Runs at T itself are shared with `primal`. Runs of some methods, changes,
+workloads or seeds leave the other rows, as long as the runs at T that come with
+them give the rows of before.
+
+Writes robustness.json (a row for each method, setting, workload and seed) and
+robustness.png to results/primal/. The documentation's tables are made from
+robustness.json by `steps_table`, `rates_table` and `budgets_table`.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 from lab.studies import primal
 from lab.studies.parts import primal_tables, robustness_tables
 from lab.studies.parts.frame import Row, select
+from lab.studies.parts.kept_rows import Units
 from lab.studies.parts.methods import METHODS
 from lab.studies.parts.primal_tables import FREE
 from lab.studies.parts.robustness_tables import (
@@ -202,7 +204,11 @@ STUDY = Study(
     Option('changes', CHANGES, 'what differs'),
   ),
   order=('workload', 'optimizer', 'seed', 'tuned_for', 'budget_steps'),
-  joins=('workload', 'seed', *SETTING, 'method'),
+  # Ratios are to NadamW at T, losses to the same method at T.
+  joins=Units(
+    ('workload', 'seed', *SETTING, 'method'),
+    compared_with=({'method': primal.BASELINE, **SETTING}, SETTING),
+  ),
   place=place,
   shares='study',
   notes=primal.notes,

@@ -3,6 +3,7 @@
 import datetime
 import gc
 import tempfile
+import traceback
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,9 @@ def _rank_main(rank, world_size, rendezvous, function, args):
   )
   try:
     function(rank, *args)
+  except BaseException as error:
+    traceback.clear_frames(error.__traceback__)
+    raise
   finally:
     # As lab.run.distributed.stop: no model may outlive the group.
     gc.collect()

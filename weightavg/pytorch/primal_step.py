@@ -78,7 +78,8 @@ class PrimalStep:
     own = [p for p in parameters if p.grad is not None]
     if not own or not stepped.issuperset(own):
       return
-    self.look = look_at([dtensors.local(p.grad) for p in own])  # type: ignore[arg-type]
+    gradients = [dtensors.local(p.grad) for p in own]  # type: ignore[arg-type]
+    self.look = look_at(gradients)
     skip: Tensor | Literal[True] | None = skip_of(self.look)
     if self.look is False:
       skip = True
@@ -94,7 +95,7 @@ class PrimalStep:
     z: list[Tensor],
     result: finite.Look | bool | None,
   ) -> None:
-    """The second line in y, and the first where an optimizer left both out.
+    """Move y by the second line, and by both where an optimizer did not.
 
     Args:
       parameters: of the model.

@@ -49,8 +49,10 @@ _BEFORE_SEARCH = (
 
 def place(row: Row) -> tuple[Any, ...]:
   """Return the key by which rows are sorted; methods as in the tables."""
-  method = ORDER.index(row['method'])
-  return row['workload'], method, row['seed'], row.get('fraction', 0.0)
+  name = row['method']
+  # A file may have a method of another version: it comes last.
+  method = ORDER.index(name) if name in ORDER else len(ORDER)
+  return row['workload'], method, name, row['seed'], row.get('fraction', 0.0)
 
 
 def _title(data: pd.DataFrame, method: str) -> str:

@@ -45,8 +45,8 @@ class Study:
     options: flags beside --workloads and --seeds.
     workloads: by default.
     order: keys of a result by which the results are sorted.
-    joins: columns that tell apart units of rows (`kept_rows`), with a column
-      for the target in one of the files; empty if all rows depend on all runs.
+    joins: units of rows, of which one of the files has a column for the target;
+      None if all rows depend on all runs.
     place: key by which rows that are joined are sorted; by default `order` as
       far as the seed.
     shares: folder of the study whose finished runs this one uses and adds to.
@@ -64,7 +64,7 @@ class Study:
   options: tuple[Option, ...] = ()
   workloads: tuple[str, ...] = tuple(sorted(WORKLOADS))
   order: tuple[str, ...] = ('workload', 'seed')
-  joins: tuple[str, ...] = ()
+  joins: kept_rows.Units | None = None
   place: Callable[[Row], Any] | None = None
   shares: str | None = None
   notes: Callable[[argparse.Namespace], list[str]] = lambda options: []
@@ -180,6 +180,10 @@ def _options(
   return options
 
 
+def _read(study: Study, folder: pathlib.Path) -> dict[str, list[Row] | None]:
+  return {file: kept_rows.read(folder / file) for file in study.files}
+
+
 def _written(
   study: Study,
   path: pathlib.Path,
@@ -217,7 +221,8 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
   if options.dry_run:
     print(costs.describe_missing(trainings, str(runs), options.jobs))
     return
-  known = {file: kept_rows.read(folder / file) for file in study.files}
+  # A damaged file is an error before the runs, not after them.
+  _read(study, folder)
   if options.report_only:
     results = execution.finished(trainings, str(runs))
   else:
@@ -226,6 +231,8 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
     results = execution.run_all(trainings, str(runs), options.jobs)
   results.sort(key=lambda result: [result[key] for key in study.order])
   made: dict[str, list[Row]] = {}
+  # Another command may have written in the meantime.
+  known = _read(study, folder)
   rows = dict(known)
   if results:
     made = {file: make(results) for file, make in study.files.items()}
@@ -236,7 +243,7 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
       for file, own in made.items()
     }
   except kept_rows.Incomplete as error:
-    why_not = str(error)
+    why_not = f'{error} The runs are kept in {runs}.'
     # Where these runs give no row, a table is that of the file.
     rows |= {f: own for f, own in made.items() if own or not known[f]}
   else:

@@ -11,9 +11,9 @@ from lab import studies
 from lab.core.errors import InputError
 from lab.studies.parts import kept_rows
 from lab.studies.parts.kept_rows import (
-  BY_METHOD,
   BY_SEED,
   Incomplete,
+  Units,
   join,
   replace,
 )
@@ -90,8 +90,7 @@ def test_a_row_that_would_be_lost_is_named():
     joined(rows('w', [0, 1]), rows('w', [1], 'b'))
   assert str(error.value) == (
     'Nothing is written: these runs lack 1 rows of rows.json, such as '
-    'workload=w, seed=1, candidate=a, optimizer=n. Another --output_dir takes '
-    'theirs.'
+    'workload=w, seed=1, candidate=a, optimizer=n.'
   )
 
 
@@ -103,8 +102,7 @@ def test_a_new_seed_has_what_all_other_ones_have():
     joined(before, rows('w', [2], 'bc'))
   assert str(error.value) == (
     'Nothing is written: these runs lack 1 rows at seed 2 that all other seeds '
-    'have in rows.json, such as workload=w, candidate=a, optimizer=n. Another '
-    '--output_dir takes theirs.'
+    'have in rows.json, such as workload=w, candidate=a, optimizer=n.'
   )
 
 
@@ -121,7 +119,7 @@ def joined_by_method(before, own):
   place = operator.itemgetter('workload', 'method', 'seed')
   # A result does not say which methods it has rows of.
   results = [{'workload': 'w', 'seed': 0}]
-  return join(PATH, before, own, results, BY_METHOD, place)
+  return join(PATH, before, own, results, Units(('method',)), place)
 
 
 def test_a_method_and_its_rows_are_replaced_or_added():
@@ -149,6 +147,71 @@ def test_a_method_needs_all_workloads_and_seeds(own, message):
     joined_by_method(of_methods('ac', [0, 1]), own)
 
 
+def compared(before, own):
+  """Methods of which every row is compared with that of the method a."""
+  units = Units(('method',), compared_with=({'method': 'a'},))
+  place = operator.itemgetter('workload', 'method', 'seed')
+  return join(PATH, before, own, own, units, place)
+
+
+def test_rows_stay_if_those_that_they_are_compared_with_are_made_again():
+  before = of_methods('ab', [0], steps_to_target=5, best_validation=0.5)
+  same = of_methods('a', [0], steps_to_target=5, best_validation=0.5, other=1)
+  new = of_methods('c', [0], steps_to_target=3, best_validation=0.4)
+  assert compared(before, [*same, *new]) == sorted(
+    [*same, *before[1:2], *before[3:], *new],
+    key=operator.itemgetter('workload', 'method'),
+  )
+  assert compared([], [*same, *new])
+
+
+@pytest.mark.parametrize(
+  'changes', [{'steps_to_target': 4}, {'best_validation': 0.25}]
+)
+def test_rows_do_not_stay_beside_other_ones_than_they_are_compared_with(
+  changes,
+):
+  values = {'steps_to_target': 5, 'best_validation': 0.5}
+  before = of_methods('ab', [0], **values)
+  own = of_methods('a', [0], **values | changes)
+  with pytest.raises(Incomplete) as error:
+    compared(before, own)
+  assert str(error.value) == (
+    'Nothing is written: rows of rows.json that would stay, such as '
+    'workload=v, seed=0, method=b, are compared with another workload=v, '
+    'seed=0, method=a than that of these runs. Run them all.'
+  )
+  # All are new.
+  assert compared(before, [*own, *of_methods('b', [0])])
+  # Nothing says what they were compared with.
+  with pytest.raises(Incomplete, match='are compared with another'):
+    compared(of_methods('b', [0]), own)
+
+
+def test_rows_without_those_that_they_are_compared_with_are_not_written():
+  before = of_methods('ab', [0])
+  with pytest.raises(Incomplete, match='these runs lack workload=v, seed=0, m'):
+    compared(before, of_methods('b', [0]))
+
+
+@pytest.mark.parametrize('name', ['method', 'target'])
+def test_a_file_that_lacks_a_column_is_named(name):
+  row = {'workload': 'w', 'method': 'a', 'seed': 0, 'target': 0.5}
+  before = [{key: value for key, value in row.items() if key != name}]
+  with pytest.raises(InputError) as error:
+    compared(before, [row])
+  assert str(error.value) == (
+    f'Cannot join the rows of rows.json: they have no column {name!r}. Move '
+    'the file away, or use another --output_dir.'
+  )
+
+
+def test_a_new_seed_is_complete_even_if_all_others_are_made_again():
+  before = rows('w', [0, 1])
+  with pytest.raises(Incomplete, match='lack 1 rows at seed 2 that all other'):
+    joined(before, [*before, *rows('w', [2], 'a')])
+
+
 def test_targets_of_a_workload_are_not_mixed():
   before = rows('v', [0], target=1.0) + rows('w', [0], target=2.0)
   own = rows('w', [1], target=2.5)
@@ -156,7 +219,7 @@ def test_targets_of_a_workload_are_not_mixed():
     joined(before, own)
   assert str(error.value) == (
     'Invalid target=2.5 of w. Other rows of it in rows.json have 2.0; new '
-    'targets need all seeds.'
+    'targets need all of its rows.'
   )
   same = rows('w', [0, 1], target=2.5)
   assert joined(before, same) == rows('v', [0], target=1.0) + same
@@ -206,13 +269,21 @@ def test_a_unit_of_the_committed_rows_joins_the_others():
   assert joining
   for name, files in joining.items():
     declared = committed()[name][0]
-    unit_of = functools.partial(kept_rows._key, columns=declared.joins)
+    unit_of = functools.partial(kept_rows._key, columns=declared.joins.columns)
     if any(files.values()):
       assert any('target' in row for own in files.values() for row in own)
     for file, own in files.items():
       units = sorted({unit_of(row) for row in own})
       for unit in {*units[:1], *units[-1:]}:
         mine = [row for row in own if unit_of(row) == unit]
-        others = [row for row in own if unit_of(row) != unit]
-        args = mine, declared.joins, declared.place_of
-        assert join(PATH, others, mine, *args) == own, (name, file)
+        # The runs have those as well with which theirs are compared.
+        partners = {
+          kept_rows._identity({**row, **other})
+          for row in mine
+          for other in declared.joins.compared_with
+        }
+        shared = {unit_of(r) for r in own if kept_rows._identity(r) in partners}
+        made = [row for row in own if unit_of(row) in {unit, *shared}]
+        others = [r for r in own if unit_of(r) != unit or unit in shared]
+        args = made, declared.joins, declared.place_of
+        assert join(PATH, others, made, *args) == own, (name, file)

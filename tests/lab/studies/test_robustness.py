@@ -217,6 +217,17 @@ def test_steps_are_ratios_to_nadamw_at_its_own_rate():
   assert cells(text, 'NadamW at its EMA') == ['–', '–', '–', '–', '0.90']
 
 
+def test_a_method_that_lacks_a_workload_has_a_dash():
+  found = [
+    *results(),
+    run_of('nadamw', 'raw', 0.40) | {'workload': 'v'},
+    run_of('nadamw_primal', 'shown', 0.40),
+  ]
+  text = robustness.rates_table(robustness.rows_of(found))
+  assert cells(text, 'NadamW')[2:] == ['+0.00', '–', '–']
+  assert cells(text, 'NadamW at its EMA') == 5 * ['–']
+
+
 def test_the_figure_is_drawn(tmp_path):
   path = tmp_path / 'robustness.png'
   robustness_tables.draw(robustness.rows_of(results()), path)

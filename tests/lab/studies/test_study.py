@@ -126,6 +126,7 @@ def test_runs_that_would_lose_rows_write_nothing(
   printed = capsys.readouterr()
   assert 'Nothing is written: these runs lack 2 rows of' in printed.err
   assert 'r.json, such as workload=click_dlrm, seed=0, method=a.' in printed.err
+  assert f'The runs are kept in {folder}/runs.' in printed.err
   # A table without rows of its own is that of the file.
   assert '[0]' in printed.out
   assert '1 odd' in printed.out
@@ -137,6 +138,27 @@ def test_runs_that_would_lose_rows_write_nothing(
   study.main('none', 'Text.', declared, command)
   assert _contents(folder) == {'r.json': [_row(0)], 'odd.json': []}
   assert '0 odd' in capsys.readouterr().out
+
+
+def test_rows_that_another_command_has_written_meanwhile_stay(
+  run, tmp_path, monkeypatch
+):
+  declared = _declared(run, [], BY_SEED)
+  run_all = execution.run_all
+
+  def slowly(*given):
+    results = run_all(*given)
+    for name in ('r.json', 'odd.json'):
+      (tmp_path / name).write_text(json.dumps([_row(1)]))
+    return results
+
+  monkeypatch.setattr(execution, 'run_all', slowly)
+  command = ['--jobs=1', f'--output_dir={tmp_path}', '--seeds=0']
+  study.main('none', 'Text.', declared, command)
+  assert _contents(tmp_path) == {
+    'r.json': [_row(0), _row(1)],
+    'odd.json': [_row(1)],
+  }
 
 
 def test_a_damaged_file_is_named_before_anything_runs(
