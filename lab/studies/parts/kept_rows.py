@@ -216,7 +216,7 @@ def _check_like_the_others(
   others, mine = _count_by_unit(before, columns), _count_by_unit(own, columns)
   for key, counts in mine.items():
     alike = [c for other, c in others.items() if other[:-1] == key[:-1]]
-    if alike and key not in others:
+    if alike:
       missing = functools.reduce(operator.and_, alike) - counts
       name, value = columns[-1], key[-1]
       _complain(
