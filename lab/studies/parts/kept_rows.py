@@ -47,8 +47,6 @@ IDENTITY = (
   'trial',
   'tuned_for',
 )
-
-
 # Columns of what was found on which comparisons depend.
 FOUND = ('steps_to_target', 'best_validation')
 
