@@ -5,7 +5,9 @@ number of trials (`tune`). Averages that watch follow the runs of NadamW and
 Shampoo, which this study shares with `steps`: for each kind the point and the
 average that won the search, and, as `<method>_best`, the one average that is
 best over all workloads in hindsight at the raw weights' point. Methods that
-train at their average are measured as their submission shows it.
+train at their average are measured as their submission shows it. Without runs
+of Shampoo here its rows come from those of `steps`, if NadamW's runs give the
+same rows there.
 
 A method that was not searched on a workload has the point of its base with the
 submission's defaults; its rows say so.
@@ -26,7 +28,7 @@ from typing import Any
 from lab.studies import steps
 from lab.studies.parts import frame, levels, primal_tables, tuned
 from lab.studies.parts.frame import Row
-from lab.studies.parts.kept_rows import Units
+from lab.studies.parts.kept_rows import FOUND, Units
 from lab.studies.parts.methods import METHODS
 from lab.studies.parts.primal_tables import (
   final_metric,
@@ -141,6 +143,7 @@ def method_rows(
   results: Sequence[Result],
   single: Mapping[tuple[str, str], str] | None = None,
   baseline: Mapping[str, Any] | None = None,
+  further: Sequence[Row] = (),
 ) -> list[Row]:
   """Rows of the compared methods with every column.
 
@@ -148,12 +151,14 @@ def method_rows(
     results: of finished runs.
     single: as in `methods_of`; found in the results if None.
     baseline: further columns of NadamW's rows, to which others are compared.
+    further: rows of averages that watch other runs.
   """
   watched = [r for r in results if r['optimizer'] in steps.OPTIMIZERS]
   others = [r for r in results if r['optimizer'] not in steps.OPTIMIZERS]
   rows = frame.rows_of(
     [*steps.by_kind(watched), *others], {**steps.BASELINE, **(baseline or {})}
   )
+  rows += further
   if single is None:
     single = steps.best_horizons(rows) if watched else {}
   found = [
@@ -169,9 +174,46 @@ def method_rows(
   return sorted(found, key=primal_tables.place)
 
 
+def rows_of_steps(results: Sequence[Result]) -> list[Row]:
+  """Return rows of `steps` of the optimizers that these runs lack.
+
+  Their ratios are to NadamW's raw weights there. So there are none unless its
+  rows are those of these runs, and none of an optimizer that lacks some of
+  their workloads and seeds.
+  """
+  watched = [r for r in results if r['optimizer'] in steps.OPTIMIZERS]
+  here = _baseline(frame.rows_of(steps.by_kind(watched), steps.BASELINE))
+  kept = steps.STUDY.committed('study.json') or []
+  there = _baseline(kept)
+  if any(there.get(key) != values for key, values in here.items()):
+    return []
+  found = []
+  for optimizer in steps.OPTIMIZERS:
+    if optimizer in {result['optimizer'] for result in watched}:
+      continue
+    rows = [r for r in kept if r['optimizer'] == optimizer and _key(r) in here]
+    if {_key(row) for row in rows} == {*here}:
+      found += rows
+  return found
+
+
+def _key(row: Row) -> tuple[str, int]:
+  return row['workload'], row['seed']
+
+
+def _baseline(rows: Sequence[Row]) -> dict[tuple[str, int], list[Any]]:
+  """Return what was found for NadamW's raw weights, by workload and seed."""
+  return {
+    _key(row): [row[name] for name in (*FOUND, 'target')]
+    for row in rows
+    if all(row[name] == value for name, value in steps.BASELINE.items())
+  }
+
+
 def rows_of(results: Sequence[Result]) -> list[Row]:
   """Rows of primal.json; ratios are to NadamW of the same seed."""
-  return frame.select(method_rows(results), COLUMNS)
+  rows = method_rows(results, further=rows_of_steps(results))
+  return frame.select(rows, COLUMNS)
 
 
 def levels_of(results: Sequence[Result]) -> list[Row]:

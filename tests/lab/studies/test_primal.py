@@ -146,6 +146,48 @@ def test_a_method_joins_the_others_and_a_seed_does_not():
     joined(primal.rows_of(base), [run for run in base if run['seed']])
 
 
+def test_averages_of_shampoo_come_from_steps_where_nadamw_is_the_same(
+  monkeypatch,
+):
+  nadamw = [watched(80 + seed, 72, seed=seed) for seed in (0, 2)]
+  shampoo = [watched(70, 60, seed=seed, optimizer='shampoo') for seed in (0, 2)]
+  alone = primal.rows_of(nadamw)
+  both = primal.rows_of([*nadamw, *shampoo])
+  kept = steps.rows_of([*nadamw, *shampoo])
+
+  def rows_beside(committed, results=nadamw):
+    monkeypatch.setattr(study.Study, 'committed', lambda *given: committed)
+    return primal.rows_of(results)
+
+  assert rows_beside(kept) == both
+  added = {row['method'] for row in both} - {row['method'] for row in alone}
+  kinds = [kind for kind in tuned.KINDS if kind != 'raw']
+  assert added == {
+    'shampoo',
+    *(f'shampoo_{kind}{end}' for kind in kinds for end in ('', '_best')),
+  }
+  # Other workloads and seeds of steps are not of these runs.
+  assert rows_beside([*kept, *(r | {'seed': 4} for r in kept)]) == both
+  for name in steps.OPTIMIZERS:
+    some = [r for r in kept if (r['optimizer'], r['seed']) != (name, 2)]
+    assert rows_beside(some) == alone
+  for change in ({'best_validation': 0.0}, {'target': 0.0}):
+    changed = [
+      row | change
+      if (row['optimizer'], row['candidate'], row['seed'])
+      == ('nadamw', 'raw', 2)
+      else row
+      for row in kept
+    ]
+    assert rows_beside(changed) == alone
+  # Runs that are here are preferred.
+  later = [run | {'curves': nadamw[0]['curves']} for run in shampoo]
+  assert rows_beside(kept, [*nadamw, *later]) == primal.rows_of(
+    [*nadamw, *later]
+  )
+  assert rows_beside(kept, [*nadamw, *later]) != both
+
+
 def test_the_table_has_medians_and_bold_minima():
   text = primal.table(primal.rows_of(results()))
   assert lines(text)[0] == ['method', 'v', 'w', 'all runs']
