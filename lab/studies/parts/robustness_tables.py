@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 import pandas as pd
+from matplotlib.ticker import NullLocator
 
 from lab.studies.parts import frame, plots, tables
 from lab.studies.parts.frame import Row
@@ -122,6 +123,8 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
       yscale='symlog',
     )
     panels[0][0].set_xticks([0.25, 0.5, 1, 2, 4], list(RATES))
+    # Labels of a logarithmic axis would lie upon these.
+    panels[0][0].xaxis.set_minor_locator(NullLocator())
     panels[0][1].set(yscale='symlog')
     panels[0][1].set_xticks(range(len(BUDGETS)), list(BUDGETS))
     for axes in panels[0]:
