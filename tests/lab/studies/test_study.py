@@ -144,17 +144,18 @@ def test_rows_that_another_command_has_written_meanwhile_stay(
   run, tmp_path, monkeypatch
 ):
   declared = _declared(run, [], BY_SEED)
-  run_all = execution.run_all
 
-  def slowly(*given):
-    results = run_all(*given)
+  def run_all(trainings, directory, jobs):
     for name in ('r.json', 'odd.json'):
       (tmp_path / name).write_text(json.dumps([_row(1)]))
-    return results
+    # In this process, where the workload is small.
+    return [execution.execute(each, directory) for each in trainings]
 
-  monkeypatch.setattr(execution, 'run_all', slowly)
-  command = ['--jobs=1', f'--output_dir={tmp_path}', '--seeds=0']
-  study.main('none', 'Text.', declared, command)
+  monkeypatch.setattr(execution, 'run_all', run_all)
+  (tmp_path / 'runs').mkdir()
+  study.main(
+    'none', 'Text.', declared, [f'--output_dir={tmp_path}', '--seeds=0']
+  )
   assert _contents(tmp_path) == {
     'r.json': [_row(0), _row(1)],
     'odd.json': [_row(1)],
