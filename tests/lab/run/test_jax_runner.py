@@ -65,7 +65,13 @@ def test_trains_as_pytorch_does(folder, submission):
 
 @pytest.mark.usefixtures('devices')
 @pytest.mark.parametrize(
-  'submission', ['nadamw_auto', 'nadamw_ema', 'nadamw_schedule_free']
+  'submission',
+  [
+    # Two of its candidates are EMAs.
+    'nadamw_auto',
+    pytest.param('nadamw_ema', marks=pytest.mark.slow),
+    'nadamw_schedule_free',
+  ],
 )
 def test_resumes_bit_for_bit_on_several_devices(
   folder, monkeypatch, submission
