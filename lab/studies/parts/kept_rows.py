@@ -185,9 +185,10 @@ def _check_columns(
   columns: Sequence[str],
 ) -> None:
   """Raise InputError if rows of a file lack a column that is needed."""
-  target = [name for name in ('target',) if own and name in own[0]]
+  has_target = any('target' in row for row in own)
+  needed = (*columns, 'target') if has_target else columns
   for row in before:
-    for name in (*columns, *target):
+    for name in needed:
       if name not in row:
         raise InputError(
           f'Cannot join the rows of {path}: they have no column {name!r}. '
