@@ -74,9 +74,15 @@ class _Writing:
   def put(self, series: Series, chunk: Chunk, total: Sum) -> None:
     assert self._output is not None
     result = total.result()
-    if chunk.averaged and not multi_tensor.all_finite([result]):
+    written = result.to(self._layout[chunk.name].dtype)
+    if chunk.averaged and not multi_tensor.all_finite([written]):
+      if multi_tensor.all_finite([result]):
+        raise InputError(
+          f'Invalid dtype {written.dtype} of {chunk.name!r}. Its average is '
+          'larger than that holds: --dtype names another one.'
+        )
       raise _culprit(series, self, chunk)
-    self._output.write(result.to(self._layout[chunk.name].dtype))
+    self._output.write(written)
 
   def finish(self, recipe: Mapping[str, Any]) -> None:
     assert self._output is not None

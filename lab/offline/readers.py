@@ -138,12 +138,22 @@ class Checkpoint:
     self.close()
 
   def _open(self, path: str, key: str | None, evaluated: bool) -> None:
+    self._read(path, key, evaluated)
+    # Not before: an index has the names as they are in its shards.
+    self._clean_names()
+    self.layout = {
+      name: _spec(self._tensors[name]) for name in sorted(self._tensors)
+    }
+    if not self.layout:
+      raise InputError(f'Cannot use {self.path}: it holds no tensors.')
+
+  def _read(self, path: str, key: str | None, evaluated: bool) -> None:
     if path.endswith('.index.json'):
       with open(path, encoding='utf-8') as file:
         shards = json.load(file)['weight_map']
       for shard in sorted(set(shards.values())):
         _check_shard(path, shard)
-        self._open(os.path.join(os.path.dirname(path), shard), key, evaluated)
+        self._read(os.path.join(os.path.dirname(path), shard), key, evaluated)
       missing = set(shards) - set(self._tensors) - set(self.ties)
       if missing:
         raise InputError(
@@ -155,12 +165,6 @@ class Checkpoint:
       self._add_safetensors(path)
     else:
       self._add_torch(path, key, evaluated)
-    self._clean_names()
-    self.layout = {
-      name: _spec(self._tensors[name]) for name in sorted(self._tensors)
-    }
-    if not self.layout:
-      raise InputError(f'Cannot use {self.path}: it holds no tensors.')
 
   def _add_safetensors(self, path: str) -> None:
     with safe_open(path, 'pt') as file:  # checks the header and the length

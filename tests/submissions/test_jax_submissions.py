@@ -182,6 +182,16 @@ def test_a_step_uses_its_state_up_and_not_the_hosts_parameters():
   assert not any(leaf.is_deleted() for leaf in initial)
 
 
+@pytest.mark.usefixtures('devices')
+def test_several_devices_get_copies_of_the_hosts_parameters():
+  """Replicating an array may give its own device the caller's buffer."""
+  host = Host('nadamw_ema_jax')
+  initial = jax.tree.leaves((host.params, host.model_state))
+  for _ in range(2):
+    host.update()
+  assert not any(leaf.is_deleted() for leaf in initial)
+
+
 def test_loss_is_a_mean_over_valid_examples_and_clipped():
   masked = Host('nadamw_jax', grad_clip=1e-3)
   cut = Host('nadamw_jax', grad_clip=1e-3)

@@ -766,9 +766,9 @@ def test_unknown_format_is_refused():
 
 
 def test_two_tensors_of_one_name_are_refused():
-  p = nn.Parameter(torch.ones(1))
+  p, q = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
   with pytest.raises(ValueError, match="two tensors are called 'p'"):
-    averager_of([('p', p), ('p', p)], config('ema'), budget=1)
+    averager_of([('p', p), ('p', q)], config('ema'), budget=1)
 
 
 def test_budget_must_be_positive():
@@ -908,3 +908,58 @@ def test_a_skipped_sample_is_remembered_across_a_resume():
   restored = build('lawa')[2]
   restored.load_state_dict(through_a_file(averager.state_dict()))
   assert (restored.skipped, restored.samples, restored.step) == (1, 5, 6)
+
+
+def test_tied_parameters_in_pairs_count_once_in_training_too():
+  found = []
+  for as_pairs in (False, True):
+    torch.manual_seed(1)
+    model = nn.Sequential(
+      nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    )
+    model[1].weight = model[0].weight
+    pairs = list(model.named_parameters(remove_duplicate=False))
+    assert len(pairs) == 2
+    averager = Averager(
+      pairs if as_pairs else model, Ema(0.9), interpolation=0.9
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+      model(torch.ones(1, 2)).square().sum().backward()
+      averager.before_step(optimizer)
+      optimizer.step()
+      averager.update()
+      optimizer.zero_grad()
+    assert list(averager.named_weights()) == ['0.weight']
+    found.append(model[0].weight.detach().clone())
+  assert torch.equal(*found)
+
+
+def test_a_single_average_can_be_left_out_and_selected_again():
+  model = nn.Linear(1, 1, bias=False)
+  averager = Averager(model, Ema(0.5))
+  for value in (0.0, 3.0):
+    model.weight.data.fill_(value)
+    averager.update()
+  averager.select(-1)
+  with averager.evaluating():
+    assert model.weight.item() == 3.0
+  averager.select(0)
+  with averager.evaluating():
+    assert model.weight.item() == 2.0  # (0.5 * 0 + 1 * 3) / 1.5
+  with pytest.raises(ValueError, match=r'which=1\. Must be in \[-1, 1\)'):
+    averager.select(1)
+
+
+def test_averages_in_host_memory_are_copied_with_their_model():
+  model = nn.Linear(2, 1)
+  averager = Averager(model, Ema(0.5), placement='cpu')
+  averager.update()
+  other, copied = copy.deepcopy((model, averager))
+  with torch.no_grad():
+    other.weight.add_(1.0)
+  copied.update()
+  assert (averager.samples, copied.samples) == (1, 2)
+  with averager.evaluating(), copied.evaluating():
+    difference = other.weight - model.weight
+  torch.testing.assert_close(difference, torch.full((1, 2), 2 / 3))

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -186,11 +187,47 @@ def test_ema_pytorch_reads_our_average_and_we_read_its():
   state = averager.averaged_state_dict()
   assert torch.equal(theirs.ema_model.head.weight, state['head.weight'])
   fresh = Averager(model, Ema(0.5))
-  fresh.import_state(theirs.state_dict(), 'ema_pytorch')
+  with pytest.raises(ValueError, match=r'Invalid samples=None\. Must be an'):
+    fresh.import_state(theirs.state_dict(), 'ema_pytorch')
+  fresh.import_state(theirs.state_dict(), 'ema_pytorch', np.int64(4))
   assert fresh.samples == 4
   assert torch.equal(
     fresh.averaged_state_dict()['head.weight'], state['head.weight']
   )
+
+
+def test_ema_pytorch_continues_an_average_that_is_old_enough():
+  ema_pytorch = pytest.importorskip('ema_pytorch')
+  model, averager = trained(Ema(0.5), steps=6, every=2)
+  theirs = ema_pytorch.EMA(
+    model,
+    beta=0.5,
+    update_every=1,
+    update_after_step=4,  # more than there are samples, less than steps
+    include_online_model=False,
+  )
+  theirs.load_state_dict(averager.export_state('ema_pytorch'))
+  theirs.update()
+  weight = theirs.ema_model.head.weight
+  assert not torch.equal(weight, model.head.weight)
+  old = averager.averaged_state_dict()['head.weight']
+  torch.testing.assert_close(weight, old.lerp(model.head.weight, 0.5))
+
+
+def test_an_average_that_began_late_continues_at_the_next_step():
+  model = nn.Linear(1, 1, bias=False)
+  theirs = AveragedModel(model)
+  for step in range(1, 8):
+    model.weight.data.fill_(float(step))
+    if step >= 6:
+      theirs.update_parameters(model)
+  ours = Averager(model, Polynomial(power=0), start=6)
+  ours.import_state(theirs.state_dict(), 'torch')
+  assert (ours.step, ours.samples) == (7, 2)
+  model.weight.data.fill_(8.0)
+  ours.update()
+  with ours.evaluating():
+    assert model.weight.item() == 7.0  # of 6, 7 and 8
 
 
 def test_timms_average_needs_the_number_of_its_samples():

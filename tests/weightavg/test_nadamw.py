@@ -571,3 +571,36 @@ def test_steps_on_a_gpu_equal_the_slow_reference(dtype):
     torch.testing.assert_close(
       p.detach().cpu().double(), expected, rtol=tolerance, atol=tolerance
     )
+
+
+def test_moments_of_a_narrower_model_are_widened():
+  """Moments decide in which dtype a step is computed."""
+  narrow = torch.nn.Parameter(torch.ones(3))
+  source = torch.optim.AdamW([narrow], foreach=False)
+  narrow.grad = torch.ones(3)
+  source.step()
+  p = torch.nn.Parameter(torch.full((3,), 1.0 + 1e-12, dtype=torch.float64))
+  optimizer = NadamW([p])
+  optimizer.load_state_dict(source.state_dict())
+  state = optimizer.state[p]
+  assert state['exp_avg'].dtype == state['exp_avg_sq'].dtype == torch.float64
+  assert state['step'] == 1
+  assert type(state['step']) is int
+  optimizer.param_groups[0]['lr'] = 0.0
+  p.grad = torch.ones_like(p)
+  optimizer.step()
+  assert torch.equal(p.detach(), torch.full_like(p, 1.0 + 1e-12))
+
+
+def test_a_sparse_gradient_is_refused_before_anything_is_stepped():
+  dense, sparse = (
+    torch.nn.Parameter(torch.ones(2)),
+    torch.nn.Parameter(torch.ones(2, 1)),
+  )
+  optimizer = NadamW([dense, sparse])
+  dense.grad = torch.ones(2)
+  sparse.grad = torch.ones(2, 1).to_sparse()
+  with pytest.raises(RuntimeError, match='NadamW takes no sparse tensors'):
+    optimizer.step()
+  assert not optimizer.state
+  assert torch.equal(dense.detach(), torch.ones(2))

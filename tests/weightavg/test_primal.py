@@ -1183,3 +1183,30 @@ def test_a_horizon_follows_a_budget_that_is_planned_anew():
   unwatched = Averager.from_config(network(), config, budget=1000)
   with pytest.raises(ValueError, match=r'saved with decay=0\.98, this'):
     unwatched.load_state_dict(run[2].state_dict())
+
+
+@pytest.mark.parametrize('wrong', [(), (object(),)])
+def test_a_step_needs_its_optimizers(wrong):
+  model = nn.Linear(1, 1)
+  averager = Averager(model, ScheduleFree())
+  with pytest.raises(ValueError, match=r'Invalid optimizers=\((object)?\)\.'):
+    averager.before_step(*wrong)
+  assert averager.samples == 0
+
+
+def test_refreshing_leaves_the_buffers_of_other_layers_alone():
+  spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+  model = nn.Sequential(spectral, nn.BatchNorm1d(3), nn.Linear(3, 1))
+  averager = Averager(
+    model, ScheduleFree(), batch_norm='refreshed', refresh_every=1
+  )
+  optimizer = NadamW(model.parameters(), betas=(0.0, 0.9))
+  model(torch.randn(8, 3)).square().sum().backward()
+  averager.before_step(optimizer)
+  optimizer.step()
+  averager.update()
+  before = {k: v.clone() for k, v in model.named_buffers()}
+  with averager.refreshing():
+    model(torch.randn(8, 3))
+  for name, buffer in model.named_buffers():
+    assert torch.equal(buffer, before[name]), name

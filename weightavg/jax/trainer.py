@@ -127,8 +127,12 @@ class Trainer:
     return state
 
   def _placed(self, state: RunState) -> RunState:
-    # Copies in any case: the caller may keep what a step would donate.
-    train = jax.device_put(state.train, self._shardings, may_alias=False)
+    # The caller may keep what a step would donate. device_put alone may give
+    # the first of several devices the caller's own buffer.
+    copies = jax.tree.map(
+      lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, state.train
+    )
+    train = jax.device_put(copies, self._shardings, may_alias=False)
     choice = jax.tree.map(np.asarray, state.choice)
     budget, clock = np.asarray(state.budget), np.asarray(state.clock)
     return RunState(budget, train, clock, choice)

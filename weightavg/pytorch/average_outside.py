@@ -73,7 +73,10 @@ class AverageOutside(AveragerEvaluation):
 
     Args:
       library: 'torch' for torch.optim.swa_utils.AveragedModel, 'ema_pytorch'
-        for ema_pytorch.EMA (include_online_model=False), 'timm' for its
-        ModelEmaV2 and ModelEmaV3.
+        for ema_pytorch.EMA (include_online_model=False), which replaces an
+        average of at most its `update_after_step` (100) steps by the weights,
+        'timm' for its ModelEmaV2 and ModelEmaV3.
     """
-    return export.to_library(self.averaged_state_dict(), library, self.samples)
+    return export.to_library(
+      self.averaged_state_dict(), library, self.samples, self.step
+    )

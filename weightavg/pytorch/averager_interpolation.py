@@ -37,9 +37,18 @@ class AveragerInterpolation(AveragerParts):
     Raises:
       RuntimeError: an average is shown, or the weights were changed since the
         last `update`.
+      ValueError: with an interpolation, there is no optimizer, or one that is
+        none.
     """
     if self._primal is None:
       return
+    if not optimizers or not all(
+      hasattr(o, 'param_groups') for o in optimizers
+    ):
+      names = ', '.join(type(o).__name__ for o in optimizers)
+      raise ValueError(
+        f'Invalid optimizers=({names}). Must be those that step the model.'
+      )
     self._refuse_shown('before_step()')
     self._settle()
     self._weights.follow()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightavg.config_fields import plain
 from weightavg.pytorch import (
   averager_state_checks,
   dtensors,
@@ -112,8 +113,8 @@ class AveragerState(AveragerEvaluation):
     Args:
       state: its state dict.
       library: as in `export_state`.
-      samples: number of samples in the average, >= 1; by default the library's
-        own count.
+      samples: number of samples in the average, >= 1; by default the count
+        that torch keeps. ema-pytorch counts calls, sampled or not, timm none.
 
     Raises:
       RuntimeError: an average is shown.
@@ -134,7 +135,7 @@ class AveragerState(AveragerEvaluation):
         'and Polynomial do, to continue another one.'
       )
     averages, count = export.from_library(state, library)
-    samples = count if samples is None else samples
+    samples = plain(count if samples is None else samples)
     if not isinstance(samples, int) or samples < 1:
       raise ValueError(
         f'Invalid samples={samples!r}. Must be an integer in [1, inf): the '
@@ -145,7 +146,10 @@ class AveragerState(AveragerEvaluation):
     }
     shapes = self._shapes()
     averager_state_checks.check_tensors(buffers, shapes)
-    self.step = max(self.step, samples * self.sampling.every)
+    # The step of the last of these samples: the next one is `every` later.
+    first = self.sampling.steps(last=0).start
+    last = first + (samples - 1) * self.sampling.every
+    self.step = max(self.step, last)
     self.placement.restore(
       samples, [self._in_order(buffers)], self._weights.data()
     )

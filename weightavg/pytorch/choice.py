@@ -36,8 +36,10 @@ class Choice:
     Raises:
       ValueError: for an index that no candidate has.
     """
-    if not RAW <= which < len(self.names):
-      raise ValueError(f'Invalid {which=}. Must be in [-1, {len(self.names)}).')
+    # A single average has no name.
+    count = max(1, len(self.names))
+    if not RAW <= which < count:
+      raise ValueError(f'Invalid {which=}. Must be in [-1, {count}).')
     self.selected = which
     self._is_made = True
 

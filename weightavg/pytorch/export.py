@@ -18,8 +18,8 @@ PREFIXES = {
   'ema_pytorch': 'ema_model.',  # ema_pytorch.EMA
   'timm': 'module.',  # timm.utils.ModelEmaV2, ModelEmaV3
 }
-# Where they keep the number of their updates.
-_COUNTERS = {'torch': 'n_averaged', 'ema_pytorch': 'step'}
+# Where they keep the number of their samples.
+_COUNTERS = {'torch': 'n_averaged'}
 
 
 def averaged_state(
@@ -86,7 +86,7 @@ def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def to_library(
-  state: Mapping[str, Any], library: str, samples: int
+  state: Mapping[str, Any], library: str, samples: int, step: int
 ) -> dict[str, Any]:
   """The state dict that another library's average would have.
 
@@ -95,6 +95,7 @@ def to_library(
     library: 'torch' (AveragedModel), 'ema_pytorch' (EMA, with
       include_online_model=False) or 'timm' (ModelEmaV2, ModelEmaV3).
     samples: number of samples in the average.
+    step: number of updates, sampled or not, which ema-pytorch counts.
 
   Raises:
     ValueError: for another library.
@@ -104,7 +105,7 @@ def to_library(
   if library == 'torch':
     return {'n_averaged': torch.tensor(samples), **prefixed}
   if library == 'ema_pytorch':
-    counters = {'initted': torch.tensor(True), 'step': torch.tensor(samples)}
+    counters = {'initted': torch.tensor(True), 'step': torch.tensor(step)}
     return {**counters, **prefixed}
   return prefixed
 

@@ -145,6 +145,12 @@ class NadamW(torch.optim.Optimizer):
     if closure is not None:
       with torch.enable_grad():
         loss = closure()
+    for group in self.param_groups:
+      for p in group['params']:
+        if p.grad is not None and p.grad.is_sparse:
+          raise RuntimeError(
+            'Invalid gradient. NadamW takes no sparse tensors.'
+          )
     followed = self._followers
     left_out = followed.tensors if followed and followed.skip is True else {}
     self._led = []
@@ -164,8 +170,6 @@ class NadamW(torch.optim.Optimizer):
     return loss
 
   def _count_step(self, p: Tensor) -> int:
-    if p.grad.is_sparse:  # type: ignore[union-attr]
-      raise RuntimeError('Invalid gradient. NadamW takes no sparse tensors.')
     state = self.state[p]
     state['step'] = state.get('step', 0) + 1
     return state['step']
@@ -224,7 +228,8 @@ class NadamW(torch.optim.Optimizer):
     """Restore a state as torch's optimizers do, with moments as they were.
 
     The saved hyperparameters replace the constructor's, the learning rate
-    included. A warning names a peak learning rate that changes.
+    included. A warning names a peak learning rate that changes. Moments of a
+    narrower dtype than this optimizer's own become as wide as those.
 
     torch would cast the moments to the parameters' dtype. They are restored
     from the state that torch's load hooks return, before later hooks run, so
@@ -242,10 +247,14 @@ class NadamW(torch.optim.Optimizer):
         for groups in (loaded['param_groups'], self.param_groups)
       )
       for key, p in zip(saved_params, params, strict=True):
+        saved = loaded['state'].get(key, {})
         for name in _MOMENTS:
-          if name in loaded['state'].get(key, {}):
-            moment = loaded['state'][key][name]
-            self.state[p][name] = moment.to(p.device, copy=True)
+          if name in saved:
+            # Narrower ones, as of another dtype's model, would round p.
+            wide = torch.promote_types(saved[name].dtype, _moment_dtype(p))
+            self.state[p][name] = saved[name].to(p.device, wide, copy=True)
+        if 'step' in saved:  # a tensor in the states of torch.optim
+          self.state[p]['step'] = int(saved['step'])
 
     # The last pre-hook sees what the user's hooks return; the first post-hook
     # comes before theirs.
@@ -262,7 +271,11 @@ class NadamW(torch.optim.Optimizer):
 
 
 def _zeros_like(p: Tensor) -> Tensor:
-  return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+  return torch.zeros_like(p, dtype=_moment_dtype(p))
+
+
+def _moment_dtype(p: Tensor) -> torch.dtype:
+  return torch.promote_types(p.dtype, torch.float32)
 
 
 def _divide(

@@ -7,6 +7,7 @@ sample comes before the last one has been taken in.
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,11 @@ class HostPlacement(DevicePlacement):
     self._staging = [self._allocate(t, t.dtype) for t in tensors]
     self._under_way: Future | None = None
     super().__init__(scheme, self._staging, self._allocate)
+
+  def __getstate__(self) -> dict[str, Any]:
+    # A future cannot be copied; what it computes is in the averages then.
+    self._settle()
+    return self.__dict__.copy()
 
   def _allocate(self, like: Tensor, dtype: torch.dtype) -> Tensor:
     host = torch.empty_like(

@@ -37,9 +37,12 @@ def forward_passes(
     keep: gets the statistics that the passes have left behind.
   """
   assert weights.model is not None
-  # Counters of batches; the statistics are put back by the swap.
-  others = [b for b in weights.model.buffers() if not b.is_floating_point()]
-  counters = [(b, b.clone()) for b in others]
+  # Counters of batches, vectors of spectral norms, and whatever else a forward
+  # pass writes; the statistics are put back by the swap.
+  swapped = {id(s.tensor) for s in weights.statistics}
+  others = [
+    (b, b.clone()) for b in weights.model.buffers() if id(b) not in swapped
+  ]
   devices = sorted(
     {p.device.index or 0 for p in weights.parameters if p.is_cuda}
   )
@@ -50,6 +53,6 @@ def forward_passes(
     moved = weights.statistics_now(collective)
   finally:
     swap.undo()
-    for buffer, value in counters:
+    for buffer, value in others:
       buffer.copy_(value)
   keep(moved)

@@ -45,7 +45,12 @@ class Weights:
     if self.model is None:
       if not isinstance(weights, Iterable):
         raise _not_weights(weights)
-      named = [_checked(pair) for pair in weights]
+      # Tied ones under their first name, as of a model.
+      unique: dict[int, tuple[str, Tensor]] = {}
+      for pair in weights:
+        name, tensor = _checked(pair)
+        unique.setdefault(id(tensor), (name, tensor))
+      named = list(unique.values())
     else:
       dtensors.check_wrapper(self.model)
       named += _trained(self.model)

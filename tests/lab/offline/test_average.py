@@ -502,3 +502,16 @@ def test_an_interrupted_pass_leaves_nothing(tmp_path, monkeypatch):
 def test_uneven_distances_refuse_a_horizon(tmp_path):
   with pytest.raises(InputError, match='even distances'):
     _ = series.Series(('a', 'b', 'c'), (1, 2, 4)).spacing
+
+
+def test_a_value_that_the_output_cannot_hold_is_refused(tmp_path, capsys):
+  pattern = write(tmp_path, [{'w': torch.full((2,), 1e5)}] * 2)
+  out = tmp_path / 'out.safetensors'
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', 2,
+    '--dtype', 'float16', '--output', out,
+  )  # fmt: skip
+  error = capsys.readouterr().err
+  assert "Invalid dtype torch.float16 of 'w'." in error
+  assert error.count('\n') == 1
+  assert not out.exists()

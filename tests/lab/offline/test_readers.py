@@ -126,6 +126,13 @@ def test_a_module_prefix_of_some_names_only_is_a_name(tmp_path):
     assert set(checkpoint.layout) == {'module.w', 'head.w'}
 
 
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.'])
+def test_shards_of_a_wrapped_model_lose_its_prefix(prefix, tmp_path):
+  content = {prefix + name: tensor for name, tensor in state().items()}
+  with Checkpoint(str(sharded(tmp_path, content))) as checkpoint:
+    assert list(checkpoint.layout) == sorted(state())
+
+
 def test_a_key_names_the_state_dict(tmp_path):
   content = {'ema': {'shadow': {'w': torch.ones(2)}}, 'model': state()}
   path = str(plain(tmp_path, content))
