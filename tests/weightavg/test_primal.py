@@ -1210,3 +1210,14 @@ def test_refreshing_leaves_the_buffers_of_other_layers_alone():
     model(torch.randn(8, 3))
   for name, buffer in model.named_buffers():
     assert torch.equal(buffer, before[name]), name
+
+
+def test_a_step_that_cannot_begin_is_not_counted():
+  model = nn.Sequential(nn.Embedding(4, 2, sparse=True), nn.Linear(2, 1))
+  averager = Averager(model, Ema(0.5), interpolation=0.9)
+  optimizer = NadamW(model.parameters(), betas=(0.0, 0.9))
+  model(torch.tensor([1])).sum().backward()
+  with pytest.raises(Exception, match='sparse'):
+    averager.before_step(optimizer)
+  assert averager.samples == 0
+  averager.state_dict()  # which a step that has begun refuses

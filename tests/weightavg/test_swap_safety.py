@@ -453,3 +453,22 @@ def test_a_spectral_norms_vectors_stay_those_of_the_live_model():
   u = net.parametrizations.weight[0]._u.clone()
   with averager.evaluating():
     assert torch.equal(net.parametrizations.weight[0]._u, u)
+
+
+def test_a_load_that_is_refused_writes_to_no_part_of_the_model():
+  def build():
+    return nn.Sequential(
+      nn.Linear(2, 2).requires_grad_(False),
+      nn.BatchNorm1d(2, affine=False),
+      nn.Linear(2, 1),
+    )
+
+  model, other = build(), build()
+  other[1].running_mean.fill_(7.0)
+  averager = Averager(model, Ema(0.9), batch_norm='current')
+  averager.update()
+  before = copy.deepcopy(model.state_dict())
+  with averager.evaluating(), pytest.raises(RuntimeError, match=r'2\.weight'):
+    model.load_state_dict(other.state_dict())
+  for key, value in model.state_dict().items():
+    assert torch.equal(value, before[key]), key

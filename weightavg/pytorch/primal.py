@@ -150,14 +150,19 @@ class PrimalPlacement:
     y = self._local()
     if not self.count:
       multi_tensor.copy_(self._other, y)
-    self._undo = self._weighting if is_sampled else None
-    c = self._next_coefficient(optimizers) if is_sampled else None
-    step = PrimalStep(
-      before=1.0 - 1.0 / self._mu,
-      after=1.0 - self._mu * (1.0 - (c or 0.0)),
-      coefficient=c,
-    )
-    step.offer(optimizers, self._weights.parameters, self._look)
+    before = self.count, self._weighting
+    try:
+      c = self._next_coefficient(optimizers) if is_sampled else None
+      step = PrimalStep(
+        before=1.0 - 1.0 / self._mu,
+        after=1.0 - self._mu * (1.0 - (c or 0.0)),
+        coefficient=c,
+      )
+      step.offer(optimizers, self._weights.parameters, self._look)
+    except BaseException:  # as of a gradient that cannot be looked at
+      self.count, self._weighting = before
+      raise
+    self._undo = before[1] if is_sampled else None
     if step.followers is None:
       multi_tensor.lerp_(y, self._other, step.before)
     self._exchange()

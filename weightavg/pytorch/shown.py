@@ -114,12 +114,16 @@ def _refuse_load(
   local_metadata: dict[str, Any],
   *args: Any,
 ) -> None:
-  """Refuse a load that would change a parameter; a module's copy has none."""
+  """Refuse a load that would change a parameter; a module's copy has none.
+
+  The hook of the outermost module comes first, before a frozen layer or a
+  buffer is written. The others see keys that their own hooks rename.
+  """
   del args
   assigns = local_metadata.get('assign_to_params_buffers', False)
-  for name, parameter in module._parameters.items():
+  for name, parameter in module.named_parameters(remove_duplicate=False):
     value = state_dict.get(prefix + name)
-    if parameter is None or value is None or not is_shown(parameter):
+    if value is None or not is_shown(parameter):
       continue
     if assigns or not _is_equal(value, parameter):
       raise RuntimeError(
