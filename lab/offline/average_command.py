@@ -150,7 +150,7 @@ def _schemes(
     name,
     {length: getattr(args, length) for length in plans.all_lengths()},
     steps_between=steps_between,
-    budget=args.budget or last_step,
+    budget=plans.budget_of(args.budget, last_step),
   )
 
 

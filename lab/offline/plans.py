@@ -53,6 +53,17 @@ class AveragePlan:
     return self.scheme.weights(len(self.inputs))
 
 
+def budget_of(asked: int | None, last_step: int) -> int:
+  """Return T in steps: as asked for, or the last step.
+
+  Raises:
+    InputError: for a budget below 1.
+  """
+  if asked is not None and asked < 1:
+    raise InputError(f'Invalid budget={asked}. Must be in [1, inf).')
+  return last_step if asked is None else asked
+
+
 def taken(at: int, every: int) -> list[int]:
   """Return each `every`-th position up to `at`, counted back from it.
 

@@ -72,7 +72,10 @@ def step_of(path: str, pattern: str | None = None) -> int:
   """
   name = os.path.basename(os.path.normpath(path))
   if pattern is not None:
-    match = re.search(pattern, path)
+    try:
+      match = re.search(pattern, path)
+    except re.error as error:
+      raise InputError(f'Invalid step_pattern={pattern!r}: {error}.') from error
     if match and match.groups() and str(match[1]).isdigit():
       return int(match[1])
     raise InputError(

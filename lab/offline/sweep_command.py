@@ -99,7 +99,7 @@ def _variants(
         name,
         values,
         steps_between=spacing * every,
-        budget=args.budget or found.steps[-1],
+        budget=plans.budget_of(args.budget, found.steps[-1]),
       ):
         (item,) = field.items()
         variants.append(sweep.Variant(scheme, item, every))

@@ -60,7 +60,9 @@ class AveragerState(AveragerEvaluation):
   def load_state_dict(self, state_dict: dict[str, Any]) -> None:
     """Continue from a saved state, with the average shown if it was then.
 
-    The model has to be restored too, before or after. If the average was
+    The model has to be restored too, before or after; before, if it has
+    running statistics and there is an interpolation: they are those to which a
+    batch that is not finite returns. If the average was
     swapped in, the model holds it again afterwards and `swap_out` gives the raw
     weights; that is a collective with placement='sharded'.
 

@@ -314,6 +314,15 @@ def test_horizons_are_fractions_of_the_budget(tmp_path):
 
 
 BAD = {
+  'pattern': (
+    ('*_*0', '--window', 1, '--step_pattern', '('),
+    "Invalid step_pattern='('",
+  ),
+  'budget': (('*_*0', '--horizon', 0.5, '--budget', 0), 'Invalid budget=0.'),
+  'negative budget': (
+    ('*_*0', '--horizon', 0.5, '--budget', -5),
+    'Invalid budget=-5. Must be in [1, inf).',
+  ),
   'no match': (('none_*', '--window', 2), 'No checkpoint matches'),
   'window': (('*_*0', '--window', 7), 'window=7. At step 30 there are 3'),
   'at': (('*_*0', '--window', 2, '--at', 25), 'at=25. No checkpoint'),
