@@ -319,7 +319,7 @@ def _unless_left_out(
     take_step: maps (updates, z, state) to the next ones.
     before: what it is called with.
   """
-  shapes, *_ = jax.eval_shape(take_step, *before)
+  shapes, *kept_shapes = jax.eval_shape(take_step, *before)
 
   def zeros(leaf: Any, shape: Any) -> Any:
     if jnp.issubdtype(shape.dtype, jnp.inexact):
@@ -327,8 +327,15 @@ def _unless_left_out(
       return jnp.zeros_like(leaf, dtype=shape.dtype)
     return leaf
 
-  def leave_out(updates: Any, z: Any, base_state: Any) -> tuple[Any, ...]:
-    return jax.tree.map(zeros, updates, shapes), z, base_state
+  def kept(leaf: Any, shape: Any) -> Any:
+    # optax's moments of integer leaves become floats in their first step.
+    return leaf if leaf.dtype == shape.dtype else leaf.astype(shape.dtype)
+
+  def leave_out(updates: Any, *state: Any) -> tuple[Any, ...]:
+    return (
+      jax.tree.map(zeros, updates, shapes),
+      *jax.tree.map(kept, state, tuple(kept_shapes)),
+    )
 
   # A branch: a choice between values would keep the old and the new state.
   return jax.lax.cond(is_made, take_step, leave_out, *before)

@@ -470,6 +470,19 @@ def test_integers_and_random_keys_are_not_averaged():
   assert (jax.random.key_data(kept) == jax.random.key_data(key)).all()
 
 
+def test_moments_of_integers_may_change_their_dtype():
+  """optax's adam alone turns them into floats in its first step."""
+  optimizer = wj.primal_average(optax.adam(0.1, b1=0.0), Ema(decay=0.9))
+  start = {'w': jnp.ones(2), 'i': jnp.arange(2)}
+  state, found = optimizer.init(start), start
+  for value in (float('nan'), 1.0):
+    steps = {'w': jnp.full(2, value), 'i': jnp.zeros(2, jnp.int32)}
+    updates, state = optimizer.update(steps, state, found)
+    found = optax.apply_updates(found, updates)
+    assert jnp.array_equal(found['i'], start['i'])
+    assert jnp.array_equal(found['w'], start['w']) == (value != 1.0)
+
+
 def test_multi_steps():
   """Only complete steps count; between them y stays."""
   inside = optax.MultiSteps(build(), 2).gradient_transformation()
