@@ -36,8 +36,7 @@ class Choice:
     Raises:
       ValueError: for an index that no candidate has.
     """
-    # A single average has no name.
-    count = max(1, len(self.names))
+    count = len(self._parts)
     if not RAW <= which < count:
       raise ValueError(f'Invalid {which=}. Must be in [-1, {count}).')
     self.selected = which

@@ -18,8 +18,6 @@ PREFIXES = {
   'ema_pytorch': 'ema_model.',  # ema_pytorch.EMA
   'timm': 'module.',  # timm.utils.ModelEmaV2, ModelEmaV3
 }
-# Where they keep the number of their samples.
-_COUNTERS = {'torch': 'n_averaged'}
 
 
 def averaged_state(
@@ -137,7 +135,8 @@ def from_library(
     raise ValueError(
       f'Invalid state: no key begins with {prefix!r}, as those of {library} do.'
     )
-  counter = state.get(_COUNTERS.get(library, ''))
+  # The others do not count samples.
+  counter = state.get('n_averaged') if library == 'torch' else None
   return found, None if counter is None else int(counter)
 
 

@@ -145,12 +145,12 @@ class NadamW(torch.optim.Optimizer):
     if closure is not None:
       with torch.enable_grad():
         loss = closure()
-    for group in self.param_groups:
-      for p in group['params']:
-        if p.grad is not None and p.grad.is_sparse:
-          raise RuntimeError(
-            'Invalid gradient. NadamW takes no sparse tensors.'
-          )
+    if any(
+      p.grad is not None and p.grad.is_sparse
+      for group in self.param_groups
+      for p in group['params']
+    ):
+      raise RuntimeError('Invalid gradient. NadamW takes no sparse tensors.')
     followed = self._followers
     left_out = followed.tensors if followed and followed.skip is True else {}
     self._led = []
