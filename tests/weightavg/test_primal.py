@@ -491,7 +491,7 @@ def restored(state, averager_first=False, **options):
 
 @settings(deadline=None, max_examples=25)
 @given(
-  st.lists(st.sampled_from(['train', 'show', 'save']), max_size=12),
+  st.lists(st.sampled_from(['train', 'bad', 'show', 'save']), max_size=12),
   st.sampled_from(sorted(SCHEMES)),
   st.sampled_from(['copy', 'exchange']),
   st.booleans(),
@@ -509,6 +509,10 @@ def test_any_run_of_evaluations_and_resumptions_is_the_undisturbed_one(
       train(*run, [step])
       train(*alone, [step])
       step += 1
+    elif action == 'bad':
+      for one in (run, alone):
+        one[2].swap_out()
+        bad_step(*one, step)
     elif action == 'show':
       run[2].swap_in()
     elif action == 'save':
@@ -533,6 +537,39 @@ def test_a_run_can_be_set_back(averager_first):
   for one in (run, alone):
     train(*one, [3])
   assert_same(contents(run[0]), contents(alone[0]))
+
+
+@pytest.mark.parametrize('shown', [False, True])
+@pytest.mark.parametrize('averager_first', [False, True])
+@pytest.mark.parametrize('batch_norm', ['averaged', 'current'])
+def test_a_bad_batch_after_a_resumption_returns_to_the_saved_statistics(
+  shown, averager_first, batch_norm
+):
+  run = build(batch_norm=batch_norm)
+  train(*run, range(3))
+  before = contents(run[0])
+  if shown:
+    run[2].swap_in()
+  state = saved(*run)
+  resumed = restored(state, averager_first, batch_norm=batch_norm)
+  resumed[2].swap_out()
+  bad_step(*resumed, 3)
+  assert resumed[2].skipped == 1
+  assert_same(contents(resumed[0]), before)
+
+
+def test_kept_statistics_are_checked_and_may_be_missing():
+  run = build()
+  train(*run, range(2))
+  state = run[2].state_dict()
+  other = build()[2]
+  for wrong in ({}, {**state['statistics'], 'norm.running_var': torch.ones(2)}):
+    with pytest.raises(ValueError, match=r"lacks.*'norm|'norm.running_var' has"):
+      other.load_state_dict(state | {'statistics': wrong})
+    assert other.step == 0
+  del state['statistics']  # as in states of earlier versions
+  other.load_state_dict(state)
+  assert other.step == 2
 
 
 def test_a_checkpoint_of_an_evaluation_holds_the_average():

@@ -37,9 +37,11 @@ class AveragerState(AveragerEvaluation):
     self._settle()
     self._refuse_in_step('state_dict()')
     buffers = [] if self.placement is None else self.placement.buffers()
-    weighting = (
-      {} if self._primal is None else {'weighting': self._primal.weighting()}
-    )
+    primal: dict[str, Any] = {}
+    if self._primal is not None:
+      primal['weighting'] = self._primal.weighting()
+      if statistics := self._primal.kept_statistics():
+        primal['statistics'] = statistics
     counters = self._swap.counters()
     return {
       'format': averager_state_checks.FORMAT,
@@ -52,7 +54,7 @@ class AveragerState(AveragerEvaluation):
       'complete': buffers is not None,
       'buffers': [self._by_name(tensors) for tensors in buffers or []],
       'raw': {} if self._swap.raw is None else self._by_name(self._swap.raw),
-      **weighting,
+      **primal,
       **({'counters': counters} if counters else {}),
     }
 
@@ -60,9 +62,7 @@ class AveragerState(AveragerEvaluation):
   def load_state_dict(self, state_dict: dict[str, Any]) -> None:
     """Continue from a saved state, with the average shown if it was then.
 
-    The model has to be restored too, before or after; before, if it has
-    running statistics and there is an interpolation: they are those to which a
-    batch that is not finite returns. If the average was
+    The model has to be restored too, before or after. If the average was
     swapped in, the model holds it again afterwards and `swap_out` gives the raw
     weights; that is a collective with placement='sharded'.
 
@@ -74,7 +74,11 @@ class AveragerState(AveragerEvaluation):
     """
     # `_shapes` binds parameters that have replaced others, for what follows.
     averager_state_checks.check(
-      state_dict, self.scheme, self._recipe, self._shapes()
+      state_dict,
+      self.scheme,
+      self._recipe,
+      self._shapes(),
+      self._weights.live_statistics(),
     )
     raw = state_dict['raw']
     self._refuse_in_step('load_state_dict()')
@@ -97,7 +101,7 @@ class AveragerState(AveragerEvaluation):
     if state_dict['swapped']:
       multi_tensor.copy_(self._weights.data(), self._in_order(raw))
     if self._primal is not None:
-      self._primal.restart_statistics()
+      self._primal.restart_statistics(state_dict.get('statistics'))
     if state_dict['swapped']:
       self.swap_in()
       # Not the model's own: it may be restored only after this.

@@ -56,6 +56,7 @@ def check(
   scheme: Scheme,
   own_recipe: Mapping[str, Any],
   shapes: Mapping[str, torch.Size],
+  live_statistics: Mapping[str, Tensor],
 ) -> None:
   """Raise ValueError for a state of another averager or model.
 
@@ -64,6 +65,7 @@ def check(
     scheme: of the averager that is to load it.
     own_recipe: of that averager.
     shapes: of its weights, by name.
+    live_statistics: running statistics and counts of its model, by name.
   """
   candidates = len(scheme.parts)
   if state_dict.get('format') != FORMAT:
@@ -106,6 +108,11 @@ def check(
     )
   if 'averaging_interpolation' in own_recipe:
     _check_weighting(state_dict.get('weighting'))
+    if 'statistics' in state_dict:  # not in states of earlier versions
+      check_tensors(
+        state_dict['statistics'],
+        {name: tensor.shape for name, tensor in live_statistics.items()},
+      )
   groups = list(state_dict['buffers'])
   stored = scheme.stored(state_dict['samples'])
   if len(groups) != stored:

@@ -4,6 +4,8 @@ Layers write their running statistics in the forward pass. A NaN stays in an
 exponential mean for ever, so the step that is left out takes its batch back.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from weightavg.pytorch import multi_tensor
@@ -27,9 +29,19 @@ class KeptStatistics:
     self._weights = weights
     self.restart()
 
-  def restart(self) -> None:
-    """Keep the statistics of now, whatever was before."""
+  def restart(self, saved: Mapping[str, Tensor] | None = None) -> None:
+    """Keep the statistics of now, or saved ones, whatever was before.
+
+    Args:
+      saved: by name, for a model that is perhaps not loaded yet.
+    """
     self.now = self._before = self._copies()
+    if saved is not None:
+      multi_tensor.copy_(self.now, [saved[name] for name in self._live()])
+
+  def by_name(self) -> dict[str, Tensor]:
+    """The last copies."""
+    return dict(zip(self._live(), self.now, strict=True))
 
   def keep(self) -> None:
     """Keep the statistics after the forward pass of a step.
@@ -42,8 +54,11 @@ class KeptStatistics:
   def put_back(self) -> None:
     """Write back what was kept before the last `keep`."""
     self.now = self._before
-    multi_tensor.copy_(self._weights.live_statistics(), self.now)
+    multi_tensor.copy_(list(self._live().values()), self.now)
+
+  def _live(self) -> dict[str, Tensor]:
+    return self._weights.live_statistics()
 
   def _copies(self) -> list[Tensor]:
-    copies, _ = multi_tensor.copies(self._weights.live_statistics())
+    copies, _ = multi_tensor.copies(list(self._live().values()))
     return copies

@@ -24,7 +24,7 @@ x.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -285,6 +285,10 @@ class PrimalPlacement:
     """The sums on which c depends, apart from the number of samples."""
     return dataclasses.asdict(self._weighting)
 
+  def kept_statistics(self) -> dict[str, Tensor]:
+    """Running statistics and counts to which a bad next batch returns."""
+    return self._kept.by_name()
+
   def restore(
     self,
     count: int,
@@ -304,9 +308,9 @@ class PrimalPlacement:
     self._unchanged.forget()  # the model may be loaded before or after
     self._ended = PrimalStep()
 
-  def restart_statistics(self) -> None:
-    """Return to the running statistics of now, if the next batch is bad."""
-    self._kept.restart()
+  def restart_statistics(self, saved: Mapping[str, Tensor] | None) -> None:
+    """Return to saved `kept_statistics`, or those of now, if a batch is bad."""
+    self._kept.restart(saved)
 
   def nbytes(self) -> int:
     """Bytes of z and of the averages of running statistics."""

@@ -90,10 +90,10 @@ class Weights:
     """Numbers of batches that the averaged running statistics have seen."""
     return dict(c for s in self.statistics if (c := s.counter) is not None)
 
-  def live_statistics(self) -> list[Tensor]:
+  def live_statistics(self) -> dict[str, Tensor]:
     """Running statistics of the model and their counters, averaged or not."""
     counters = [c for s in self._live if (c := s.counter) is not None]
-    return [s.tensor for s in self._live] + [c for _, c in counters]
+    return {s.name: s.tensor for s in self._live} | dict(counters)
 
   def set_counters(self, counters: Mapping[str, Tensor]) -> None:
     """Write the numbers of batches to the layers that have them."""
