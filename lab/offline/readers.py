@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lab.core import checksums, torch_files
 from lab.core.errors import InputError
-from weightavg.pytorch.models import clean_name
+from weightavg.pytorch.models import clean_name, clean_names
 
 # Keys of a state dict in a PyTorch file, in the order of the search.
 KEYS = ('model_params', 'state_dict', 'model_state_dict', 'model', 'module')
@@ -208,9 +208,7 @@ class Checkpoint:
   def _clean_names(self) -> None:
     """Remove the prefixes of DistributedDataParallel and torch.compile."""
     names = [*self._tensors, *self.ties]
-    clean = {name: clean_name(name) for name in names}
-    while all(name.startswith('module.') for name in clean.values()) and clean:
-      clean = {n: clean_name(c[len('module.') :]) for n, c in clean.items()}
+    clean = clean_names(names)
     if len(set(clean.values())) < len(names):
       raise InputError(
         f'Cannot use {self.path}: two tensors have the same name without '

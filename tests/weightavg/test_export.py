@@ -165,6 +165,33 @@ def test_torchs_average_is_continued_and_given_back():
   assert torch.equal(back.module.head.weight, state['head.weight'])
 
 
+class Wrapper(nn.Module):
+  """A model whose only submodule has the name that DDP gives to its model."""
+
+  def __init__(self, module=None):
+    super().__init__()
+    self.module = module or nn.Linear(2, 1)
+
+  def forward(self, x):
+    return self.module(x)
+
+
+@pytest.mark.parametrize(
+  'build', [Wrapper, lambda: nn.Sequential(Wrapper(), nn.Linear(1, 1))]
+)
+@pytest.mark.parametrize('wrap', [lambda model: model, Wrapper])
+def test_a_submodule_called_module_is_found_in_torchs_average(build, wrap):
+  """The states of DDP(model) and of Wrapper(model) have the same keys."""
+  model = build()
+  theirs = AveragedModel(wrap(model))
+  theirs.update_parameters(wrap(model))
+  ours = Averager(model, Ema(0.5))
+  ours.import_state(theirs.state_dict(), 'torch')
+  average = ours.averaged_state_dict()
+  for name, weight in model.state_dict().items():
+    assert torch.equal(average[name], weight)
+
+
 def test_torchs_uniform_mean_is_a_polynomial_average_of_power_zero():
   model, _ = trained(Ema(0.5), steps=0)
   theirs, ours = AveragedModel(model), Averager(model, Polynomial(0.0))

@@ -4,7 +4,7 @@ Nothing here touches the model that is trained.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -109,9 +109,15 @@ def to_library(
 
 
 def from_library(
-  state: Mapping[str, Any], library: str
+  state: Mapping[str, Any], library: str, names: Iterable[str]
 ) -> tuple[dict[str, Tensor], int | None]:
   """The average in another library's state dict, and its number of updates.
+
+  Args:
+    state: its state dict.
+    library: as in `to_library`.
+    names: what is averaged here. They tell whether a `module.` behind the
+      prefix is DistributedDataParallel's or the model's own.
 
   Returns:
     The averaged model's own entries under clean names, and the counter, None
@@ -127,10 +133,20 @@ def from_library(
     )
   prefix = PREFIXES[library]
   found = {
-    models.clean_name(key.removeprefix(prefix).removeprefix('module.')): value
+    models.clean_name(key.removeprefix(prefix)): value
     for key, value in state.items()
     if key.startswith(prefix)
   }
+  wanted = set(names)
+  while (
+    found
+    and not wanted <= found.keys()
+    and all(key.startswith(models.WRAPPED) for key in found)
+  ):
+    found = {
+      models.clean_name(key.removeprefix(models.WRAPPED)): value
+      for key, value in found.items()
+    }
   if not found:
     raise ValueError(
       f'Invalid state: no key begins with {prefix!r}, as those of {library} do.'

@@ -1,7 +1,7 @@
 """A model without its wrappers, and its tensors under clean names."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,8 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 _COMPILED = '_orig_mod'
+# Prefix of DistributedDataParallel and DataParallel.
+WRAPPED = 'module.'
 # Names of a normalisation layer's running statistics.
 RUNNING_STATISTICS = ('running_mean', 'running_var')
 _COUNTER = 'num_batches_tracked'
@@ -28,6 +30,23 @@ def unwrap(model: nn.Module) -> nn.Module:
 def clean_name(name: str) -> str:
   """Drop what torch.compile puts into the names of compiled submodules."""
   return '.'.join(part for part in name.split('.') if part != _COMPILED)
+
+
+def clean_names(names: Iterable[str]) -> dict[str, str]:
+  """Drop the wrappers' prefixes of a model from the names of its tensors.
+
+  `module.` is DistributedDataParallel's where all names have it, and the
+  model's own otherwise.
+
+  Returns:
+    The clean name of each name.
+  """
+  clean = {name: clean_name(name) for name in names}
+  while clean and all(n.startswith(WRAPPED) for n in clean.values()):
+    clean = {
+      name: clean_name(n.removeprefix(WRAPPED)) for name, n in clean.items()
+    }
+  return clean
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

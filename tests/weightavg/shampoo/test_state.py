@@ -109,6 +109,18 @@ def test_numbers_of_numpy_are_taken_and_saved_as_plain_ones():
   assert group['use_nadam'] is True
 
 
+def test_a_submodule_called_module_keeps_its_name_under_ddp():
+  plain = {'module.weight': torch.nn.Parameter(torch.ones(3, 2))}
+  plain |= {'head.module.weight': torch.nn.Parameter(torch.ones(2))}
+  wrapped = {f'module.{name}': p for name, p in plain.items()}
+  states = [
+    DistributedShampoo(params.items(), lr=0.1).state_dict()
+    for params in (plain, wrapped)
+  ]
+  for state in states:
+    assert list(state['parameters']) == list(plain)
+
+
 def test_state_holds_plain_data_under_clean_names():
   weight = torch.nn.Parameter(torch.randn(3, 2))
   optimizer = DistributedShampoo(

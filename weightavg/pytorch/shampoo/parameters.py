@@ -1,5 +1,6 @@
 """Parameters with clean names, cut into blocks; checks of their gradients."""
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from weightavg.pytorch import dtensors
+from weightavg.pytorch.models import clean_names
 from weightavg.pytorch.shampoo import blocking
 from weightavg.pytorch.shampoo.blocking import Block
 
@@ -56,7 +58,7 @@ def named_groups(
     else [{'params': items}]
   )
   names: list[list[str]] = []
-  used: set[str] = set()
+  given: list[str] = []
   for number, group in enumerate(groups):
     members = group['params']
     members = [members] if isinstance(members, torch.Tensor) else list(members)
@@ -68,23 +70,18 @@ def named_groups(
     for index, member in enumerate(members):
       named = isinstance(member, tuple)
       name, tensor = member if named else (f'{number}.{index}', member)
-      if id(tensor) not in unique:
-        unique[id(tensor)] = (clean_name(name), tensor)
+      if named:
+        given.append(name)
+      unique.setdefault(id(tensor), (name, tensor))
     group['params'] = [tensor for _, tensor in unique.values()]
     names.append([name for name, _ in unique.values()])
-    for name in names[-1]:
-      if name in used:
-        raise ValueError(f'Invalid params: two are named {name!r}.')
-      used.add(name)
+  clean = clean_names(given)
+  names = [[clean.get(name, name) for name in group] for group in names]
+  counts = collections.Counter(itertools.chain.from_iterable(names))
+  for name, count in counts.items():
+    if count > 1:
+      raise ValueError(f'Invalid params: two are named {name!r}.')
   return groups, names
-
-
-def clean_name(name: str) -> str:
-  """Remove the prefixes of DDP and torch.compile from a parameter's name."""
-  name = name.replace('_orig_mod.', '')
-  while name.startswith('module.'):
-    name = name.removeprefix('module.')
-  return name
 
 
 def describe(
