@@ -165,6 +165,28 @@ def test_torchs_average_is_continued_and_given_back():
   assert torch.equal(back.module.head.weight, state['head.weight'])
 
 
+@pytest.mark.parametrize(
+  ('other', 'message'),
+  [
+    (lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), r'1.weight. has'),
+    (lambda: nn.Sequential(nn.Linear(2, 3)), r"lacks tensor '1\.bias'"),
+    (
+      lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1), nn.Linear(1, 1)),
+      r"has the unknown tensor '2\.bias'",
+    ),
+  ],
+)
+def test_another_architecture_gets_nothing_of_an_average(other, message):
+  model, target = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), other()
+  before = {k: v.clone() for k, v in target.state_dict().items()}
+  averager = Averager(model, Ema(0.5))
+  averager.update()
+  with pytest.raises(ValueError, match='Invalid model: .*' + message):
+    averager.copy_to(target)
+  for name, value in target.state_dict().items():
+    assert torch.equal(value, before[name])
+
+
 class Wrapper(nn.Module):
   """A model whose only submodule has the name that DDP gives to its model."""
 

@@ -471,6 +471,26 @@ def test_a_second_averager_watches_y_and_leaves_training_alone(make, swap):
   assert not torch.allclose(weight, x)
 
 
+@pytest.mark.parametrize('make', [nadamw, sgd])
+@pytest.mark.parametrize('swap', ['copy', 'exchange'])
+def test_a_watcher_takes_no_sample_of_z(make, swap):
+  model, optimizer, averager = build(make=make)
+  watcher = Averager(model, Ema(0.5), swap=swap)
+  train(model, optimizer, averager, range(2))
+  watcher.update()
+  backward(model, 2)
+  averager.before_step(optimizer)
+  for call in (watcher.update, watcher.swap_in):
+    with pytest.raises(RuntimeError, match=r'Call its update\(\) before'):
+      call()
+  optimizer.step()
+  averager.update()
+  watcher.update()
+  assert watcher.samples == 2
+  with watcher.evaluating():
+    assert watcher.swapped
+
+
 def saved(model, optimizer, averager):
   """All of a run as a file holds it."""
   file = io.BytesIO()

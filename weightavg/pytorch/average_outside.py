@@ -55,6 +55,9 @@ class AverageOutside(AveragerEvaluation):
     Args:
       model: of the same architecture, wrapped or not, on any device. One of the
         two may be sharded or both; all ranks call it then.
+
+    Raises:
+      ValueError: it has other tensors; nothing has been written.
     """
     export.load_into(model, self.averaged_state_dict())
 

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from weightavg import averaging_config
 from weightavg.averaging_config import DEFAULT_REFRESH_EVERY, AveragingConfig
-from weightavg.pytorch import averager_state_checks, finite, shown
+from weightavg.pytorch import (
+  averager_state_checks,
+  finite,
+  shown,
+  training_point,
+)
 from weightavg.pytorch.average_outside import AverageOutside
 from weightavg.pytorch.averager_interpolation import AveragerInterpolation
 from weightavg.pytorch.averager_parts import outside_autograd
@@ -112,7 +117,8 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
   Raises:
     ValueError: for an argument out of range, a horizon without `total_steps`, a
       name given twice or an integer tensor.
-    RuntimeError: from `update` while an average is shown, and where the model's
+    RuntimeError: from `update` while an average is shown or another averager
+      has handed z to the optimizer, and where the model's
       parameters are no longer those that are averaged, or of another dtype or
       on another device; with an interpolation
       also where the optimizer's step was not prepared, and from `before_step`
@@ -235,7 +241,8 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
 
     Args:
       weights: as in the constructor.
-      config: scheme and horizon; fractions are of `budget`.
+      config: scheme and horizon; fractions are of `budget`. Its default of
+        `averaging_swap` is 'exchange', the constructor's is 'copy'.
       budget: T, number of optimizer steps that the run is planned for, >= 1.
       steps_per_epoch: steps; for averaging_preset='kaddour2022' only.
       collective: as in the constructor.
@@ -297,6 +304,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
     self._settle()
     self._weights.follow()
     shown.check_not_shown(self._weights.parameters, 'update()')
+    training_point.check_not_stepped(self._weights.parameters, 'update()')
     tensors = self._weights.sample(self._collective)
     result: bool | finite.Look | None = is_finite
     if result is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from weightavg.pytorch import shown
+from weightavg.pytorch import shown, training_point
 from weightavg.pytorch.averager_parts import AveragerParts, outside_autograd
 
 
@@ -67,8 +67,9 @@ class AveragerEvaluation(AveragerParts):
         swap='exchange' what is loaded into the parameters stays in the average.
 
     Raises:
-      RuntimeError: another averager shows its average in the same weights; with
-        an interpolation, the weights were changed since the last `update`.
+      RuntimeError: another averager shows its average in the same weights, or
+        has handed z to the optimizer; with an interpolation, the weights were
+        changed since the last `update`.
     """
     # Without a scheme the model is evaluated as it is.
     if self.swapped or self.placement is None:
@@ -80,6 +81,7 @@ class AveragerEvaluation(AveragerParts):
       return
     self._refuse_in_step('swap_in()')
     self._weights.follow()
+    training_point.check_not_stepped(self._weights.parameters, 'swap_in()')
     self.placement.collect()
     self.choice.warn_if_none()
     if self.choice.shows_raw:

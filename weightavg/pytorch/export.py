@@ -68,6 +68,9 @@ def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
   """Load a state dict into another model, however it is wrapped or sharded.
 
   A collective if the state holds DTensors and the model has others, or none.
+
+  Raises:
+    ValueError: the model has other tensors; nothing has been written.
   """
   target = models.unwrap(model)
   own = target.state_dict()
@@ -76,11 +79,28 @@ def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
     names.get(models.clean_name(key), key): value
     for key, value in state.items()
   }
+  _check_alike(found, own)
   for key, value in found.items():
     if isinstance(value, Tensor) and isinstance(own.get(key), Tensor):
       piece = dtensors.piece_of(value, own[key])
       found[key] = dtensors.wrap(piece, own[key])
   target.load_state_dict(found)
+
+
+def _check_alike(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+  """Raise ValueError for other tensors: torch writes those that do fit."""
+  for key in sorted(state.keys() ^ own.keys()):
+    where = 'lacks' if key in state else 'has the unknown'
+    raise ValueError(f'Invalid model: it {where} tensor {key!r}.')
+  for key, value in state.items():
+    shapes = [
+      tuple(t.shape) if isinstance(t, Tensor) else None
+      for t in (own[key], value)
+    ]
+    if shapes[0] != shapes[1]:
+      raise ValueError(
+        f'Invalid model: {key!r} has shape {shapes[0]}. Must be {shapes[1]}.'
+      )
 
 
 def to_library(

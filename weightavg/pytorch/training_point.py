@@ -42,6 +42,16 @@ def guard(placement: Placement, parameters: Sequence[Tensor]) -> None:
     _TRAINED.setdefault(key, weakref.WeakSet()).add(placement)
 
 
+def check_not_stepped(parameters: Sequence[Tensor], action: str) -> None:
+  """Raise RuntimeError if the parameters hold z at the moment."""
+  for p in parameters if _TRAINED else ():
+    if any(placement.in_step for placement in _TRAINED.get(id(p), ())):
+      raise RuntimeError(
+        'The model holds z, which another averager has handed to the '
+        f'optimizer. Call its update() before {action}.'
+      )
+
+
 def _release(ids: list[int], hook: Any) -> None:
   hook.remove()
   for key in ids:
