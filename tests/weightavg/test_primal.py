@@ -584,7 +584,9 @@ def test_kept_statistics_are_checked_and_may_be_missing():
   state = run[2].state_dict()
   other = build()[2]
   for wrong in ({}, {**state['statistics'], 'norm.running_var': torch.ones(2)}):
-    with pytest.raises(ValueError, match=r"lacks.*'norm|'norm.running_var' has"):
+    with pytest.raises(
+      ValueError, match=r"lacks.*'norm|'norm.running_var' has"
+    ):
       other.load_state_dict(state | {'statistics': wrong})
     assert other.step == 0
   del state['statistics']  # as in states of earlier versions

@@ -106,7 +106,7 @@ def check(
   if not given and not isinstance(interpolation, jax.core.Tracer):
     _check_array(interpolation)
   if not isinstance(scheme, Scheme):
-    if not callable(scheme):
+    if not callable(scheme) or isinstance(scheme, type):
       raise ValueError(
         f'Invalid scheme={scheme!r}. Must be Ema, Polynomial, ScheduleFree or '
         'a function from the number of a sample to its coefficient.'

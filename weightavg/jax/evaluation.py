@@ -111,7 +111,7 @@ def eval_params(opt_state: Any, params: optax.Params) -> Any:
     averages = average_before_update(state, params)
 
   def show(average: Any, value: Any) -> Any:
-    if isinstance(average, optax.MaskedNode):
+    if trees.is_masked(average):
       return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), value)
     if trees.is_averaged(average):
       average = average.astype(jnp.result_type(value))
@@ -121,7 +121,7 @@ def eval_params(opt_state: Any, params: optax.Params) -> Any:
     show,
     averages,
     params,
-    is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    is_leaf=trees.is_masked,
   )
 
 

@@ -88,8 +88,7 @@ def lawa_weights(
       'Invalid window: an array. It shapes the state: name it in static_args '
       'of inject_hyperparams.'
     )
-  if accumulator_dtype is not None:
-    accumulator_dtype = jax.dtypes.canonicalize_dtype(accumulator_dtype)
+  accumulator_dtype = trees.checked_dtype(accumulator_dtype)
 
   def slots(leaf: Any) -> jax.Array:
     dtype = accumulator_dtype or jnp.result_type(leaf)
@@ -98,6 +97,7 @@ def lawa_weights(
     return jnp.broadcast_to(zeros[None], (window, *zeros.shape))
 
   def init_average(params: optax.Params) -> optax.Params:
+    trees.check_arrays(params, 'lawa_weights', accumulator_dtype)
     return trees.map_averaged(slots, params)
 
   def add_sample(

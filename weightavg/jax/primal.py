@@ -138,13 +138,15 @@ def primal_average(
     Primal Averaging, arXiv 2512.17131.
   """
   coefficients.check(scheme, interpolation, learning_rate)
-  if accumulator_dtype is not None:
-    accumulator_dtype = jax.dtypes.canonicalize_dtype(accumulator_dtype)
-    if trees.average_dtype(accumulator_dtype) != accumulator_dtype:
-      raise ValueError(
-        f'Invalid accumulator_dtype={accumulator_dtype}. Must be float32 or '
-        'wider: z takes the steps of the optimizer.'
-      )
+  accumulator_dtype = trees.checked_dtype(accumulator_dtype)
+  if (
+    accumulator_dtype is not None
+    and trees.average_dtype(accumulator_dtype) != accumulator_dtype
+  ):
+    raise ValueError(
+      f'Invalid accumulator_dtype={accumulator_dtype}. Must be float32 or '
+      'wider: z takes the steps of the optimizer.'
+    )
   trees.check_integer('every', every, 1)
   trees.check_integer('start', start, 0)
   base_optimizer = optax.with_extra_args_support(base_optimizer)
@@ -153,7 +155,7 @@ def primal_average(
     return optax.chain(base_optimizer, average)
 
   def init_fn(params: optax.Params) -> PrimalAverageState:
-    trees.check_arrays(params, 'primal_average')
+    trees.check_arrays(params, 'primal_average', accumulator_dtype)
     if accumulator_dtype is None:
       _check_wide(params)
     real = trees.coefficient_dtype()
@@ -341,27 +343,25 @@ def _unless_left_out(
   return jax.lax.cond(is_made, take_step, leave_out, *before)
 
 
-def _is_masked(node: Any) -> bool:
-  return isinstance(node, optax.MaskedNode)
-
-
 def _map(function: Any, first: optax.Params, *rest: optax.Params) -> Any:
   """Apply a function to averaged leaves; the first tree is masked elsewhere."""
   return jax.tree.map(
-    lambda leaf, *others: leaf if _is_masked(leaf) else function(leaf, *others),
+    lambda leaf, *others: (
+      leaf if trees.is_masked(leaf) else function(leaf, *others)
+    ),
     first,
     *rest,
-    is_leaf=_is_masked,
+    is_leaf=trees.is_masked,
   )
 
 
 def _filled(masked: optax.Params, other: optax.Params) -> optax.Params:
   """Take what is masked from another tree."""
   return jax.tree.map(
-    lambda leaf, rest: rest if _is_masked(leaf) else leaf,
+    lambda leaf, rest: rest if trees.is_masked(leaf) else leaf,
     masked,
     other,
-    is_leaf=_is_masked,
+    is_leaf=trees.is_masked,
   )
 
 

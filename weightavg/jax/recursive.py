@@ -32,8 +32,7 @@ def recursive_average(
       parameter's own dtype where that is wider.
     skip_nonfinite: as for `sampling.sampled_average`.
   """
-  if accumulator_dtype is not None:
-    accumulator_dtype = jax.dtypes.canonicalize_dtype(accumulator_dtype)
+  accumulator_dtype = trees.checked_dtype(accumulator_dtype)
 
   def zeros(leaf: Any) -> jax.Array:
     dtype = accumulator_dtype or trees.average_dtype(jnp.result_type(leaf))
@@ -41,6 +40,7 @@ def recursive_average(
     return jnp.zeros_like(leaf, dtype=dtype)
 
   def init_average(params: optax.Params) -> optax.Params:
+    trees.check_arrays(params, name, accumulator_dtype)
     return trees.map_averaged(zeros, params)
 
   def add_sample(

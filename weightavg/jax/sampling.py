@@ -39,7 +39,7 @@ def sampled_average(
     name: of the transformation, for messages.
     state_class: NamedTuple with the fields count, num_samples, num_skipped and
       the buffers, in this order.
-    init_average: makes the buffers.
+    init_average: checks the parameters and makes the buffers.
     add_sample: takes one sample in.
     every: steps between two samples, in [1, inf).
     start: step before which no sample is taken, in [0, inf).
@@ -55,7 +55,6 @@ def sampled_average(
   samples_all = samples_all and isinstance(start, int) and start <= 1
 
   def init_fn(params: optax.Params) -> Any:
-    trees.check_arrays(params, name)
     # Three arrays of their own: a donated buffer must not occur twice.
     zeros = [jnp.zeros([], jnp.int32) for _ in range(3)]
     return state_class(*zeros, init_average(params))

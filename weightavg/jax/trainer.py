@@ -127,12 +127,14 @@ class Trainer:
     return state
 
   def _placed(self, state: RunState) -> RunState:
-    # The caller may keep what a step would donate. device_put alone may give
-    # the first of several devices the caller's own buffer.
-    copies = jax.tree.map(
-      lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, state.train
-    )
-    train = jax.device_put(copies, self._shardings, may_alias=False)
+    def placed(leaf: Any, sharding: NamedSharding) -> jax.Array:
+      # The caller may keep what a step would donate. device_put alone may give
+      # the first of several devices the caller's own buffer.
+      if isinstance(leaf, jax.Array):
+        return jax.device_put(jnp.copy(leaf), sharding)
+      return jax.device_put(leaf, sharding, may_alias=False)
+
+    train = jax.tree.map(placed, state.train, self._shardings)
     choice = jax.tree.map(np.asarray, state.choice)
     budget, clock = np.asarray(state.budget), np.asarray(state.clock)
     return RunState(budget, train, clock, choice)

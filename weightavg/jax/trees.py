@@ -11,15 +11,51 @@ import numpy as np
 import optax
 
 
-def check_arrays(params: optax.Params, name: str) -> None:
-  """Raise ValueError for the first leaf that is no array and no number."""
+def check_arrays(
+  params: optax.Params, name: str, accumulator_dtype: Any = None
+) -> None:
+  """Raise ValueError for the first leaf that cannot be averaged.
+
+  Args:
+    params: arrays and numbers.
+    name: of the transformation, for the message.
+    accumulator_dtype: of the average; None takes the leaf's or a wider one.
+  """
+  is_real = accumulator_dtype is not None and not jnp.issubdtype(
+    accumulator_dtype, jnp.complexfloating
+  )
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     is_array = hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')
+    where = jax.tree_util.keystr(path)
     if not is_array and not isinstance(leaf, numbers.Number):
-      where = jax.tree_util.keystr(path)
       raise ValueError(
         f'Invalid params{where}={leaf!r}. {name} averages arrays.'
       )
+    if is_real and jnp.iscomplexobj(leaf):
+      raise ValueError(
+        f'Invalid {accumulator_dtype=!s}. Must be complex, or None, for '
+        f'params{where} of dtype {jnp.result_type(leaf)}.'
+      )
+
+
+def checked_dtype(accumulator_dtype: Any) -> Any:
+  """The dtype of an average as JAX has it; None stays.
+
+  Raises:
+    ValueError: for a dtype that holds no averages.
+  """
+  if accumulator_dtype is None:
+    return None
+  try:
+    dtype = jax.dtypes.canonicalize_dtype(accumulator_dtype)
+  except TypeError:
+    dtype = None
+  if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+    raise ValueError(
+      f'Invalid {accumulator_dtype=!s}. Must be a floating-point or complex '
+      'dtype.'
+    )
+  return dtype
 
 
 def check_same_tree(
@@ -38,7 +74,7 @@ def check_same_tree(
   """
   given = _shapes(params)
   for where, leaf in _leaves(average):
-    if isinstance(leaf, optax.MaskedNode):
+    if is_masked(leaf):
       # Masked here: the subtree is the caller's, or masked as well.
       given = {k: v for k, v in given.items() if not _is_within(k, where)}
       continue
@@ -59,6 +95,18 @@ def check_same_tree(
       f'Invalid params{where}. {name} was initialised without this leaf. '
       'Initialise the state again.'
     )
+  try:
+    jax.tree.map(lambda *_: None, average, params, is_leaf=is_masked)
+  except ValueError:
+    raise ValueError(
+      f'Invalid params of type {type(params).__name__}. {name} was '
+      'initialised with containers of other types. Initialise the state again.'
+    ) from None
+
+
+def is_masked(node: Any) -> bool:
+  """True for the place of a subtree that `optax.masked` leaves out."""
+  return isinstance(node, optax.MaskedNode)
 
 
 def _is_within(path: str, subtree: str) -> bool:
@@ -70,15 +118,13 @@ def _shapes(tree: optax.Params) -> dict[str, tuple[int, ...]]:
   return {
     where: np.shape(leaf)
     for where, leaf in _leaves(tree)
-    if not isinstance(leaf, optax.MaskedNode)
+    if not is_masked(leaf)
   }
 
 
 def _leaves(tree: optax.Params) -> list[tuple[str, Any]]:
   """Paths and leaves, with masked subtrees as leaves."""
-  leaves = jax.tree_util.tree_leaves_with_path(
-    tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
-  )
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked)
   return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
@@ -135,11 +181,27 @@ def is_number(value: Any) -> bool:
 def check_number(name: str, value: Any, low: float, high: float) -> None:
   """Raise ValueError for a number outside [low, high).
 
-  Arrays pass: `optax.inject_hyperparams` hands traced values over.
+  Traced values pass: `optax.inject_hyperparams` hands them over, and arrays in
+  its `init`, of the dtype of the parameters.
   """
-  if is_number(value) and not low <= value < high:
-    interval = f'[{low:g}, {high:g})'
-    raise ValueError(f'Invalid {name}={value}. Must be in {interval}.')
+  if isinstance(value, jax.core.Tracer):
+    return
+  if isinstance(value, jax.Array | np.ndarray):
+    if value.shape:
+      raise ValueError(f'Invalid {name} of shape {value.shape}. Must be ().')
+  elif not is_number(value):
+    raise ValueError(f'Invalid {name}={value!r}. Must be a number.')
+  if low <= value < high:
+    return
+  hint = ''
+  dtype = jnp.result_type(value)
+  if isinstance(value, jax.Array) and average_dtype(dtype) != dtype:
+    hint = (
+      f' It is {dtype}: give inject_hyperparams hyperparam_dtype=jnp.float32.'
+    )
+  raise ValueError(
+    f'Invalid {name}={value}. Must be in [{low:g}, {high:g}).{hint}'
+  )
 
 
 def check_integer(name: str, value: Any, low: int) -> None:

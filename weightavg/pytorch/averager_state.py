@@ -140,9 +140,7 @@ class AveragerState(AveragerEvaluation):
         f'Invalid scheme={self.scheme}. Must keep a running average, as Ema '
         'and Polynomial do, to continue another one.'
       )
-    averages, count = export.from_library(
-      state, library, self._weights.names
-    )
+    averages, count = export.from_library(state, library, self._weights.names)
     samples = plain(count if samples is None else samples)
     if not isinstance(samples, int) or samples < 1:
       raise ValueError(

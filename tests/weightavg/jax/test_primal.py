@@ -737,6 +737,7 @@ class Constant(Recursive):
     (lambda s: s(ScheduleFree(), 0.0), r'Must be in \(0, 1\) for schedule_fr'),
     (lambda s: s(Ema(horizon=0.1)), r'Missing decay. Ema\(horizon=0.1\) has a'),
     (lambda s: s(Constant()), 'Must be Ema, Polynomial or ScheduleFree in JAX'),
+    (lambda s: s(Ema), 'Invalid scheme=<class .*Must be Ema, Polynomial, Sch'),
     (lambda s: s(0.9), 'Invalid scheme=0.9. Must be Ema, Polynomial, Schedule'),
     (lambda s: s(lambda k: 1 / k, 0.0), r'Must be in \(0, 1\) with a function'),
     (lambda s: s(Ema(0.5), every=0), 'Invalid every=0. Must be an integer'),

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from jax_support import import_jax
 
-jax, jnp, optax, wj = import_jax('jax', 'jax.numpy', 'optax', 'weightavg.jax')
+from weightavg import Ema
+
+jax, jnp, optax, wj, flax_core = import_jax(
+  'jax', 'jax.numpy', 'optax', 'weightavg.jax', 'flax.core'
+)
 
 SCHEMES = {
   'ema': lambda: wj.ema_weights(decay=0.5),
@@ -342,6 +346,17 @@ def test_a_schedule_free_state_is_no_average():
     (lambda: wj.ema_weights(0.5, every=0), 'Invalid every=0. Must be an int'),
     (lambda: wj.ema_weights(0.5, every=1.5), 'Invalid every=1.5. Must be an'),
     (lambda: wj.ema_weights(0.5, start=-1), 'Invalid start=-1. Must be an int'),
+    (lambda: wj.ema_weights('0.9'), "Invalid decay='0.9'. Must be a number."),
+    (lambda: wj.ema_weights(jnp.ones(2)), r'Invalid decay of shape \(2,\)'),
+    (lambda: wj.ema_weights(jnp.array(1.5)), r'Invalid decay=1.5. Must be in'),
+    (
+      lambda: wj.ema_weights(0.5, accumulator_dtype=int),
+      "Invalid accumulator_dtype=<class 'int'>. Must be a floating-point",
+    ),
+    (
+      lambda: wj.lawa_weights(2, accumulator_dtype='float31'),
+      'Invalid accumulator_dtype=float31. Must be a floating-point or compl',
+    ),
     (lambda: wj.lawa_weights(0), 'Invalid window=0. Must be an integer in'),
     (lambda: wj.lawa_weights(True), 'Invalid window=True.'),
     (lambda: wj.polynomial_weights(-1.0), 'Invalid power=-1.0. Must be in'),
@@ -356,6 +371,60 @@ def test_a_schedule_free_state_is_no_average():
 def test_arguments_out_of_range(make, message):
   with pytest.raises(ValueError, match=message):
     make()
+
+
+def test_a_decay_that_16_bits_round_to_one_is_refused():
+  make = optax.inject_hyperparams(wj.ema_weights)
+  narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params())
+  with pytest.raises(
+    ValueError, match=r'Invalid decay=1.0. Must.*bfloat16: give inject_hyper'
+  ):
+    make(decay=0.999).init(narrow)
+  wide = optax.inject_hyperparams(wj.ema_weights, hyperparam_dtype=jnp.float32)(
+    decay=0.999
+  )
+  *_, shown = train(optax.chain(optax.sgd(0.0), wide), 3, narrow)
+  assert_trees_equal(shown, narrow)
+
+
+@pytest.mark.parametrize('scheme', [*SCHEMES, 'primal'])
+@pytest.mark.parametrize('value', [np.complex64(1 + 2j), 1 + 2j])
+def test_a_complex_parameter_needs_a_complex_average(scheme, value):
+  make = {
+    'ema': lambda **kw: wj.ema_weights(0.5, **kw),
+    'lawa': lambda **kw: wj.lawa_weights(2, **kw),
+    'polynomial': lambda **kw: wj.polynomial_weights(**kw),
+    'primal': lambda **kw: wj.primal_average(optax.sgd(1.0), Ema(0.5), **kw),
+  }[scheme]
+  with pytest.raises(
+    ValueError, match=r"float32. Must be complex, .*params\['a'\] of dtype com"
+  ):
+    make(accumulator_dtype=jnp.float32).init({'a': value})
+  for dtype in (None, jnp.complex64):
+    averaging = make(accumulator_dtype=dtype)
+    initial = {'a': jnp.asarray(value)}
+    state = averaging.init(initial)
+    _, state = averaging.update({'a': jnp.zeros_like(value)}, state, initial)
+    assert wj.eval_params(state, initial)['a'] == 1 + 2j
+
+
+@pytest.mark.parametrize('scheme', [*SCHEMES, 'primal'])
+def test_containers_of_other_types_give_one_line(scheme):
+  averaging = (
+    wj.primal_average(optax.sgd(1.0), Ema(0.5))
+    if scheme == 'primal'
+    else SCHEMES[scheme]()
+  )
+  frozen = flax_core.freeze(params())
+  state = averaging.init(frozen)
+  for call in (
+    lambda: averaging.update(params(), state, params()),
+    lambda: wj.eval_params(state, params()),
+  ):
+    with pytest.raises(
+      ValueError, match=r'^Invalid params of type dict. \w+ was initialised w'
+    ):
+      call()
 
 
 def test_an_injected_window_says_how():
