@@ -11,7 +11,7 @@ import torch
 from lab.core import command_line
 from lab.core.errors import InputError
 from lab.core.progress import Progress
-from lab.offline import averaging, plans, posthoc, series
+from lab.offline import averaging, plans, posthoc, readers, series
 from weightavg.schemes import Polynomial, Recursive
 
 DTYPES = {
@@ -197,13 +197,17 @@ def run(args: argparse.Namespace) -> int:
     found = find_series(args)
     outputs = _planned(args, found)
   paths = plans.output_paths(args.output, [fields for fields, _ in outputs])
-  taken = {os.path.realpath(path) for path in found.paths}
+  taken = set().union(*map(readers.files_of, found.paths))
   ready: list[tuple[plans.AveragePlan, str]] = []
   failures: list[InputError] = []
   for (_, make), path in zip(outputs, paths, strict=True):
     try:
-      if os.path.realpath(path) in taken:
-        raise InputError(f'Invalid output={path!r}. It is one of the inputs.')
+      place = os.path.realpath(path)
+      # Beside the files of a directory it could be read as one of them.
+      if place in taken or os.path.dirname(place) in taken:
+        raise InputError(
+          f'Invalid output={path!r}. It is one of the inputs, or inside of one.'
+        )
       ready.append((make(), path))
     except InputError as error:
       failures.append(error)

@@ -44,6 +44,8 @@ class _Writing:
   def __init__(self, plan: AveragePlan, path: str) -> None:
     self.plan, self.path = plan, path
     self.inputs = set(plan.inputs)
+    # Layout of the last input, whose dtypes the file has.
+    self.last: dict[str, Spec] = {}
     self.error: InputError | None = None
     self._output: Output | None = None
 
@@ -121,10 +123,6 @@ def write_averages(
   jobs = [_Writing(plan, path) for plan, path in plans]
   layout, ties = _check_inputs(series, jobs)
   averaged = averaged_names(layout, statistics)
-  written = {
-    name: Spec(s.shape, dtype if dtype and name in averaged else s.dtype)
-    for name, s in layout.items()
-  }
   digests = Digests(hashes)
   scratch = torch.empty(CHUNK * _WIDEST, dtype=torch.uint8)
   unknown = _UNKNOWN if hashes else None
@@ -134,11 +132,14 @@ def write_averages(
   try:
     for job in _alive(jobs):
       recipe = _recipe(job.plan, series, lambda _: unknown)
+      written = {
+        name: Spec(s.shape, dtype if dtype and name in averaged else s.dtype)
+        for name, s in job.last.items()
+      }
       job.attempt(job.start, written, ties, recipe)
     for group in groups(layout, averaged, len(_alive(jobs)), sum_dtype):
       sums = {
-        job: [_sum(p, job.plan, layout, sum_dtype) for p in group]
-        for job in _alive(jobs)
+        job: [_sum(p, job, sum_dtype) for p in group] for job in _alive(jobs)
       }
       for index in _inputs(sums):
         _pass_over(series, index, group, sums, digests, scratch)
@@ -156,15 +157,11 @@ def write_averages(
   return [(job.path, job.error) for job in jobs]
 
 
-def _sum(
-  chunk: Chunk,
-  plan: AveragePlan,
-  layout: Mapping[str, Spec],
-  dtype: torch.dtype,
-) -> Sum:
+def _sum(chunk: Chunk, job: _Writing, dtype: torch.dtype) -> Sum:
   if not chunk.averaged:
     return Last()
-  return Average(plan, torch.promote_types(layout[chunk.name].dtype, dtype))
+  wide = torch.promote_types(job.last[chunk.name].dtype, dtype)
+  return Average(job.plan, wide)
 
 
 def _alive(jobs: Iterable[_Writing]) -> list[_Writing]:
@@ -186,7 +183,11 @@ def _fail_users(
 def _check_inputs(
   series: Series, jobs: Sequence[_Writing]
 ) -> tuple[dict[str, Spec], dict[str, str]]:
-  """Open every input; return the layout and ties that most inputs share."""
+  """Open every input, and note the layout of each output's last one.
+
+  Returns:
+    The layout and ties that most inputs share.
+  """
   seen: dict[tuple, list[int]] = collections.defaultdict(list)
   for index in _inputs(jobs):
     try:
@@ -205,6 +206,9 @@ def _check_inputs(
           check_alike(checkpoint, reference)
         except InputError as error:
           _fail_users(jobs, index, error)
+        for job in _alive(jobs):
+          if index == job.plan.inputs[-1]:
+            job.last = dict(checkpoint.layout)
     return dict(reference.layout), dict(reference.ties)
 
 

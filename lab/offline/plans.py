@@ -211,6 +211,9 @@ def output_paths(template: str, fields: Sequence[dict[str, Any]]) -> list[str]:
   for a, b in itertools.combinations(range(len(paths)), 2):
     if paths[a] == paths[b]:
       varying = [k for k in fields[a] if fields[a][k] != fields[b].get(k)]
+      if not varying:
+        same = ', '.join(f'{k}={v}' for k, v in fields[a].items())
+        raise InputError(f'Invalid outputs. Two are the same: {same}.')
       raise InputError(
         f'Invalid output={template[:200]!r}. There are {len(paths)} outputs: '
         f'it must hold {" and ".join("{" + k + "}" for k in varying)}.'

@@ -146,6 +146,12 @@ class Checkpoint:
     }
     if not self.layout:
       raise InputError(f'Cannot use {self.path}: it holds no tensors.')
+    for name, spec in self.layout.items():
+      if spec.dtype.is_floating_point and spec.dtype.itemsize == 1:
+        raise InputError(
+          f'Cannot use {self.path}: {name!r} is {spec.dtype}. Weights of 8 '
+          'bits have scales of their own and are not averaged.'
+        )
 
   def _read(self, path: str, key: str | None, evaluated: bool) -> None:
     if path.endswith('.index.json'):
@@ -258,6 +264,20 @@ def _file_of(path: str) -> str:
   )
 
 
+def files_of(path: str) -> set[str]:
+  """Real paths of a checkpoint: file or directory, and shards of an index."""
+  found = {os.path.realpath(path)}
+  with contextlib.suppress(Exception):  # reading it gives the reason
+    file = _file_of(path)
+    found.add(os.path.realpath(file))
+    if file.endswith('.index.json'):
+      with open(file, encoding='utf-8') as index:
+        shards = json.load(index)['weight_map'].values()
+      folder = os.path.dirname(file)
+      found |= {os.path.realpath(os.path.join(folder, s)) for s in shards}
+  return found
+
+
 def _check_shard(index: str, shard: Any) -> None:
   """Refuse what is not the name of a file in the index's folder."""
   if (
@@ -329,7 +349,10 @@ def _state_dict(content: Any, path: str, key: str | None) -> Mapping:
     for name in KEYS:
       if _is_state_dict(content.get(name)):
         return content[name]
-    if _is_state_dict(content):
+    # {'step': tensor, 'params': {...}} is none: --key names the inner one.
+    if _is_state_dict(content) and not any(
+      _is_state_dict(value) for value in content.values()
+    ):
       return content
   known = sorted(map(str, content)) if isinstance(content, Mapping) else []
   raise InputError(

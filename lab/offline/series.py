@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Sequence
 
+import torch
+
 from lab.core.errors import InputError
 from lab.offline.readers import Checkpoint, Spec
 
@@ -141,7 +143,7 @@ def check_alike(checkpoint: Checkpoint, reference: Checkpoint) -> None:
         f'{checkpoint.path}: {name!r} has shape {mine[name].shape}, in '
         f'{reference.path} it has {spec.shape}.'
       )
-    if mine[name].dtype.is_floating_point != spec.dtype.is_floating_point:
+    if _kind(mine[name].dtype) != _kind(spec.dtype):
       raise InputError(
         f'{checkpoint.path}: {name!r} is {mine[name].dtype}, in '
         f'{reference.path} it is {spec.dtype}.'
@@ -151,6 +153,10 @@ def check_alike(checkpoint: Checkpoint, reference: Checkpoint) -> None:
       f'{checkpoint.path} and {reference.path} tie different tensors: '
       f'{checkpoint.ties} and {reference.ties}.'
     )
+
+
+def _kind(dtype: torch.dtype) -> tuple[bool, bool]:
+  return dtype.is_floating_point, dtype.is_complex
 
 
 def _full_layout(checkpoint: Checkpoint) -> dict[str, Spec]:

@@ -331,6 +331,7 @@ BAD = {
   'range': (('*_*0', '--window', 0), 'Invalid window=0. Must be in [1'),
   'every': (('*_*0', '--window', 1, '--every', 0), 'Invalid every=0'),
   'template': (('*_*0', '--window', '1,2'), 'must hold {window}'),
+  'twice': (('*_*0', '--window', 1, '--at', '20,20'), 'same: scheme=lawa, win'),
   'key': (('*_*0', '--window', 1, '--key', 'a.b'), 'no state dict at'),
   'steps': (
     ('*_*0', '--window', 1, '--step_pattern', 'step_([0-9]+)'),
@@ -491,6 +492,70 @@ def test_an_output_never_replaces_an_input(tmp_path, capsys):
   )  # fmt: skip
   assert 'one of the inputs' in capsys.readouterr().err
   assert (tmp_path / 'checkpoint_20').read_bytes() == before
+
+
+def sharded(folder, steps):
+  """Directories of one shard and its index; the pattern that finds them."""
+  for step in steps:
+    inner = folder / f'checkpoint_{step}'
+    inner.mkdir()
+    torch.save({'w': torch.ones(2)}, inner / 'part-1.bin')
+    (inner / 'pytorch_model.bin.index.json').write_text(
+      json.dumps({'weight_map': {'w': 'part-1.bin'}})
+    )
+  return str(folder / 'checkpoint_*')
+
+
+@pytest.mark.parametrize(
+  ('inner', 'name'),
+  [
+    ('', 'part-1.bin'),
+    ('', 'model.safetensors'),
+    ('/*.index.json', 'part-1.bin'),
+  ],
+)
+def test_an_output_never_replaces_a_part_of_an_input(
+  inner, name, tmp_path, capsys
+):
+  pattern = sharded(tmp_path, [1, 2]) + inner
+  folder = tmp_path / 'checkpoint_1'
+  before = {p.name: p.read_bytes() for p in folder.iterdir()}
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', 2, '--output', folder / name,
+    '--step_pattern', 'checkpoint_([0-9]+)',
+  )  # fmt: skip
+  assert 'one of the inputs, or inside of one' in capsys.readouterr().err
+  assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_an_output_has_the_dtypes_of_its_own_last_input(tmp_path):
+  dtypes = [torch.float64, torch.float32, torch.bfloat16]
+  pattern = write(
+    tmp_path,
+    [{'w': torch.ones(2, dtype=d), 'n': torch.tensor(1, dtype=i)} for d, i in
+     zip(dtypes, [torch.int64, torch.int32, torch.bool], strict=True)],
+  )  # fmt: skip
+  average(
+    pattern, '--scheme', 'lawa', '--window', 1, '--at', '10,20,30',
+    '--output', tmp_path / 'a_{at}.safetensors',
+  )  # fmt: skip
+  found = [read(tmp_path / f'a_{at}.safetensors')[0] for at in (10, 20, 30)]
+  assert [f['w'].dtype for f in found] == dtypes
+  assert [f['n'].dtype for f in found] == [
+    torch.int64,
+    torch.int32,
+    torch.bool,
+  ]
+
+
+def test_a_tensor_that_becomes_complex_is_refused(tmp_path, capsys):
+  pattern = write(
+    tmp_path, [{'w': torch.ones(2, dtype=d)} for d in (int, torch.complex64)]
+  )
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', 2, '--output', tmp_path / 'a.pt'
+  )
+  assert "'w' is torch." in capsys.readouterr().err
 
 
 def test_an_interrupted_pass_leaves_nothing(tmp_path, monkeypatch):

@@ -133,6 +133,25 @@ def test_shards_of_a_wrapped_model_lose_its_prefix(prefix, tmp_path):
     assert list(checkpoint.layout) == sorted(state())
 
 
+def test_a_tensor_beside_a_state_dict_is_no_state_dict(tmp_path):
+  path = tmp_path / 'c.pt'
+  torch.save({'step': torch.tensor(3), 'params': {'w': torch.ones(2)}}, path)
+  with pytest.raises(InputError, match='Name it by --key; there are params, s'):
+    Checkpoint(str(path))
+  with Checkpoint(str(path), key='params') as checkpoint:
+    assert list(checkpoint.layout) == ['w']
+
+
+@pytest.mark.parametrize('ending', ['pt', 'safetensors'])
+def test_floats_of_8_bits_are_refused(ending, tmp_path):
+  path = str(tmp_path / f'c.{ending}')
+  state = {'w': torch.ones(2).to(torch.float8_e4m3fn)}
+  save = torch.save if ending == 'pt' else save_file
+  save(state, path)
+  with pytest.raises(InputError, match=r"'w' is torch.float8_e4m3fn\. W"):
+    Checkpoint(path)
+
+
 def test_a_key_names_the_state_dict(tmp_path):
   content = {'ema': {'shadow': {'w': torch.ones(2)}}, 'model': state()}
   path = str(plain(tmp_path, content))
