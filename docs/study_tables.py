@@ -175,6 +175,34 @@ def tuned_points() -> str:
   )
 
 
+def search_results() -> str:
+  """Mean metric of each search's winner, by method and workload."""
+  found = [record for record in _searches() if 'winners' in record]
+  columns = {f'{r["workload"]} ({r["metric"]})': r for r in found}
+  best = {
+    column: (max if r['higher_is_better'] else min)(
+      _mean(other) for other in found if other['workload'] == r['workload']
+    )
+    for column, r in columns.items()
+  }
+  means = {(r['workload'], r['method']): _mean(r) for r in found}
+  lines = []
+  for method in METHODS:
+    cells = [primal_tables.TITLES[method]]
+    for column, r in columns.items():
+      mean = means.get((r['workload'], method))
+      cell = number(mean, '.4f')
+      cells.append(f'**{cell}**' if mean == best[column] else cell)
+    lines.append(cells)
+  return tables.markdown(['method', *columns], lines)
+
+
+def _mean(record: dict[str, Any]) -> float:
+  """Mean of the weights that the method shows; of raw ones otherwise."""
+  winners = record['winners']
+  return float((winners.get('shown') or winners['raw'])['mean'])
+
+
 def trial_gains() -> str:
   """Correlations of gains with momentum and learning rate over trials."""
   return gains.table(results('gains/trials.json'))
