@@ -1,5 +1,8 @@
 """Samples that are not finite, where no training step may wait for the look."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -26,6 +29,40 @@ PLACEMENTS = {
   'cpu': host,
   'sharded': ShardedPlacement,
 }
+
+
+CLONES = {
+  'deepcopy': copy.deepcopy,
+  'pickle': lambda value: pickle.loads(pickle.dumps(value)),
+}
+
+
+class Event:
+  """A CUDA event: the result has arrived when it was waited for."""
+
+  def __init__(self, arrive):
+    self.synchronize = arrive
+
+  def __reduce__(self):
+    raise TypeError('cannot pickle an event')
+
+
+@pytest.mark.parametrize('clone', CLONES.values(), ids=CLONES)
+def test_a_copy_of_a_look_has_its_result(clone):
+  host = torch.zeros(())
+  look = Look(torch.ones(()), host, Event(lambda: host.fill_(1.0)))
+  assert clone(look).must_skip()
+
+
+@pytest.mark.parametrize('clone', CLONES.values(), ids=CLONES)
+def test_a_copy_of_an_average_in_host_memory_has_a_thread_of_its_own(clone):
+  p = torch.ones(3)
+  placement = host(Ema(0.5), [p])
+  placement.add([p])
+  other = clone(placement)
+  other.add([3 * p])
+  torch.testing.assert_close(other.shown([p])[0], p * 7 / 3)
+  assert torch.equal(placement.shown([p])[0], p)
 
 
 def sample(step, dtype):

@@ -18,6 +18,9 @@ class Worker:
   def __init__(self) -> None:
     self._pool = ThreadPoolExecutor(1, thread_name_prefix='weightavg')
 
+  def __reduce__(self) -> tuple[type['Worker'], tuple[()]]:
+    return Worker, ()  # a copy has a thread of its own
+
   def submit(self, job: Callable[[], Any]) -> Future:
     """Queue a job; its result or exception is in the future."""
     return self._pool.submit(job)
@@ -78,6 +81,9 @@ class CudaTransfers:
       _weak_guard(weakref.ref(self))
     )
     weakref.finalize(self, self._hook.remove)
+
+  def __reduce__(self) -> tuple[type['CudaTransfers'], tuple[torch.device]]:
+    return CudaTransfers, (self._stream.device,)
 
   def copy_out(
     self, hosts: Sequence[Tensor], tensors: Sequence[Tensor]

@@ -9,6 +9,7 @@ the largest of their numbers decides, on the device, by one all-reduce.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,11 @@ class Look:
     self._host = skip if host is None else host
     self._arrived = arrived
     self._result: bool | None = None
+
+  def __getstate__(self) -> dict[str, Any]:
+    # An event is of this process: a copy has the result.
+    self.must_skip()
+    return self.__dict__ | {'_arrived': None}
 
   def must_skip(self) -> bool:
     """Read the result; waits for the device if it has not come that far."""
