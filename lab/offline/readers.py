@@ -59,8 +59,8 @@ class Checkpoint:
 
   Args:
     path: a file or a directory.
-    key: dotted path of the state dict inside PyTorch files; None searches the
-      usual keys.
+    key: dotted path of the state dict inside PyTorch files, '.' for the file's
+      own content; None searches the usual keys.
     evaluated: checkpoints of this package's submissions contain the evaluated
       average and the raw weights. True reads the average, False the raw
       weights.
@@ -337,10 +337,16 @@ def _is_state_dict(value: Any) -> bool:
   )
 
 
+def _count_weights(value: Any) -> int:
+  """Number of floating-point tensors that a mapping itself has."""
+  values = value.values() if isinstance(value, Mapping) else ()
+  return sum(isinstance(v, Tensor) and v.is_floating_point() for v in values)
+
+
 def _state_dict(content: Any, path: str, key: str | None) -> Mapping:
   if key is not None:
     found = content
-    for part in key.split('.'):
+    for part in key.split('.') if key != '.' else ():
       found = found.get(part) if isinstance(found, Mapping) else None
     if not _is_state_dict(found):
       raise InputError(f'Cannot use {path}: it has no state dict at {key!r}.')
@@ -350,8 +356,9 @@ def _state_dict(content: Any, path: str, key: str | None) -> Mapping:
       if _is_state_dict(content.get(name)):
         return content[name]
     # {'step': tensor, 'params': {...}} is none: --key names the inner one.
+    weights = max(1, _count_weights(content))
     if _is_state_dict(content) and not any(
-      _is_state_dict(value) for value in content.values()
+      _count_weights(value) >= weights for value in content.values()
     ):
       return content
   known = sorted(map(str, content)) if isinstance(content, Mapping) else []

@@ -397,6 +397,33 @@ def test_a_state_of_another_point_is_refused(folder, key, value):
   Host(folder).state['run'].load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('grafting', 'rmsprop'),
+    ('use_nadam', False),
+    ('precondition_frequency', 7),
+    ('schedule', 'constant'),
+  ],
+)
+def test_a_state_of_another_choice_is_refused(key, value):
+  state = Host('shampoo').state['run'].state_dict()
+  other = Host('shampoo', **{key: value}).state['run']
+  with pytest.raises(ValueError, match=f'this submission has {key}={value!r}'):
+    other.load_state_dict(state)
+  del state[key]  # as in states of earlier versions
+  other.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [('skip_nonfinite_gradients', True), ('num_trainers_per_group', 1)],
+)
+def test_how_the_work_is_done_may_change(key, value):
+  state = Host('shampoo').state['run'].state_dict()
+  Host('shampoo', **{key: value}).state['run'].load_state_dict(state)
+
+
 def test_the_model_is_called_for_training_with_the_points_dropout():
   host = Host('nadamw', dropout_rate=0.25, label_smoothing=0.125)
   host.model.eval()

@@ -473,14 +473,27 @@ def test_a_second_averager_watches_y_and_leaves_training_alone(make, swap):
 
 @pytest.mark.parametrize('make', [nadamw, sgd])
 @pytest.mark.parametrize('swap', ['copy', 'exchange'])
-def test_a_watcher_takes_no_sample_of_z(make, swap):
+@pytest.mark.parametrize('replace', [False, True])
+def test_a_watcher_takes_no_sample_of_z(make, swap, replace):
   model, optimizer, averager = build(make=make)
   watcher = Averager(model, Ema(0.5), swap=swap)
+  late = Averager(model, Ema(0.5), start=50)
+  other = Averager(model, Ema(0.5), interpolation=0.5)
+  if replace:
+    train(model, optimizer, averager, range(2))
+    state = averager.state_dict()
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    averager.load_state_dict(state)
+    optimizer = make(model.parameters())
   train(model, optimizer, averager, range(2))
   watcher.update()
   backward(model, 2)
+  with pytest.raises(RuntimeError, match=r'before_step\(optimizer\) before'):
+    optimizer.step()
   averager.before_step(optimizer)
-  for call in (watcher.update, watcher.swap_in):
+  calls = [watcher.update, watcher.swap_in, late.swap_in]
+  calls.append(lambda: other.before_step(optimizer))
+  for call in calls:
     with pytest.raises(RuntimeError, match=r'Call its update\(\) before'):
       call()
   optimizer.step()
@@ -589,6 +602,16 @@ def test_kept_statistics_are_checked_and_may_be_missing():
     ):
       other.load_state_dict(state | {'statistics': wrong})
     assert other.step == 0
+  with pytest.raises(ValueError, match=r'statistics\. Must be a dict'):
+    other.load_state_dict(state | {'statistics': []})
+  # Nothing to keep: the parameters alone, without their layers.
+  run = build(batch_norm='current')
+  train(*run, range(2))
+  pairs = Averager(
+    network().named_parameters(), SCHEMES['ema'], interpolation=0.9
+  )
+  pairs.load_state_dict(run[2].state_dict())
+  assert pairs.step == 2
   del state['statistics']  # as in states of earlier versions
   other.load_state_dict(state)
   assert other.step == 2

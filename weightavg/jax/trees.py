@@ -50,10 +50,14 @@ def checked_dtype(accumulator_dtype: Any) -> Any:
     dtype = jax.dtypes.canonicalize_dtype(accumulator_dtype)
   except TypeError:
     dtype = None
-  if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+  if (
+    dtype is None
+    or not jnp.issubdtype(dtype, jnp.inexact)
+    or jnp.finfo(dtype).bits < 16
+  ):
     raise ValueError(
       f'Invalid {accumulator_dtype=!s}. Must be a floating-point or complex '
-      'dtype.'
+      'dtype of 16 bits or more.'
     )
   return dtype
 
@@ -207,10 +211,14 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
 def check_integer(name: str, value: Any, low: int) -> None:
   """Raise ValueError for anything but an integer, or an integer below low."""
   is_array = isinstance(value, jax.Array)
-  is_integer = isinstance(value, numbers.Integral)
-  if is_array and jnp.issubdtype(value.dtype, jnp.integer):
-    return
-  if is_array or not is_integer or value < low or isinstance(value, bool):
+  is_integer = isinstance(value, numbers.Integral) and not isinstance(
+    value, bool
+  )
+  if is_array:
+    is_integer = not value.shape and jnp.issubdtype(value.dtype, jnp.integer)
+  # Of a traced value the dtype alone is known.
+  is_traced = isinstance(value, jax.core.Tracer)
+  if not is_integer or (not is_traced and value < low):
     raise ValueError(
       f'Invalid {name}={value!r}. Must be an integer in [{low}, {math.inf}).'
     )

@@ -74,14 +74,14 @@ class AveragerEvaluation(AveragerParts):
     # Without a scheme the model is evaluated as it is.
     if self.swapped or self.placement is None:
       return
-    # Also where there is no sample yet: another average would pass for the raw
-    # weights.
+    # Also where there is no sample yet: another average, or z, would pass for
+    # the raw weights.
+    self._weights.follow()
     shown.check_not_shown(self._weights.parameters, 'swap_in()')
+    self._refuse_in_step('swap_in()')
+    training_point.check_not_stepped(self._weights.parameters, 'swap_in()')
     if not self.samples:
       return
-    self._refuse_in_step('swap_in()')
-    self._weights.follow()
-    training_point.check_not_stepped(self._weights.parameters, 'swap_in()')
     self.placement.collect()
     self.choice.warn_if_none()
     if self.choice.shows_raw:

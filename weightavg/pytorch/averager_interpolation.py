@@ -53,6 +53,10 @@ class AveragerInterpolation(AveragerParts):
     self._settle()
     self._weights.follow()
     shown.check_not_shown(self._weights.parameters, 'before_step()')
+    if not self._primal.in_step:
+      training_point.check_not_stepped(
+        self._weights.parameters, 'before_step()'
+      )
     if not self._warned:
       self._warned = True
       training_point.warn_of_momentum(self.interpolation, optimizers)

@@ -108,7 +108,10 @@ def check(
     )
   if 'averaging_interpolation' in own_recipe:
     _check_weighting(state_dict.get('weighting'))
-    if 'statistics' in state_dict:  # not in states of earlier versions
+    # Not in states of earlier versions; nothing to keep without a model.
+    if 'statistics' in state_dict and live_statistics:
+      if not isinstance(state_dict['statistics'], dict):
+        raise ValueError('Invalid averager state: statistics. Must be a dict.')
       check_tensors(
         state_dict['statistics'],
         {name: tensor.shape for name, tensor in live_statistics.items()},

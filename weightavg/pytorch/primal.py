@@ -108,16 +108,20 @@ class PrimalPlacement:
     self._looker = looker or finite.Looker()
     # The parameters as `end` left them.
     self._unchanged = Unchanged(weights)
-    training_point.guard(self, weights.parameters)
+    training_point.guard(self)
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
-    training_point.guard(self, self._weights.parameters)
+    training_point.guard(self)
 
   @property
   def in_step(self) -> bool:
     """True between `begin` and `end`: the parameters hold z."""
     return self._step is not None
+
+  def trains(self, parameter: Tensor) -> bool:
+    """True for one of the parameters, also one that has replaced another."""
+    return id(parameter) in self._weights.ids
 
   def begin(
     self,

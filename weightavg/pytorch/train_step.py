@@ -36,6 +36,14 @@ from weightavg.workloads import batch_size_of
 # multiples of the second; each row costs two synchronisations.
 _LOG_FIRST_STEPS = 100
 _LOG_EVERY_STEPS = 500
+# Fields of a point that do not change what is trained: the kernels, how ranks
+# share the work, and what happens to a bad gradient.
+_MAY_CHANGE = (
+  'fused',
+  'num_trainers_per_group',
+  'communication_dtype',
+  'skip_nonfinite_gradients',
+)
 
 
 class Run:
@@ -54,22 +62,24 @@ class Run:
     self.config = config
     self._identity = {'optimizer': name, 'budget': budget}
     # A resumed optimizer takes these from its checkpoint, whatever the point
-    # says. Other fields, such as how ranks share the work, may change.
+    # says.
     self._identity |= {
       key: getattr(part, field.name)
       for part in (config.optimizer, config.schedule, config.regularization)
       for key, field in fields_by_key(part).items()
-      if field.metadata['kind'] is float
+      if key not in {*self._identity, *_MAY_CHANGE}
     }
 
   def state_dict(self) -> dict[str, Any]:
-    """The optimizer's name, the budget in steps, and the point's numbers."""
+    """The optimizer's name, the budget in steps, and the point's values."""
     return dict(self._identity)
 
   def load_state_dict(self, state_dict: dict[str, Any]) -> None:
     """Refuse the state of another submission, budget or point."""
     for key, value in self._identity.items():
-      if state_dict.get(key) != value:
+      # States of earlier versions have numbers only.
+      is_needed = key in ('optimizer', 'budget') or isinstance(value, float)
+      if state_dict.get(key, None if is_needed else value) != value:
         raise ValueError(
           f'Invalid checkpoint: saved with {key}={state_dict.get(key)!r}, this '
           f'submission has {key}={value!r}.'

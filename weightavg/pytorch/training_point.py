@@ -23,40 +23,32 @@ class Placement(Protocol):
   def in_step(self) -> bool:
     """True while the parameters hold z."""
 
-
-# Placements by the identity of a parameter of which they keep y and z: several
-# while one takes the place of another.
-_TRAINED: dict[int, weakref.WeakSet] = {}
+  def trains(self, parameter: Any) -> bool:
+    """True for one of the parameters, also one that has replaced another."""
 
 
-def guard(placement: Placement, parameters: Sequence[Tensor]) -> None:
+# Several of the same parameters while one takes the place of another.
+_PLACEMENTS: weakref.WeakSet[Placement] = weakref.WeakSet()
+
+
+def guard(placement: Placement) -> None:
   """Refuse steps of the parameters outside of `placement.in_step`.
 
   The guard ends with the placement.
   """
-  ids = [id(p) for p in parameters]
   hook = register_optimizer_step_pre_hook(_refuse_step)
-  # Before the sets know the placement: they then forget it before `_release`.
-  weakref.finalize(placement, _release, ids, hook)
-  for key in ids:
-    _TRAINED.setdefault(key, weakref.WeakSet()).add(placement)
+  weakref.finalize(placement, hook.remove)
+  _PLACEMENTS.add(placement)
 
 
 def check_not_stepped(parameters: Sequence[Tensor], action: str) -> None:
   """Raise RuntimeError if the parameters hold z at the moment."""
-  for p in parameters if _TRAINED else ():
-    if any(placement.in_step for placement in _TRAINED.get(id(p), ())):
-      raise RuntimeError(
-        'The model holds z, which another averager has handed to the '
-        f'optimizer. Call its update() before {action}.'
-      )
-
-
-def _release(ids: list[int], hook: Any) -> None:
-  hook.remove()
-  for key in ids:
-    if not _TRAINED.get(key, True):
-      del _TRAINED[key]
+  stepped = [placement for placement in _PLACEMENTS if placement.in_step]
+  if any(placement.trains(p) for placement in stepped for p in parameters):
+    raise RuntimeError(
+      'The model holds z, which another averager has handed to the '
+      f'optimizer. Call its update() before {action}.'
+    )
 
 
 def _refuse_step(
@@ -64,7 +56,7 @@ def _refuse_step(
 ) -> None:
   for group in optimizer.param_groups:
     for p in group['params']:
-      placements = _TRAINED.get(id(p))
+      placements = [one for one in _PLACEMENTS if one.trains(p)]
       if not placements:
         continue
       if not any(placement.in_step for placement in placements):

@@ -67,6 +67,10 @@ class Weights:
         raise ValueError(f'Invalid weights: two tensors are called {name!r}.')
     self._seen = self._tree()
 
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self.ids = {id(p) for p in self.parameters}
+
   @property
   def tensors(self) -> list[Tensor]:
     """Parameters and running statistics, as `names` names them."""
@@ -185,6 +189,7 @@ class Weights:
 
   def _bind(self, parameters: list[Tensor]) -> None:
     self.parameters = parameters
+    self.ids = {id(p) for p in parameters}
     # Asked for at each sample and swap.
     self.distributed = [p for p in parameters if dtensors.is_dtensor(p)]
     self._dtypes = [p.dtype for p in parameters]

@@ -142,6 +142,19 @@ def test_a_tensor_beside_a_state_dict_is_no_state_dict(tmp_path):
     assert list(checkpoint.layout) == ['w']
 
 
+def test_a_state_dict_may_hold_another_that_is_no_model(tmp_path):
+  path = str(tmp_path / 'c.pt')
+  torch.save({'w': torch.ones(2), 'sampler': {'rng': torch.tensor([1])}}, path)
+  with Checkpoint(path) as checkpoint:
+    assert list(checkpoint.layout) == ['w']
+  torch.save({'w': torch.ones(2), 'ema': {'w': torch.zeros(2)}}, path)
+  with pytest.raises(InputError, match='Name it by --key; there are ema, w'):
+    Checkpoint(path)
+  for key, value in {'.': 1.0, 'ema': 0.0}.items():
+    with Checkpoint(path, key=key) as checkpoint:
+      assert checkpoint.tensor('w').tolist() == [value] * 2
+
+
 @pytest.mark.parametrize('ending', ['pt', 'safetensors'])
 def test_floats_of_8_bits_are_refused(ending, tmp_path):
   path = str(tmp_path / f'c.{ending}')

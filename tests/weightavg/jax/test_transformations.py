@@ -357,6 +357,21 @@ def test_a_schedule_free_state_is_no_average():
       lambda: wj.lawa_weights(2, accumulator_dtype='float31'),
       'Invalid accumulator_dtype=float31. Must be a floating-point or compl',
     ),
+    (
+      lambda: wj.lawa_weights(2, accumulator_dtype='float8_e4m3fn'),
+      'Invalid accumulator_dtype=float8_e4m3fn. Must be .*of 16 bits or more',
+    ),
+    (lambda: wj.ema_weights(0.5, every=jnp.array(0)), 'Invalid every=Array.0'),
+    (
+      lambda: wj.ema_weights(0.5, every=jnp.array([2, 3])),
+      r'Invalid every=Array\(\[2, 3\]',
+    ),
+    (
+      lambda: optax.inject_hyperparams(
+        wj.ema_weights, static_args='accumulator_dtype'
+      )(decay=0.5, every=-2).init(jnp.ones(2)),
+      'Invalid every=Array',
+    ),
     (lambda: wj.lawa_weights(0), 'Invalid window=0. Must be an integer in'),
     (lambda: wj.lawa_weights(True), 'Invalid window=True.'),
     (lambda: wj.polynomial_weights(-1.0), 'Invalid power=-1.0. Must be in'),

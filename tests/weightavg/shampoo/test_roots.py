@@ -91,6 +91,16 @@ def test_bad_matrix_does_not_spoil_the_batch():
   torch.testing.assert_close(halves[2], torch.eye(3))
 
 
+@pytest.mark.parametrize('dim', [1, 2])
+def test_a_root_beyond_its_dtype_is_not_used(dim):
+  # Y = 1e20 fits into float32, X = Y Y^T = 1e40 does not.
+  zeros = torch.zeros(2, dim, dim)
+  zeros[1] = torch.eye(dim)
+  halves, good, _ = roots.half_roots(zeros, 2.0, 1e-20)
+  assert good == [False, True]
+  assert torch.equal(halves[1] @ halves[1].mT, torch.eye(dim))
+
+
 def roots_of(optimizer, name):
   """Return the roots of a parameter's only block, by mode."""
   (block,) = optimizer.state_dict()['parameters'][name]['blocks']

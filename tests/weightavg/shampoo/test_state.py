@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import pickle
 
 import numpy as np
@@ -12,7 +13,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from weightavg.pytorch.shampoo import DistributedShampoo, symmetric_pairs
+from weightavg.pytorch.shampoo import (
+  DistributedShampoo,
+  parallel,
+  symmetric_pairs,
+)
 
 
 def saved(optimizer):
@@ -46,6 +51,18 @@ def test_resumed_training_is_bit_identical(stop, options):
     resumed.load_state_dict(state)
   shampoo_ranks.restore(again, values)
   shampoo_ranks.train(again, resumed, stop + 1, 9)
+  for name, weight in weights.items():
+    assert torch.equal(weight, again[name])
+
+
+def test_a_loaded_grafting_method_takes_the_steps():
+  weights, optimizer = shampoo_ranks.build(grafting='adam')
+  shampoo_ranks.train(weights, optimizer, 1, 3)
+  again, resumed = shampoo_ranks.build(grafting='rmsprop')
+  resumed.load_state_dict(saved(optimizer))
+  shampoo_ranks.restore(again, shampoo_ranks.trained(weights))
+  for run in ((weights, optimizer), (again, resumed)):
+    shampoo_ranks.train(*run, 4, 6)
   for name, weight in weights.items():
     assert torch.equal(weight, again[name])
 
@@ -179,7 +196,32 @@ def broken_states():
     state.clear()
     state.update({'state': {}, 'param_groups': []})
 
+  def without(*keys):
+    def change(state):
+      for key in keys[:-1]:
+        state = state[key]
+      del state[keys[-1]]
+
+    return change
+
+  def bad_count(state):
+    state['kept_roots'] = -1
+
+  def bad_step(state):
+    state['param_groups'][0]['step'] = 'x'
+
+  def bad_betas(state):
+    state['param_groups'][0]['betas'] = 3
+
   return [
+    (without('retried_roots'), 'Invalid state: retried_roots=None. Must be in'),
+    (without('complete'), 'Invalid state: complete=None. Must be bool'),
+    (without('parameters', 'w'), "Invalid state of 'w': it is incomplete"),
+    (without('parameters', 'b', 'blocks'), "Invalid state of 'b': it is inc"),
+    (without('param_groups', 0, 'betas'), "a group lacks 'betas'"),
+    (bad_count, 'Invalid state: kept_roots=-1. Must be int'),
+    (bad_step, "Invalid step='x'. Must be an integer >= 0"),
+    (bad_betas, 'Invalid betas=3. Must be two numbers'),
     (other_model, r"other parameters. Missing: \['w'\]; unknown: \['x'\]"),
     (other_shape, r"state of 'w': shape \[3, 3\]"),
     (other_block, "state of 'w', block 1"),
@@ -230,6 +272,42 @@ def test_nonfinite_gradient_is_skipped_if_asked(caplog):
   assert_same(snapshot(weights, optimizer), before)
   assert optimizer.skipped_steps == 1
   assert 'gradient of conv is not finite' in caplog.text
+
+
+@pytest.mark.parametrize('spike', [1e25, 1e39])
+def test_a_gradient_that_float32_factors_cannot_hold_is_refused(spike):
+  weight = torch.nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+  optimizer = DistributedShampoo([('w', weight)], lr=0.1)
+  weight.grad = torch.ones_like(weight)
+  optimizer.step()
+  before = copy.deepcopy(optimizer.state_dict())
+  weight.grad[0, 0] = spike
+  with pytest.raises(FloatingPointError, match=r"gradient of 'w'\. Must be"):
+    optimizer.step()
+  assert_same(({}, optimizer.state_dict()), ({}, before))
+  # Factors of float64 hold it.
+  weights = {'w': torch.nn.Parameter(weight.detach().clone())}
+  wide = DistributedShampoo(
+    weights.items(), lr=0.1, preconditioner_dtype=torch.float64
+  )
+  weights['w'].grad = weight.grad
+  wide.step()
+  assert torch.isfinite(weights['w']).all()
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_a_step_inside_autocast_is_one_outside(threads):
+  before = torch.get_num_threads()
+  torch.set_num_threads(threads)
+  try:
+    dtypes = dict.fromkeys(('dtype', 'preconditioner_dtype'), torch.float32)
+    runs = [shampoo_ranks.build(**dtypes) for _ in range(2)]
+    shampoo_ranks.train(*runs[0], 1, 4)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+      shampoo_ranks.train(*runs[1], 1, 4)
+  finally:
+    torch.set_num_threads(before)
+  assert_same(*(snapshot(*run) for run in runs))
 
 
 def test_half_precision_norm_does_not_overflow():
@@ -287,6 +365,11 @@ def test_sharded_parameters_are_refused():
     ({'communication_dtype': torch.int8}, 'communication_dtype'),
     ({'num_trainers_per_group': 3}, 'Must divide the number of ranks, 1'),
     ({'diagonal_dim_threshold': 0}, 'Invalid diagonal_dim_threshold=0'),
+    ({'lr': torch.tensor([0.1, 0.2])}, r'Invalid lr=tensor\(\[0.1'),
+    ({'lr': torch.tensor(1j)}, r'Invalid lr=tensor\(0'),
+    ({'skip_nonfinite_gradients': 'no'}, "gradients='no'. Must be a bool"),
+    ({'communicate_params': 'x'}, "params='x'. Must be a bool"),
+    ({'communication_dtype': torch.float8_e4m3fn}, 'dtype of 16 bits or more'),
   ],
   ids=str,
 )
@@ -296,7 +379,24 @@ def test_hyperparameter_out_of_range_is_named(options, message):
     DistributedShampoo([weight], **({'lr': 0.1} | options))
 
 
-@pytest.mark.parametrize('params', [[], [{'params': []}]], ids=str)
+@pytest.mark.parametrize(
+  'entry',
+  [
+    (torch.nn.Parameter(torch.ones(2)), 'w'),
+    (1, torch.nn.Parameter(torch.ones(2))),
+    ('w', torch.nn.Parameter(torch.ones(2)), 1),
+    'w',
+  ],
+)
+def test_an_entry_that_is_no_parameter_is_named(entry):
+  good = ('v', torch.nn.Parameter(torch.ones(2)))
+  with pytest.raises(
+    ValueError, match=r'Invalid params\. Entry 1 of group 0 is no tensor and no'
+  ):
+    DistributedShampoo([good, entry], lr=0.1)
+
+
+@pytest.mark.parametrize('params', [[], [{'params': []}], [{'lr': 0.1}]])
 def test_empty_parameter_list_is_refused(params):
   with pytest.raises(ValueError, match=r'Invalid params=\[\]'):
     DistributedShampoo(params, lr=0.1)
@@ -372,6 +472,25 @@ def test_new_pair_is_zero_factor_and_identity_root():
   )
   identity = torch.eye(3).repeat(2, 1, 1)
   assert torch.equal(symmetric_pairs.root_half(pair).unpack(), identity)
+
+
+def test_a_schedule_of_beta2_does_not_fill_the_memory():
+  weights, optimizer = shampoo_ranks.build()
+  for step in range(1, 200):
+    optimizer.param_groups[0]['betas'] = (0.9, 1 - 1 / (step + 1))
+    shampoo_ranks.train(weights, optimizer, step, step)
+  assert len(symmetric_pairs._weights) <= 100
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork')
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_a_forked_process_has_threads_of_its_own():
+  parallel.run_all(abs, [(1,)], torch.device('cpu'))
+  pool = parallel._pool(2)
+  child = os.fork()
+  if not child:
+    os._exit(int(parallel._pool(2) is pool))
+  assert os.waitpid(child, 0)[1] == 0
 
 
 def test_threads_change_nothing():

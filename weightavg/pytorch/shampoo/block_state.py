@@ -27,8 +27,6 @@ class BlockStack:
     diagonal: whether the blocks have no factors.
     dtype: dtype of m, v and h.
     preconditioner_dtype: dtype of the factors and roots.
-    grafting: grafting method; 'adam' for blocks without factors, which take no
-      other step.
     momentum: m, [n, *shape], or None for beta1 = 0.
     second_moment: v of the grafting method, [n, *shape], or None if the method
       has none.
@@ -51,7 +49,6 @@ class BlockStack:
     self.dtype = dtype
     self._device = device
     self.preconditioner_dtype = preconditioner_dtype
-    self.grafting = 'adam' if self.diagonal else group['grafting']
 
     def zeros(wanted: bool) -> torch.Tensor | None:
       if not wanted:
@@ -60,7 +57,7 @@ class BlockStack:
       return torch.zeros(shape, dtype=dtype, device=device)
 
     self.momentum = zeros(group['betas'][0] > 0)
-    self.second_moment = zeros(grafts.has_second_moment(self.grafting))
+    self.second_moment = zeros(grafts.has_second_moment(self.grafting(group)))
     self.velocity = zeros(group['momentum'] > 0)
     self.pairs = [
       symmetric_pairs.new_pair(
@@ -73,6 +70,13 @@ class BlockStack:
       tuple[int, int],
       list[tuple[symmetric_pairs.SymmetricHalf, symmetric_pairs.SymmetricHalf]],
     ] = {}
+
+  def grafting(self, group: Mapping) -> str | None:
+    """Return the group's grafting method, which a loaded state may change.
+
+    Blocks without factors take no other step than Adam's.
+    """
+    return 'adam' if self.diagonal else group['grafting']
 
   def __getstate__(self) -> dict[str, Any]:
     # Pickle would give views a memory of their own.

@@ -19,6 +19,14 @@ from weightavg.pytorch.shampoo.distribution import RankGroup
 from weightavg.pytorch.shampoo.parameters import ParameterInfo
 
 FORMAT = 'weightavg-shampoo-1'
+_KINDS: dict[str, type] = {
+  'complete': bool,
+  'param_groups': list,
+  'parameters': dict,
+  'retried_roots': int,
+  'kept_roots': int,
+  'skipped_steps': int,
+}
 
 
 class Gathering:
@@ -115,19 +123,34 @@ def check(
     ValueError: if the state is not Shampoo's, is incomplete, or belongs to
       other parameters or blocks.
   """
+  if not isinstance(saved, Mapping):
+    raise ValueError(f'Invalid state: a {type(saved).__name__}.')
   if saved.get('format') != FORMAT:
     raise ValueError(
       f'Invalid state: format is {saved.get("format")!r}. Must be {FORMAT!r}.'
     )
+  for key, kind in _KINDS.items():
+    value = saved.get(key)
+    is_negative = isinstance(value, int) and value < 0
+    if type(value) is not kind or is_negative:
+      raise ValueError(
+        f'Invalid state: {key}={value!r}. Must be {kind.__name__}.'
+      )
   if not saved['complete']:
-    raise ValueError(f'Invalid state: incomplete. {saved["reason"]}')
+    raise ValueError(f'Invalid state: incomplete. {saved.get("reason")}')
+  for group, theirs in zip(groups, saved['param_groups'], strict=False):
+    missing = {*group, 'params'} - {'param_names'} - {*theirs}
+    if missing:
+      raise ValueError(f'Invalid state: a group lacks {sorted(missing)[0]!r}.')
   if [group['params'] for group in saved['param_groups']] != list(names):
     raise ValueError(
       'Invalid state: it belongs to other parameters. '
       f'{_difference(saved["parameters"], names)}'
     )
   for info in infos:
-    theirs = saved['parameters'][info.name]
+    theirs = saved['parameters'].get(info.name, {})
+    if not {'shape', 'merged', 'blocks'} <= theirs.keys():
+      raise ValueError(f'Invalid state of {info.name!r}: it is incomplete.')
     shapes = (list(info.parameter.shape), list(info.merged))
     if (theirs['shape'], theirs['merged']) != shapes or (
       len(theirs['blocks']) != len(info.blocks)
@@ -181,7 +204,10 @@ def _plain(value: Any) -> Any:
 
 def _hyperparameters(saved: Mapping[str, Any]) -> dict[str, Any]:
   values = {key: value for key, value in saved.items() if key != 'params'}
-  return values | {'betas': tuple(values['betas'])}
+  betas = values['betas']
+  if isinstance(betas, list):
+    betas = tuple(betas)
+  return values | {'betas': betas}
 
 
 def _kind(tensor: torch.Tensor) -> tuple[tuple[int, ...], str]:

@@ -29,7 +29,7 @@ def half_roots(
   finite = _finite(matrices)
   if matrices.shape[-1] == 1:
     roots = (matrices + epsilon) ** (-exponent / 2)
-    return roots, (finite & _finite(roots)).tolist(), []
+    return roots, (finite & _finite(roots.square())).tolist(), []
   # One NaN must not fail the decomposition of the whole batch.
   identity = torch.eye(
     matrices.shape[-1], dtype=matrices.dtype, device=matrices.device
@@ -51,7 +51,8 @@ def half_roots(
     root = _attempt(matrices[index : index + 1].double(), exponent, epsilon)
     if root is not None:
       roots[index] = root[0].to(roots.dtype)
-      good[index] = bool(torch.isfinite(roots[index]).all())
+      # The eigenvalues of X, which may overflow in this dtype where Y does not.
+      good[index] = bool(roots[index].square().sum(dim=-2).isfinite().all())
   return roots, [a and b for a, b in zip(usable, good, strict=True)], retried
 
 

@@ -160,6 +160,9 @@ class DistributedShampoo(torch.optim.Optimizer):
       'step': 0,
     }
     validation.check_dtypes(preconditioner_dtype, communication_dtype)
+    validation.check_bool('skip_nonfinite_gradients', skip_nonfinite_gradients)
+    if communicate_params is not None:
+      validation.check_bool('communicate_params', communicate_params)
     groups, names = parameters.named_groups(params)
     defaults = validation.with_plain_numbers(defaults)
     groups = [validation.with_plain_numbers(group) for group in groups]
@@ -242,7 +245,7 @@ class DistributedShampoo(torch.optim.Optimizer):
       with torch.enable_grad():
         loss = closure()
     parameters.check_gradients(self._infos)
-    bad = parameters.nonfinite_gradients(self._infos)
+    bad = parameters.nonfinite_gradients(self._infos, self.preconditioner_dtype)
     # The ranks exchange their results: a rank that stopped here alone would let
     # the others wait.
     everyone = self._ranks.everyone
@@ -250,6 +253,12 @@ class DistributedShampoo(torch.optim.Optimizer):
     if any_rank(bool(bad), groups, self._infos[0].parameter.device):
       self._refuse(bad)
       return loss
+    with torch.autocast(self._infos[0].parameter.device.type, enabled=False):
+      self._step_all()
+    return loss
+
+  def _step_all(self) -> None:
+    """Make the step of all groups, their gradients being sound."""
     self._version += 1
     present = [i for i in self._infos if i.parameter.grad is not None]
     gradients: dict[Block, torch.Tensor] = {}
@@ -271,7 +280,6 @@ class DistributedShampoo(torch.optim.Optimizer):
       self._exchange.share(weights)
     for values, contiguous in copies:
       values.copy_(contiguous)
-    return loss
 
   def gather_state_for_checkpoint(self) -> None:
     """Start sending all blocks' state to rank 0; every rank must call this.

@@ -8,6 +8,7 @@ On a GPU the work runs in order on the calling thread.
 
 import concurrent.futures
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,3 +50,8 @@ def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
     initializer=torch.set_num_threads,
     initargs=(1,),
   )
+
+
+# Threads do not outlive a fork.
+if hasattr(os, 'register_at_fork'):
+  os.register_at_fork(after_in_child=_pool.cache_clear)

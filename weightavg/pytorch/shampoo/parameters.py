@@ -13,6 +13,8 @@ from weightavg.pytorch.models import clean_names
 from weightavg.pytorch.shampoo import blocking
 from weightavg.pytorch.shampoo.blocking import Block
 
+_PAIR = (str, torch.Tensor)
+
 
 @dataclasses.dataclass(frozen=True)
 class ParameterInfo:
@@ -60,7 +62,7 @@ def named_groups(
   names: list[list[str]] = []
   given: list[str] = []
   for number, group in enumerate(groups):
-    members = group['params']
+    members = group.get('params', [])
     members = [members] if isinstance(members, torch.Tensor) else list(members)
     if not members:
       raise ValueError(
@@ -69,7 +71,14 @@ def named_groups(
     unique: dict[int, tuple[str, torch.Tensor]] = {}
     for index, member in enumerate(members):
       named = isinstance(member, tuple)
-      name, tensor = member if named else (f'{number}.{index}', member)
+      pair = member if named else (f'{number}.{index}', member)
+      is_pair = len(pair) == 2 and all(map(isinstance, pair, _PAIR))
+      if not is_pair:
+        raise ValueError(
+          f'Invalid params. Entry {index} of group {number} is no tensor and '
+          'no pair of a name and a tensor.'
+        )
+      name, tensor = pair
       if named:
         given.append(name)
       unique.setdefault(id(tensor), (name, tensor))
@@ -95,10 +104,11 @@ def describe(
   infos: list[ParameterInfo] = []
   for number, group in enumerate(groups):
     for name, parameter in zip(names[number], group['params'], strict=True):
-      if not parameter.dtype.is_floating_point:
+      dtype = parameter.dtype
+      if not dtype.is_floating_point or dtype.itemsize < 2:
         raise ValueError(
-          f'Invalid dtype {parameter.dtype} of {name!r}. '
-          'Must be real floating point.'
+          f'Invalid dtype {dtype} of {name!r}. Must be real floating point of '
+          '16 bits or more.'
         )
       if dtensors.is_dtensor(parameter):
         raise ValueError(
@@ -138,11 +148,17 @@ def check_gradients(infos: Sequence[ParameterInfo]) -> None:
       )
 
 
-def nonfinite_gradients(infos: Sequence[ParameterInfo]) -> list[str]:
+def nonfinite_gradients(
+  infos: Sequence[ParameterInfo], preconditioner_dtype: torch.dtype
+) -> list[str]:
   """Return the names of parameters whose gradient's norm is not finite.
 
   The norm covers gradients whose square overflows, which would spoil the factor
   matrices too. Takes one read of the gradients and one synchronisation.
+
+  Args:
+    infos: the parameters.
+    preconditioner_dtype: of the factors, perhaps narrower than a gradient.
   """
   present = [info for info in infos if info.parameter.grad is not None]
   if not present:
@@ -151,7 +167,10 @@ def nonfinite_gradients(infos: Sequence[ParameterInfo]) -> list[str]:
   for dtype, group in itertools.groupby(present, _gradient_dtype):
     gradients = [g for i in group if (g := i.parameter.grad) is not None]
     wide = torch.promote_types(dtype, torch.float32)
-    norms += torch._foreach_norm(gradients, dtype=wide)
+    found = list(torch._foreach_norm(gradients, dtype=wide))
+    if torch.promote_types(wide, preconditioner_dtype) != preconditioner_dtype:
+      found = [norm.square().to(preconditioner_dtype) for norm in found]
+    norms += found
   device = norms[0].device
   finite = torch.stack([norm.isfinite().to(device) for norm in norms])
   if finite.all():

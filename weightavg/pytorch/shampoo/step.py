@@ -226,11 +226,12 @@ def _graft(
   beta = group['grafting_beta2']
   beta = group['betas'][1] if beta is None else beta
   moment = None
+  method = stack.grafting(group)
   if stack.second_moment is not None:
     moment = stack.second_moment[chunk]
-    grafting.update_second_moment(stack.grafting, moment, gradient, beta)
+    grafting.update_second_moment(method, moment, gradient, beta)
   return grafting.grafted_direction(
-    stack.grafting,
+    method,
     filtered,
     moment,
     beta,
@@ -253,12 +254,13 @@ def _direction(
   the first root, then S.
   """
   correction = 1 / (1 - group['betas'][0] ** group['step'])
+  is_grafted = stack.grafting(group) is not None
   if not is_preconditioned:
-    if stack.grafting is None:
+    if not is_grafted:
       return torch.zeros_like(filtered)
     return grafted * correction
   shampoo = _precondition(stack, chunk, filtered)
-  if stack.grafting is None:
+  if not is_grafted:
     return shampoo.mul_(correction)
   # S and a both lack the correction c: P = c S |c a| / (|c S| + 1e-16).
   ratio = _norms(grafted).mul_(correction**2)

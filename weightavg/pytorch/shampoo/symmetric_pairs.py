@@ -192,22 +192,29 @@ def _alternate(
   return turns[..., 0, :, :], turns[..., 1, :, :]
 
 
+# A schedule of beta2 has a value for each step.
+_MOST_WEIGHTS = 64
 _weights: dict[tuple, torch.Tensor] = {}
 
 
 def _lower_weights(size: int, value: float, like: torch.Tensor) -> torch.Tensor:
   """Return `value` on and below the diagonal, 0 above; cached."""
   key = (size, value, like.dtype, like.device)
-  if key not in _weights:
+  found = _weights.get(key)
+  if found is None:
     full = torch.full((size, size), value, dtype=like.dtype, device=like.device)
-    _weights[key] = full.tril_()
-  return _weights[key]
+    found = full.tril_()
+    if len(_weights) >= _MOST_WEIGHTS:
+      _weights.clear()
+    _weights[key] = found
+  return found
 
 
 def _lower_mask(size: int, device: torch.device) -> torch.Tensor:
   """Return True on and below the diagonal; cached."""
   key = (size, device)
-  if key not in _weights:
+  found = _weights.get(key)
+  if found is None:
     ones = torch.ones(size, size, dtype=torch.bool, device=device)
-    _weights[key] = ones.tril_()
-  return _weights[key]
+    found = _weights[key] = ones.tril_()
+  return found

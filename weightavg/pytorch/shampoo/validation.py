@@ -58,8 +58,14 @@ def check_group(group: Mapping[str, Any]) -> None:
     'use_decoupled_weight_decay',
     'spread_roots',
   ):
-    if not isinstance(group[name], bool):
-      raise ValueError(f'Invalid {name}={group[name]!r}. Must be a bool.')
+    check_bool(name, group[name])
+  _integer(group, 'step', 0)
+
+
+def check_bool(name: str, value: Any) -> None:
+  """Raise ValueError for anything but True and False."""
+  if not isinstance(value, bool):
+    raise ValueError(f'Invalid {name}={value!r}. Must be a bool.')
 
 
 def check_dtypes(
@@ -74,10 +80,11 @@ def check_dtypes(
   if communication_dtype is not None and not (
     isinstance(communication_dtype, torch.dtype)
     and communication_dtype.is_floating_point
+    and communication_dtype.itemsize > 1
   ):
     raise ValueError(
       f'Invalid communication_dtype={communication_dtype!r}. '
-      'Must be a floating-point torch.dtype or None.'
+      'Must be a floating-point torch.dtype of 16 bits or more, or None.'
     )
 
 
@@ -94,7 +101,8 @@ def _number(
   open_below: bool = False,
 ) -> None:
   value = group[name]
-  if isinstance(value, torch.Tensor) and name == 'lr':
+  is_scalar = isinstance(value, torch.Tensor) and value.numel() == 1
+  if is_scalar and name == 'lr' and not value.is_complex():
     value = float(value)
   good = _is_number(value) and low <= value < high
   if not good or (open_below and value == low):
