@@ -312,6 +312,25 @@ def test_states_that_do_not_fit_are_refused(scheme, library, message):
   assert fresh.samples == 0
 
 
+@pytest.mark.parametrize(
+  ('state', 'message'),
+  [
+    ({1: 2}, 'Invalid state: a dict. Must be its state_dict'),
+    ([], 'Invalid state: a list. Must be its state_dict'),
+    (
+      {'module.weight': torch.ones(1), 'n_averaged': torch.ones(2)},
+      r'Invalid state: n_averaged=tensor\(\[1., 1.\]\). Must be a number',
+    ),
+  ],
+)
+def test_what_is_no_average_of_torch_is_refused(state, message):
+  averager = Averager(nn.Linear(1, 1, bias=False), Ema(0.5))
+  with pytest.raises(ValueError, match=message):
+    averager.import_state(state, 'torch')
+  with pytest.raises(ValueError, match=r'Invalid model=None\. Must be a torch'):
+    averager.copy_to(None)
+
+
 @pytest.mark.parametrize('name', ['ModelEmaV2', 'ModelEmaV3'])
 def test_timm_reads_our_average_and_we_continue_its(name):
   model_ema = timm_ema.load()

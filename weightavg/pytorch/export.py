@@ -72,6 +72,8 @@ def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
   Raises:
     ValueError: the model has other tensors; nothing has been written.
   """
+  if not isinstance(model, nn.Module):
+    raise ValueError(f'Invalid {model=!r}. Must be a torch.nn.Module.')
   target = models.unwrap(model)
   own = target.state_dict()
   names = {models.clean_name(key): key for key in own}
@@ -147,7 +149,9 @@ def from_library(
     ValueError: for another library, or a state dict that is not its.
   """
   _check_library(library)
-  if not isinstance(state, Mapping):
+  if not isinstance(state, Mapping) or not all(
+    isinstance(key, str) for key in state
+  ):
     raise ValueError(
       f'Invalid state: a {type(state).__name__}. Must be its state_dict().'
     )
@@ -173,6 +177,8 @@ def from_library(
     )
   # The others do not count samples.
   counter = state.get('n_averaged') if library == 'torch' else None
+  if isinstance(counter, Tensor) and counter.numel() != 1:
+    raise ValueError(f'Invalid state: n_averaged={counter}. Must be a number.')
   return found, None if counter is None else int(counter)
 
 
