@@ -87,6 +87,13 @@ def in_interval(value: float, interval: str) -> bool:
   return above and below
 
 
+def _is_finite(value: float) -> bool:
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # an integer beyond all floats
+    return False
+
+
 def _is_allowed(field: dataclasses.Field, value: Any) -> bool:
   kind, allowed = field.metadata['kind'], field.metadata['allowed']
   value = plain(value)
@@ -100,7 +107,7 @@ def _is_allowed(field: dataclasses.Field, value: Any) -> bool:
   if allowed is None:
     return True
   if isinstance(allowed, str):
-    return math.isfinite(value) and in_interval(value, allowed)
+    return _is_finite(value) and in_interval(value, allowed)
   return value in allowed
 
 

@@ -116,6 +116,8 @@ def sample(
   >>> sample({'power': {'feasible_points': [4]}}, 2, seed=0)
   [{'power': 4}, {'power': 4}]
   """
+  # torch takes seeds of 64 bits.
+  seed %= 2**63
   engine = torch.quasirandom.SobolEngine(len(ranges), scramble=True, seed=seed)
   rows = engine.draw(count, dtype=torch.float64).tolist()
   return [

@@ -6,14 +6,16 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
-from lab.core import command_line, search_space
+from lab.core import command_line, logs, search_space
 from lab.core.errors import InputError
 from lab.core.frameworks import framework_of
 from lab.launch import benchmark, launch_plan
 from lab.launch.launch_plan import Plan, Run
 from lab.workloads import WORKLOADS as LOCAL
 from lab.workloads import build_workload
+from lab.workloads.jax import WORKLOADS as JAX_TWINS
 
 
 @contextlib.contextmanager
@@ -43,6 +45,15 @@ def _check_submissions(plan: Plan, runs: list[Run]) -> None:
           )
     world = plan.nodes * plan.processes
     for name, workload in pairs:
+      if (
+        workload in LOCAL
+        and framework_of(name) == 'jax'
+        and workload not in JAX_TWINS
+      ):
+        raise InputError(
+          f'Invalid workload {workload} for {name}. Must be among '
+          f'{", ".join(JAX_TWINS)}.'
+        )
       submission = submissions.load(plan.submission_path(name))
       own = build_workload(workload).batch_size if workload in LOCAL else None
       known = [*LOCAL, *benchmark.BASES]
@@ -58,15 +69,41 @@ def _check_submissions(plan: Plan, runs: list[Run]) -> None:
           )
 
 
-def _check_budgets(plan: Plan, runs: list[Run]) -> None:
-  """Refuse runs recorded with another budget."""
+def check_recorded(plan: Plan, runs: list[Run]) -> None:
+  """Raise InputError for a run recorded with another budget, seed or point."""
+  spaces = {
+    name: _listed_points(plan, name) for name in {r.submission for r in runs}
+  }
   for run in runs:
-    known, budget = launch_plan.recorded_budget(plan.directory(run))
-    if known and budget != plan.max_global_steps:
-      raise InputError(
-        f'{plan.directory(run)} was run with max_global_steps={budget}, not '
-        f'{plan.max_global_steps}. Use another --experiment_dir.'
-      )
+    directory = plan.directory(run)
+    recorded = launch_plan.recorded_flags(directory)
+    mine: dict[str, Any] = {
+      'max_global_steps': plan.max_global_steps,
+      'tuning_ruleset': plan.ruleset,
+      'rng_seed': launch_plan.seed_of(plan, run),
+    }
+    if recorded:
+      # Records of other launchers may have the budget alone.
+      recorded = {'max_global_steps': None} | recorded
+    point = logs.read_json(str(directory / logs.HPARAMS))
+    points = spaces[run.submission]
+    if isinstance(point, dict) and len(points) >= run.trial:
+      recorded, mine = recorded | point, mine | points[run.trial - 1]
+    for name, value in recorded.items():
+      if name in mine and value != mine[name]:
+        raise InputError(
+          f'{directory} was run with {name}={value}, not {mine[name]}. Use '
+          'another --experiment_dir.'
+        )
+
+
+def _listed_points(plan: Plan, submission: str) -> list[search_space.Point]:
+  """Points of a search space that lists them; none of one of ranges."""
+  space = plan.search_space_path(submission)
+  if space is None:
+    return []
+  content = logs.read_json(str(plan.root / space))
+  return content if isinstance(content, list) else []
 
 
 def _check_nodes(values: argparse.Namespace, plan: Plan, run: Run) -> None:
@@ -131,7 +168,7 @@ def check(values: argparse.Namespace, plan: Plan, runs: list[Run]) -> None:
   _check_nodes(values, plan, (of_benchmark or runs)[0])
   if values.executor == 'print':
     return
-  _check_budgets(plan, runs)
+  check_recorded(plan, runs)
   if of_benchmark:
     _check_benchmark(values, plan, of_benchmark[0])
   for run in of_benchmark:

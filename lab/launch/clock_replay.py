@@ -197,7 +197,13 @@ def _logs(folder: pathlib.Path) -> list[Log]:
       f'Invalid logs={str(folder)!r}. Must hold <submission>/study_<s>/'
       '<workload>_<framework>/trial_1/eval_measurements.csv.'
     )
-  return [log for log in found if log.workload in benchmark.SCORED]
+  scored = [log for log in found if log.workload in benchmark.SCORED]
+  if not scored:
+    raise InputError(
+      f'Invalid logs={str(folder)!r}. Must hold workloads of AlgoPerf: '
+      f'{", ".join(benchmark.SCORED)}.'
+    )
+  return scored
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -262,17 +262,17 @@ def last_evaluation(directory: pathlib.Path) -> int | None:
     return None
 
 
-def recorded_budget(directory: pathlib.Path) -> tuple[bool, Any]:
-  """Return (True, --max_global_steps) if a run's flags are recorded."""
+def recorded_flags(directory: pathlib.Path) -> dict[str, Any]:
+  """Return the last flags that a run has recorded; {} if there are none."""
   numbers = [
     int(path.stem.partition('_')[2])
     for path in directory.glob('flags_*.json')
     if path.stem.partition('_')[2].isdigit()
   ]
   if not numbers:
-    return False, None
+    return {}
   flags = logs.read_json(str(directory / f'flags_{max(numbers)}.json'))
-  return isinstance(flags, dict), (flags or {}).get('max_global_steps')
+  return flags if isinstance(flags, dict) else {}
 
 
 def state_of(plan: Plan, run: Run) -> str:

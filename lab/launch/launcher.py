@@ -178,6 +178,11 @@ def parse(
       )
     trials = 1
   trials = trials or 5
+  if values.slurm and values.executor != 'slurm':
+    raise InputError(
+      f'Invalid slurm={values.slurm[0]!r}. It has no effect with --executor '
+      f'{values.executor}.'
+    )
   runs_benchmark = any(name not in LOCAL for name in workloads)
   values.gpus_per_node = _gpus(values, runs_benchmark)
   processes = values.processes_per_node
@@ -287,6 +292,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan.experiment_dir.with_name(f'{plan.experiment_dir.name}_jobs')
   )
   if values.status:
+    try:
+      checks.check_recorded(plan, runs)
+    except InputError as error:
+      print(f'warning: {error}', file=sys.stderr)
     print(table(plan, states(plan, runs, files)))
     return 0
   checks.check(values, plan, runs)

@@ -193,11 +193,10 @@ class Sweep:
       self._cache[key] = metrics
       self.evaluated += 1
       line = json.dumps({'key': key, 'metrics': metrics}) + '\n'
-      with (
-        writing(self._cache_path),
-        open(self._cache_path, 'a', encoding='utf-8') as file,
-      ):
-        file.write(line)
+      with writing(self._cache_path):
+        os.makedirs(os.path.dirname(self._cache_path) or '.', exist_ok=True)
+        with open(self._cache_path, 'a', encoding='utf-8') as file:
+          file.write(line)
     return self._cache[key]
 
   def _key(self, weights: Mapping[str, Tensor]) -> str:

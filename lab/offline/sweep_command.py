@@ -9,6 +9,7 @@ submission.
 import argparse
 import glob
 import os
+import pathlib
 from typing import Any
 
 from lab.core import checkpoint_files, command_line, light_files, logs
@@ -119,13 +120,17 @@ def _pattern(run: str) -> str:
 def run(args: argparse.Namespace) -> int:
   """Evaluate the averages that are not cached, and write the tables."""
   output = args.output_dir or os.path.join(args.run, 'offline')
+  if args.recompute_batch_norm < 0:
+    raise InputError(
+      f'Invalid recompute_batch_norm={args.recompute_batch_norm}. Must be in '
+      '[0, inf).'
+    )
   workload = workload_loader.find_workload(
     args.workload, args.librispeech_tokenizer_vocab_path
   )
   found = series.find(args.checkpoints or [_pattern(args.run)])
   variants = _variants(args, found)
-  with sweep.writing(output):
-    os.makedirs(output, exist_ok=True)
+  command_line.check_writable(pathlib.Path(output))
   sweeping = sweep.Sweep(
     workload,
     found,

@@ -144,7 +144,7 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 def write(report: Report, output: pathlib.Path) -> None:
   """Write all files beside the output first, then move them there."""
-  output.mkdir(parents=True, exist_ok=True)
+  output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=output.parent, prefix='.report') as name:
     folder = pathlib.Path(name)
     drawn = figures.save_all(report, folder / 'figures')
@@ -156,7 +156,7 @@ def write(report: Report, output: pathlib.Path) -> None:
       ('report.html', page.render(report, shown)),
     ):
       (folder / file).write_text(text, encoding='utf-8')
-    (output / 'figures').mkdir(exist_ok=True)
+    (output / 'figures').mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.rglob('*.*')):
       os.replace(path, output / path.relative_to(folder))
 

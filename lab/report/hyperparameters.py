@@ -7,6 +7,7 @@ since the points of a search space usually differ in other hyperparameters, too.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -72,7 +73,8 @@ def points(
 
 
 def _is_positive(value: Any) -> bool:
-  return isinstance(value, int | float) and 0 < value < math.inf
+  # Integers may be beyond all floats.
+  return isinstance(value, int | float) and 0 < value <= sys.float_info.max
 
 
 def fit(

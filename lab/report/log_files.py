@@ -123,6 +123,8 @@ class Reader:
       self.problems.append(
         f'{name}: unknown workload, left out. Give its target by --targets.'
       )
+    # In this order, whatever that of the folders was.
+    places.sort(key=lambda p: (p.submission, p.workload, p.study, p.trial))
     trials = [self._trial(p) for p in places if p.workload not in unknown]
     self.problems += [
       f'{where}/trial_{", ".join(map(str, numbers))}: {fault}'

@@ -67,7 +67,9 @@ def _make_directories(settings: Settings, trials: list[Trial]) -> None:
       used = checkpoint_files.step_of(trial.checkpoint)
       checkpoints.set_aside(trial.directory, after=used)
     path = os.path.join(trial.directory, logs.HPARAMS)
-    if trial.hyperparameters is not None and not os.path.exists(path):
+    # One that is damaged was left aside.
+    is_known = isinstance(logs.read_json(path), dict)
+    if trial.hyperparameters is not None and not is_known:
       logs.write_json(path, trial.hyperparameters._asdict())
 
 

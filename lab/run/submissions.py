@@ -52,6 +52,11 @@ class Submission:
     return getattr(self.module, 'prepare_for_checkpoint', self.prepare_for_eval)
 
   @property
+  def is_of_pytorch(self) -> bool:
+    """True where the step is this package's in PyTorch."""
+    return self.update_params.__module__.startswith('weightavg.pytorch')
+
+  @property
   def needs_train_state(self) -> bool:
     """True if `update_params` takes `train_state`."""
     return 'train_state' in inspect.signature(self.update_params).parameters

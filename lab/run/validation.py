@@ -79,6 +79,12 @@ def check_experiment(settings: Settings) -> None:
     InputError: It exists, has nothing to resume, or cannot be written to.
   """
   path = settings.log_dir
+  name = pathlib.Path(settings.experiment_name)
+  if name.is_absolute() or not name.parts or '..' in name.parts:
+    raise InputError(
+      f'Invalid experiment_name={settings.experiment_name!r}. Must be the name '
+      'of a folder in experiment_dir.'
+    )
   if settings.resume_last_run and settings.overwrite:
     raise InputError(
       'Invalid flags: at most one of --resume_last_run and --overwrite.'
@@ -204,6 +210,8 @@ def _saved_hyperparameters(directory: str, given: Any) -> Any:
   path = os.path.join(directory, logs.HPARAMS)
   saved = logs.read_json(path)
   if not isinstance(saved, dict):
+    if os.path.exists(path):
+      logging.warning('%s is damaged: using the search space.', path)
     return given
   search_space.check_names(saved, path)
   if saved != given._asdict():
@@ -250,6 +258,9 @@ def _check_trial(trial: Trial) -> None:
     f'{trial.settings.tuning_search_space}, '
     f'{os.path.basename(trial.directory)}: '
   )
+  saved = os.path.join(trial.directory, logs.HPARAMS)
+  if trial.settings.resume_last_run and _read_object(saved):
+    where = f'{saved}: '
   try:
     state = initial_state(trial)
   except ValueError as error:
@@ -291,6 +302,11 @@ def prepare(
   _check_framework(settings, context)
   workload = _workload(settings)
   submission = submissions.load(settings.submission_path)
+  if settings.framework == 'jax' and submission.is_of_pytorch:
+    raise InputError(
+      "Invalid framework='jax'. Must be 'pytorch' for "
+      f'{settings.submission_path}.'
+    )
   check_experiment(settings)
   seed = _rng_seed(settings, drawn_seed)
   batch_size, eval_batch_size = _batch_sizes(

@@ -162,6 +162,7 @@ def test_a_horizon_of_one_sample_is_said(kwargs, warns, caplog):
       "Invalid learning_rate='0.1'. Must be in (0, inf)",
     ),
     ({'learning_rate': None}, 'Invalid learning_rate=None.'),
+    ({'learning_rate': 10**400}, 'Invalid learning_rate=1000'),
     ({'beta2': 1.0}, 'Invalid beta2=1.0. Must be in [0, 1).'),
     (
       {'schedule': 'linear'},

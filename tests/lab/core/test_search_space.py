@@ -53,6 +53,11 @@ def test_the_seed_decides_the_points(tmp_path):
   assert search_space.load(path, 5, 1) == search_space.load(path, 8, 1)[:5]
 
 
+def test_a_seed_may_be_larger_than_torchs():
+  (point,) = search_space.sample(RANGES, 1, seed=2**64 + 3)
+  assert point in search_space.sample(RANGES, 1, seed=3)
+
+
 def test_points_spread_evenly():
   points = search_space.sample(RANGES, 64, seed=0)
   # A scrambled Sobol sequence of 64 points has 16 in every quarter exactly;

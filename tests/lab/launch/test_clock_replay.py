@@ -102,6 +102,12 @@ def test_the_command_writes_its_tables(tmp_path, capsys):
 def test_bad_input_ends_in_one_line(tmp_path):
   with pytest.raises(InputError, match=r'Invalid logs=.* Must hold <subm'):
     clock_replay.main([f'--logs={tmp_path}'])
+  unscored = tmp_path / 'unscored'
+  write(unscored, constant(0.01), workload='mnist_jax')
+  output = f'--output={tmp_path / "out"}'
+  with pytest.raises(InputError, match='Must hold workloads of AlgoPerf: crit'):
+    clock_replay.main([f'--logs={unscored}', output])
+  assert not (tmp_path / 'out').exists()
   done = subprocess.run(
     [sys.executable, '-m', 'lab.launch.clock_replay', f'--logs={tmp_path}'],
     capture_output=True,

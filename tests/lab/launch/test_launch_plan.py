@@ -1,8 +1,10 @@
 """Commands, seeds and hours of the runs of a plan."""
 
 import dataclasses
+import json
 import os
 import pathlib
+import re
 import shlex
 
 import pytest
@@ -237,6 +239,11 @@ def test_print_leaves_the_first_nodes_name_to_the_shell(tmp_path, capsys):
     ),
     ([*LOCAL, '--export_dir=/nosuch'], 'No submissions in /nosuch'),
     (['--workloads=wmt'], 'required: --submissions'),
+    (
+      ['--submissions=nadamw_jax', '--workloads=click_dlrm'],
+      'click_dlrm for nadamw_jax. Must be among glyph_resnet, stdlib_lm',
+    ),
+    ([*LOCAL, '--slurm', 'a=b'], "slurm='a=b'. It has no effect with --exec"),
   ],
 )
 def test_bad_input_ends_in_one_line_before_anything_starts(
@@ -255,10 +262,50 @@ def test_another_budget_needs_another_directory(tmp_path):
   directory.mkdir(parents=True)
   flags = directory / 'flags_0.json'
   flags.write_text('{"max_global_steps": 7}')
-  checks._check_budgets(plan, runs)
+  checks.check_recorded(plan, runs)
   flags.write_text('{"max_global_steps": null}')
   with pytest.raises(InputError, match='Use another --experiment_dir'):
-    checks._check_budgets(plan, runs)
+    checks.check_recorded(plan, runs)
+
+
+@pytest.mark.parametrize('status', [False, True])
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (['--rng_seed=7'], r'was run with rng_seed=\d+, not'),
+    (['--tuning_ruleset=self'], 'tuning_ruleset=external, not self'),
+    (['--tuning_search_space=other.json'], r'learning_rate=0\.0\d+, not 0.5'),
+  ],
+)
+def test_another_seed_or_point_needs_another_directory(
+  tmp_path, changes, message, status, capsys
+):
+  directory = f'--experiment_dir={tmp_path / "runs"}'
+  space = ROOT / 'tuning_search_spaces' / 'nadamw_ema.json'
+  points = json.loads(space.read_text())
+  other = tmp_path / 'other.json'
+  other.write_text(json.dumps([{**points[0], 'learning_rate': 0.5}] * 5))
+  one = [*LOCAL, '--studies=1', directory, '--processes_per_node=0']
+  _, plan, runs = launcher.parse([*one, '--trials=1'])
+  trial = plan.directory(runs[0])
+  trial.mkdir(parents=True)
+  record = {
+    'max_global_steps': None,
+    'tuning_ruleset': 'external',
+    'rng_seed': launch_plan.seed_of(plan, runs[0]),
+  }
+  (trial / 'flags_0.json').write_text(json.dumps(record))
+  (trial / 'hparams.json').write_text(json.dumps(points[0]))
+  checks.check_recorded(plan, runs)
+  changes = [c.replace('other.json', str(other)) for c in changes]
+  if 'self' not in changes[0]:
+    changes.append('--trials=1')
+  if status:
+    assert launcher.main([*one, *changes, '--status']) == 0
+    assert re.search(message, capsys.readouterr().err)
+    return
+  with pytest.raises(InputError, match=message):
+    launcher.main([*one, *changes])
 
 
 def test_imagenet_in_jax_has_other_folders(tmp_path):

@@ -290,6 +290,10 @@ BAD = {
     ('--windows', '2', '--recompute_batch_norm', '3'),
     'click_dlrm has no such layers',
   ),
+  'negative': (
+    ('--windows', '2', '--recompute_batch_norm', '-3'),
+    'Invalid recompute_batch_norm=-3. Must be in [0, inf).',
+  ),
   'checkpoints': (
     ('--windows', '2', '--checkpoints', 'nowhere_*'),
     'No checkpoint matches',
@@ -306,6 +310,7 @@ def test_bad_sweeps_end_in_one_line(case, small, tmp_path, capsys):
   error = capsys.readouterr().err
   assert message in error
   assert error.count('\n') == 1
+  assert not os.path.exists(os.path.join(directory, 'offline'))
 
 
 def test_checkpoints_of_another_model_are_refused(small, tmp_path, capsys):

@@ -114,6 +114,34 @@ def test_same_logs_give_the_same_files(written, tmp_path):
   assert differ == []
 
 
+def test_the_order_of_the_logs_changes_nothing(logs, tmp_path):
+  for name in 'bc':
+    for trial in (1, 2):
+      log_folders.write_trial(
+        tmp_path / name,
+        name,
+        'wmt',
+        [(1, 1.0, 20.0)],
+        metric='bleu',
+        hyperparameters={'averaging_horizon': trial / 10},
+        trial=trial,
+      )
+  folders = [logs, tmp_path / 'b', tmp_path / 'c']
+  for place, order in (('1', folders), ('2', folders[::-1])):
+    _run(*order, '--output', tmp_path / place)
+  assert _json(tmp_path / '1') == _json(tmp_path / '2')
+
+
+def test_a_report_that_fails_leaves_nothing(logs, tmp_path, monkeypatch):
+  def fail(*args):
+    raise OverflowError
+
+  monkeypatch.setattr(command.page, 'render', fail)
+  with pytest.raises(OverflowError):
+    _run(logs, '--output', tmp_path / 'out')
+  assert [path.name for path in tmp_path.iterdir()] == ['logs']
+
+
 def test_targets_file_in_the_logs_is_used(logs):
   log_folders.write_targets(
     logs / 'workload_targets.json',

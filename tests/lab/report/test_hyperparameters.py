@@ -31,6 +31,7 @@ def test_a_row_per_trial_with_the_hyperparameter():
     _trial(3, 900, {'averaging_horizon': 0.5}, value=0.9),
     _trial(4, 100, {}),
     _trial(5, 100, {'averaging_horizon': 'long'}),
+    _trial(6, 100, {'averaging_horizon': 10**400}),
   ]
   table = sweeps.points(trials, GOALS, sweeps.HORIZON)
   assert table['value'].tolist() == [0.01, 0.1, 0.5]

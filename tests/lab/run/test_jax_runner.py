@@ -120,6 +120,13 @@ def test_bad_input_writes_nothing(folder, changes, message):
   assert os.listdir(folder) == ['space.json']
 
 
+def test_a_submission_of_pytorch_is_refused(folder):
+  path = 'submissions/nadamw/submission.py'
+  with pytest.raises(InputError, match=f"'jax'. Must be 'pytorch' for {path}"):
+    run(folder, submission_path=path)
+  assert os.listdir(folder) == ['space.json']
+
+
 def test_several_processes_are_refused(folder):
   settings = Settings(
     workload='stdlib_lm',

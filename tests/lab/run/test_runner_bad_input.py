@@ -55,6 +55,9 @@ def error_of(folder, context=None, **changes):
       ['--resume_last_run', '--overwrite'],
     ),
     ({'experiment_dir': 'space.json'}, ['space.json', 'writable directory']),
+    ({'experiment_name': ''}, ["experiment_name=''", 'name of a folder']),
+    ({'experiment_name': '../a'}, ["experiment_name='../a'", 'name of a']),
+    ({'experiment_name': '/tmp'}, ["experiment_name='/tmp'", 'name of a']),
   ],
 )
 def test_flags(folder, changes, parts):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lab.core import checkpoint_files
+from lab.core.errors import InputError
 from lab.run import checkpoints
 from lab.run.trial import TrialRun
 
@@ -218,6 +219,24 @@ def test_resume_goes_on_with_the_trial_that_was_cut(
   second = trial_of(options, 'x').with_name('trial_2')
   assert load(second / 'checkpoint_20')['preemption_count'] == 1
   assert json.loads((second / 'hparams.json').read_text()) == fakes.POINTS[1]
+
+
+@pytest.mark.parametrize('options', ['fake'], indirect=True)
+def test_damaged_hyperparameters_are_said_and_written_again(
+  options, tmp_path, kill_switch, caplog
+):
+  kill_switch.moment = ('trial_1', 15)
+  with pytest.raises(fakes.Killed):
+    fakes.run(tmp_path, **options)
+  path = trial_of(options, 'x') / 'hparams.json'
+  path.write_text('{"learning_rate": ')
+  fakes.run(tmp_path, resume_last_run=True, **options)
+  assert 'hparams.json is damaged: using the search space' in caplog.text
+  assert json.loads(path.read_text()) == fakes.POINTS[0]
+  # What is wrong in this file is not the search space's fault.
+  path.write_text('{"learning_rate": 20, "decay": 0.5}')
+  with pytest.raises(InputError, match=r'trial_1/hparams\.json: .*_rate=20'):
+    fakes.run(tmp_path, resume_last_run=True, **options)
 
 
 @pytest.mark.parametrize('options', ['fake'], indirect=True)

@@ -162,14 +162,25 @@ def test_rows_that_another_command_has_written_meanwhile_stay(
   }
 
 
+@pytest.mark.parametrize('content', ['[{', '[{"a": 1}]', '{}'])
 def test_a_damaged_file_is_named_before_anything_runs(
-  run, tmp_path, monkeypatch
+  run, tmp_path, monkeypatch, content
 ):
   declared = _declared(run, [], BY_SEED)
-  (tmp_path / 'odd.json').write_text('[{')
+  (tmp_path / 'odd.json').write_text(content)
   monkeypatch.setattr(execution, 'run_all', None)
   with pytest.raises(InputError, match=r'Cannot read the rows .*odd\.json'):
     study.main('none', 'Text.', declared, [f'--output_dir={tmp_path}'])
+
+
+def test_a_file_without_rows_is_none(run, tmp_path):
+  declared = _declared(run, [], BY_SEED)
+  for name in declared.files:
+    (tmp_path / name).write_text('[]')
+  with pytest.raises(InputError, match='No '):
+    study.main(
+      'none', 'T.', declared, [f'--output_dir={tmp_path}', '--report_only']
+    )
 
 
 @pytest.mark.parametrize('name', ['', 'none'])
