@@ -87,7 +87,8 @@ def in_interval(value: float, interval: str) -> bool:
   return above and below
 
 
-def _is_finite(value: float) -> bool:
+def is_finite(value: float) -> bool:
+  """True for a number that a float can hold."""
   try:
     return math.isfinite(value)
   except OverflowError:  # an integer beyond all floats
@@ -107,7 +108,7 @@ def _is_allowed(field: dataclasses.Field, value: Any) -> bool:
   if allowed is None:
     return True
   if isinstance(allowed, str):
-    return _is_finite(value) and in_interval(value, allowed)
+    return is_finite(value) and in_interval(value, allowed)
   return value in allowed
 
 

@@ -10,12 +10,12 @@ gives the same ones for the same seed.
 import collections
 import json
 import keyword
-import math
 from typing import Any
 
 import torch
 
 from lab.core.errors import InputError
+from weightavg.config_fields import is_finite
 
 Point = dict[str, Any]
 
@@ -56,14 +56,11 @@ def _check_points(space: list[Any], path: str) -> list[Point]:
 
 
 def _is_number(value: Any) -> bool:
-  try:
-    return (
-      isinstance(value, int | float)
-      and not isinstance(value, bool)
-      and math.isfinite(value)
-    )
-  except OverflowError:
-    return False  # an integer beyond all floats
+  return (
+    isinstance(value, int | float)
+    and not isinstance(value, bool)
+    and is_finite(value)
+  )
 
 
 def check_range(name: str, span: Any, path: str) -> None:

@@ -81,11 +81,10 @@ def ema_weights(
     With `optax.inject_hyperparams`, `decay` and `every` become part of the
     state; name `accumulator_dtype` in `static_args`, and give
     `hyperparam_dtype=jnp.float32` for parameters of 16 bits, in which 0.999 is
-    1. Inside `optax.MultiSteps`
-    a step is one of the wrapped optimizer; behind it, set `every` to the number
-    of its mini-steps. Under `jax.jit`, `init` makes zeros without the sharding
-    of the parameters, as Adam's moments: give `out_shardings`, or call it
-    outside.
+    1. Inside `optax.MultiSteps` a step is one of the wrapped optimizer; behind
+    it, set `every` to the number of its mini-steps. Under `jax.jit`, `init`
+    makes zeros without the sharding of the parameters, as Adam's moments: give
+    `out_shardings`, or call it outside.
   """
   trees.check_number('decay', decay, 0.0, 1.0)
 

@@ -157,20 +157,12 @@ def from_library(
     )
   prefix = PREFIXES[library]
   found = {
-    models.clean_name(key.removeprefix(prefix)): value
+    key.removeprefix(prefix): value
     for key, value in state.items()
     if key.startswith(prefix)
   }
-  wanted = set(names)
-  while (
-    found
-    and not wanted <= found.keys()
-    and all(key.startswith(models.WRAPPED) for key in found)
-  ):
-    found = {
-      models.clean_name(key.removeprefix(models.WRAPPED)): value
-      for key, value in found.items()
-    }
+  clean = models.clean_names(found, set(names))
+  found = {clean[key]: value for key, value in found.items()}
   if not found:
     raise ValueError(
       f'Invalid state: no key begins with {prefix!r}, as those of {library} do.'

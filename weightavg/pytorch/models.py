@@ -1,7 +1,7 @@
 """A model without its wrappers, and its tensors under clean names."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 
 import torch
 from torch import Tensor, nn
@@ -32,17 +32,28 @@ def clean_name(name: str) -> str:
   return '.'.join(part for part in name.split('.') if part != _COMPILED)
 
 
-def clean_names(names: Iterable[str]) -> dict[str, str]:
+def clean_names(
+  names: Iterable[str], known: Set[str] = frozenset()
+) -> dict[str, str]:
   """Drop the wrappers' prefixes of a model from the names of its tensors.
 
   `module.` is DistributedDataParallel's where all names have it, and the
   model's own otherwise.
 
+  Args:
+    names: of a model's tensors.
+    known: own names of the model, if they are known: once all are there, a
+      `module.` that is left is the model's own, too.
+
   Returns:
     The clean name of each name.
   """
   clean = {name: clean_name(name) for name in names}
-  while clean and all(n.startswith(WRAPPED) for n in clean.values()):
+  while (
+    clean
+    and not (known and known <= {*clean.values()})
+    and all(n.startswith(WRAPPED) for n in clean.values())
+  ):
     clean = {
       name: clean_name(n.removeprefix(WRAPPED)) for name, n in clean.items()
     }

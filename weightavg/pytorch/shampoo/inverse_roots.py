@@ -35,29 +35,33 @@ def half_roots(
     matrices.shape[-1], dtype=matrices.dtype, device=matrices.device
   )
   matrices = torch.where(finite[:, None, None], matrices, identity)
-  batched = _attempt(matrices, exponent, epsilon)
+  dtype = matrices.dtype
+  batched = _attempt(matrices, exponent, epsilon, dtype)
   if batched is not None:
     roots = batched
   else:
     roots = torch.full_like(matrices, torch.nan)
     for index, matrix in enumerate(matrices.split(1)):
-      root = _attempt(matrix, exponent, epsilon)
+      root = _attempt(matrix, exponent, epsilon, dtype)
       if root is not None:
         roots[index] = root[0]
   # The only synchronisation with the device; eigh has as many.
   usable, good = torch.stack([finite, _finite(roots)]).tolist()
   retried = [index for index, is_good in enumerate(good) if not is_good]
   for index in retried:
-    root = _attempt(matrices[index : index + 1].double(), exponent, epsilon)
+    matrix = matrices[index : index + 1].double()
+    root = _attempt(matrix, exponent, epsilon, dtype)
     if root is not None:
-      roots[index] = root[0].to(roots.dtype)
-      # The eigenvalues of X, which may overflow in this dtype where Y does not.
-      good[index] = bool(roots[index].square().sum(dim=-2).isfinite().all())
+      roots[index] = root[0].to(dtype)
+      good[index] = bool(torch.isfinite(roots[index]).all())
   return roots, [a and b for a, b in zip(usable, good, strict=True)], retried
 
 
 def _attempt(
-  matrices: torch.Tensor, exponent: float, epsilon: float
+  matrices: torch.Tensor,
+  exponent: float,
+  epsilon: float,
+  dtype: torch.dtype,
 ) -> torch.Tensor | None:
   try:
     values, vectors = torch.linalg.eigh(matrices)
@@ -65,8 +69,8 @@ def _attempt(
     return None
   shift = values.amin(dim=-1, keepdim=True).clamp_(max=0)
   values.sub_(shift).add_(epsilon).pow_(-exponent / 2)
-  # X = Y Y^T may overflow where Y does not.
-  values.masked_fill_(~torch.isfinite(values.square()), torch.nan)
+  # X = Y Y^T, formed in `dtype`, may overflow where Y does not.
+  values.masked_fill_(~torch.isfinite(values.square().to(dtype)), torch.nan)
   return vectors.mul_(values.unsqueeze(-2))
 
 
