@@ -155,8 +155,7 @@ class Checkpoint:
 
   def _read(self, path: str, key: str | None, evaluated: bool) -> None:
     if path.endswith('.index.json'):
-      with open(path, encoding='utf-8') as file:
-        shards = json.load(file)['weight_map']
+      shards = _shards(path)
       for shard in sorted(set(shards.values())):
         _check_shard(path, shard)
         self._read(os.path.join(os.path.dirname(path), shard), key, evaluated)
@@ -271,11 +270,16 @@ def files_of(path: str) -> set[str]:
     file = _file_of(path)
     found.add(os.path.realpath(file))
     if file.endswith('.index.json'):
-      with open(file, encoding='utf-8') as index:
-        shards = json.load(index)['weight_map'].values()
       folder = os.path.dirname(file)
+      shards = _shards(file).values()
       found |= {os.path.realpath(os.path.join(folder, s)) for s in shards}
   return found
+
+
+def _shards(index: str) -> dict[str, Any]:
+  """Return the shard of each tensor, as the file says."""
+  with open(index, encoding='utf-8') as file:
+    return json.load(file)['weight_map']
 
 
 def _check_shard(index: str, shard: Any) -> None:

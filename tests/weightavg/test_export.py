@@ -187,6 +187,32 @@ def test_another_architecture_gets_nothing_of_an_average(other, message):
     assert torch.equal(value, before[name])
 
 
+class Noted(nn.Linear):
+  """A layer that keeps a note beside its tensors, as extra state."""
+
+  def __init__(self, note):
+    super().__init__(2, 1)
+    self.note = note
+
+  def get_extra_state(self):
+    return self.note
+
+  def set_extra_state(self, state):
+    self.note = state
+
+
+def test_a_layers_extra_state_is_copied_with_the_average():
+  averager = Averager(Noted('trained'), Ema(0.5))
+  averager.update()
+  target = Noted('new')
+  averager.copy_to(target)
+  assert target.note == 'trained'
+  with pytest.raises(
+    ValueError, match=r"'_extra_state' is a Tensor\. Must be no tensor\."
+  ):
+    averager.copy_to(Noted(torch.zeros(3)))
+
+
 class Wrapper(nn.Module):
   """A model whose only submodule has the name that DDP gives to its model."""
 

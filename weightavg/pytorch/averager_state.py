@@ -17,6 +17,7 @@ from weightavg.pytorch import (
 from weightavg.pytorch.averager_evaluation import AveragerEvaluation
 from weightavg.pytorch.averager_parts import outside_autograd
 from weightavg.pytorch.device_placement import DevicePlacement
+from weightavg.pytorch.saved_state import check_tensors
 from weightavg.schemes import Recursive
 
 
@@ -151,7 +152,7 @@ class AveragerState(AveragerEvaluation):
       name: averages[name] for name in self._weights.names if name in averages
     }
     shapes = self._shapes()
-    averager_state_checks.check_tensors(buffers, shapes)
+    check_tensors(buffers, shapes, averager_state_checks.SUBJECT)
     # The step of the last of these samples: the next one is `every` later.
     first = self.sampling.steps(last=0).start
     last = first + (samples - 1) * self.sampling.every

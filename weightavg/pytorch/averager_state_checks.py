@@ -9,10 +9,13 @@ from torch import Tensor
 
 from weightavg.pytorch.choice import RAW
 from weightavg.pytorch.models import RUNNING_STATISTICS
+from weightavg.pytorch.saved_state import check_fields, check_tensors
 from weightavg.sampling import Sampling
 from weightavg.schemes import Raw, Scheme
 
 FORMAT = 2
+# First words of the messages.
+SUBJECT = 'averager state'
 _KINDS: dict[str, type] = {
   'recipe': dict,
   'step': int,
@@ -73,14 +76,7 @@ def check(
       f'Invalid averager state: format {state_dict.get("format")!r}. Must be '
       f'{FORMAT}. import_state() takes the states of other libraries.'
     )
-  for key, kind in _KINDS.items():
-    value = state_dict.get(key)
-    least = RAW if key == 'selected' else 0
-    is_negative = isinstance(value, int) and value < least
-    if type(value) is not kind or is_negative:
-      raise ValueError(
-        f'Invalid averager state: {key}={value!r}. Must be {kind.__name__}.'
-      )
+  check_fields(state_dict, _KINDS, SUBJECT, {'selected': RAW})
   if not state_dict['complete']:
     raise ValueError(
       'Invalid averager state: it was saved without the shares of the other '
@@ -115,6 +111,7 @@ def check(
       check_tensors(
         state_dict['statistics'],
         {name: tensor.shape for name, tensor in live_statistics.items()},
+        SUBJECT,
       )
   groups = list(state_dict['buffers'])
   stored = scheme.stored(state_dict['samples'])
@@ -126,7 +123,7 @@ def check(
   if state_dict['swapped']:
     groups.append(state_dict['raw'])
   for named in groups:
-    check_tensors(named, shapes)
+    check_tensors(named, shapes, SUBJECT)
   _check_counters(state_dict.get('counters', {}))
 
 
@@ -152,23 +149,3 @@ def _check_weighting(value: Any) -> None:
       f'Invalid averager state: weighting={value!r}. Must hold the numbers '
       'total and largest_rate.'
     )
-
-
-def check_tensors(
-  named: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
-) -> None:
-  """Raise ValueError for tensors of other names or shapes."""
-  for name in sorted(shapes.keys() ^ named.keys()):
-    where = 'lacks' if name in shapes else 'has the unknown'
-    raise ValueError(f'Invalid averager state: it {where} tensor {name!r}.')
-  for name, shape in shapes.items():
-    if not isinstance(named[name], Tensor):
-      raise ValueError(
-        f'Invalid averager state: {name!r} is a {type(named[name]).__name__}.'
-        ' Must be a tensor.'
-      )
-    if named[name].shape != shape:
-      raise ValueError(
-        f'Invalid averager state: {name!r} has shape '
-        f'{tuple(named[name].shape)}. Must be {tuple(shape)}.'
-      )

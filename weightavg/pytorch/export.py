@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weightavg.pytorch import dtensors, models
+from weightavg.pytorch.saved_state import check_tensors
 
 # Prefix of a model's own keys in the state dicts of other libraries' averages.
 PREFIXES = {
@@ -81,7 +82,10 @@ def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
     names.get(models.clean_name(key), key): value
     for key, value in state.items()
   }
-  _check_alike(found, own)
+  # Before anything is written: torch writes those that do fit.
+  check_tensors(
+    own, {key: _shape(value) for key, value in found.items()}, 'model'
+  )
   for key, value in found.items():
     if isinstance(value, Tensor) and isinstance(own.get(key), Tensor):
       piece = dtensors.piece_of(value, own[key])
@@ -89,20 +93,8 @@ def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
   target.load_state_dict(found)
 
 
-def _check_alike(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-  """Raise ValueError for other tensors: torch writes those that do fit."""
-  for key in sorted(state.keys() ^ own.keys()):
-    where = 'lacks' if key in state else 'has the unknown'
-    raise ValueError(f'Invalid model: it {where} tensor {key!r}.')
-  for key, value in state.items():
-    shapes = [
-      tuple(t.shape) if isinstance(t, Tensor) else None
-      for t in (own[key], value)
-    ]
-    if shapes[0] != shapes[1]:
-      raise ValueError(
-        f'Invalid model: {key!r} has shape {shapes[0]}. Must be {shapes[1]}.'
-      )
+def _shape(value: Any) -> torch.Size | None:
+  return value.shape if isinstance(value, Tensor) else None
 
 
 def to_library(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Set
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,16 @@ def clean_names(
       name: clean_name(n.removeprefix(WRAPPED)) for name, n in clean.items()
     }
   return clean
+
+
+def is_named_tensor(value: object) -> TypeGuard[tuple[str, Tensor]]:
+  """True for a name and a tensor, as `named_parameters()` yields them."""
+  return (
+    isinstance(value, tuple)
+    and len(value) == 2
+    and isinstance(value[0], str)
+    and isinstance(value[1], Tensor)
+  )
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -249,10 +249,7 @@ def _trained(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _checked(pair: Any) -> tuple[str, Tensor]:
-  is_pair = isinstance(pair, tuple) and len(pair) == 2
-  if not is_pair or not (
-    isinstance(pair[0], str) and isinstance(pair[1], Tensor)
-  ):
+  if not models.is_named_tensor(pair):
     raise _not_weights(pair)
   name, tensor = pair
   if not (tensor.is_floating_point() or tensor.is_complex()):

@@ -72,12 +72,15 @@ class Incomplete(Exception):
   """New rows and those of a file cannot be rows of one study."""
 
 
-def read(path: pathlib.Path, content: str = 'rows') -> list[Row] | None:
+def read(
+  path: pathlib.Path, content: str = 'rows', columns: Sequence[str] = ()
+) -> list[Row] | None:
   """Return the rows of a file; None if there is no such file.
 
   Args:
     path: of the file.
     content: what a message calls them.
+    columns: those that each row has to have.
 
   Raises:
     InputError: the file is damaged.
@@ -85,7 +88,9 @@ def read(path: pathlib.Path, content: str = 'rows') -> list[Row] | None:
   rows = logs.read_json(str(path))
   if rows is None and not path.exists():
     return None
-  if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+  if not isinstance(rows, list) or not all(
+    isinstance(row, dict) and {*columns} <= {*row} for row in rows
+  ):
     raise InputError(f'Cannot read the {content} {path}. The file is damaged.')
   return rows
 

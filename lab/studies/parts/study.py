@@ -181,16 +181,11 @@ def _options(
 
 
 def _read(study: Study, folder: pathlib.Path) -> dict[str, list[Row] | None]:
-  found = {}
-  for file in study.files:
-    # A file without rows is none.
-    rows = kept_rows.read(folder / file) or None
-    if rows is not None and not all('workload' in row for row in rows):
-      raise InputError(
-        f'Cannot read the rows {folder / file}. The file is damaged.'
-      )
-    found[file] = rows
-  return found
+  # A file without rows is none.
+  return {
+    file: kept_rows.read(folder / file, columns=('workload',)) or None
+    for file in study.files
+  }
 
 
 def _written(

@@ -12,6 +12,7 @@ import torch
 
 from weightavg.config_fields import plain
 from weightavg.pytorch.gather import GatherToRankZero
+from weightavg.pytorch.saved_state import check_fields
 from weightavg.pytorch.shampoo import validation
 from weightavg.pytorch.shampoo.block_state import BlockStack
 from weightavg.pytorch.shampoo.blocking import Block
@@ -129,13 +130,7 @@ def check(
     raise ValueError(
       f'Invalid state: format is {saved.get("format")!r}. Must be {FORMAT!r}.'
     )
-  for key, kind in _KINDS.items():
-    value = saved.get(key)
-    is_negative = isinstance(value, int) and value < 0
-    if type(value) is not kind or is_negative:
-      raise ValueError(
-        f'Invalid state: {key}={value!r}. Must be {kind.__name__}.'
-      )
+  check_fields(saved, _KINDS, 'state')
   if not saved['complete']:
     raise ValueError(f'Invalid state: incomplete. {saved.get("reason")}')
   for group, theirs in zip(groups, saved['param_groups'], strict=False):

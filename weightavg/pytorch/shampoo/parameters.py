@@ -9,11 +9,9 @@ from typing import Any
 import torch
 
 from weightavg.pytorch import dtensors
-from weightavg.pytorch.models import clean_names
+from weightavg.pytorch.models import clean_names, is_named_tensor
 from weightavg.pytorch.shampoo import blocking
 from weightavg.pytorch.shampoo.blocking import Block
-
-_PAIR = (str, torch.Tensor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +70,7 @@ def named_groups(
     for index, member in enumerate(members):
       named = isinstance(member, tuple)
       pair = member if named else (f'{number}.{index}', member)
-      is_pair = len(pair) == 2 and all(map(isinstance, pair, _PAIR))
-      if not is_pair:
+      if not is_named_tensor(pair):
         raise ValueError(
           f'Invalid params. Entry {index} of group {number} is no tensor and '
           'no pair of a name and a tensor.'
