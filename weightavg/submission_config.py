@@ -64,7 +64,16 @@ class ScheduleConfig:
       )
 
   def budget(self, step_hint: int) -> int:
-    """T, in steps; with `budget: clock` the largest that it can be."""
+    """T, in steps; with `budget: clock` the largest that it can be.
+
+    Raises:
+      ValueError: the workload has no step hint.
+    """
+    if not isinstance(step_hint, int) or step_hint < 1:
+      raise ValueError(
+        f'Invalid step_hint={step_hint!r} of the workload. Must be an integer '
+        'in [1, inf): the budget is a multiple of it.'
+      )
     return max(1, round(self.step_hint_factor * step_hint))
 
 

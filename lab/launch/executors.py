@@ -49,7 +49,11 @@ def run_here(plan: Plan, runs: Sequence[Run], files: jobs.Files) -> int:
   failed = 0
   for number, run in enumerate(runs, 1):
     print(f'[{number}/{len(runs)}] {run.name}', flush=True)
-    status = jobs.Job(plan, run, files)()
+    try:
+      status = jobs.Job(plan, run, files)()
+    except (KeyboardInterrupt, SystemExit):
+      print('  stopped. The same command goes on.', flush=True)
+      raise
     if status:
       failed += 1
       print(f'  failed: {_last_line(files.log(run))}', flush=True)

@@ -245,6 +245,12 @@ def test_budget_follows_the_step_hint_factor():
   assert parse({'step_hint_factor': 0.6}).schedule.budget(1000) == 600
 
 
+@pytest.mark.parametrize('hint', [None, 0, -5, 'many'])
+def test_a_workload_without_a_step_hint_has_no_budget(hint):
+  with pytest.raises(ValueError, match=rf'Invalid step_hint={hint!r} of the'):
+    parse({}).schedule.budget(hint)
+
+
 RATES = {
   'nadamw': [
     0.001308209823469072,

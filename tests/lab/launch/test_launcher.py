@@ -118,6 +118,19 @@ def test_a_failed_run_is_named_and_the_others_go_on(
   assert {state for state, _ in found.values()} == {'failed'}
 
 
+def test_a_signal_ends_the_study_with_a_word(tmp_path, monkeypatch, capsys):
+  def stop(job):
+    raise SystemExit(143)
+
+  monkeypatch.setattr(jobs.Job, '__call__', stop)
+  _, plan, runs = parse(tmp_path, *LOCAL, '--studies=1', '--trials=2')
+  with pytest.raises(SystemExit, match='143'):
+    executors.run_here(plan, runs, files_of(tmp_path))
+  out = capsys.readouterr().out
+  assert out.count('/trial_') == 1
+  assert 'stopped. The same command goes on.' in out
+
+
 def test_no_run_starts_twice_even_if_its_launcher_is_killed(tmp_path):
   plan, files = plan_of(tmp_path), files_of(tmp_path)
   with jobs.held(files.lock(RUN)) as lock:

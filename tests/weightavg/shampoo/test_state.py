@@ -483,6 +483,25 @@ def test_a_schedule_of_beta2_does_not_fill_the_memory():
   assert len(symmetric_pairs._weights) <= 100
 
 
+@pytest.mark.parametrize(
+  ('built', 'name', 'later'),
+  [
+    ({'momentum': 0.0}, 'momentum', {'momentum': 0.9}),
+    ({'betas': (0.0, 0.9)}, r'betas\[0\]', {'betas': (0.9, 0.9)}),
+  ],
+)
+def test_a_decay_without_state_is_refused_before_the_step(built, name, later):
+  weights, optimizer = shampoo_ranks.build(**built)
+  shampoo_ranks.train(weights, optimizer, 1, 2)
+  before = [weight.detach().clone() for weight in weights.values()]
+  optimizer.param_groups[0].update(later)
+  with pytest.raises(ValueError, match=rf'Invalid {name} > 0\. Must stay 0'):
+    shampoo_ranks.train(weights, optimizer, 3, 3)
+  assert optimizer.param_groups[0]['step'] == 2
+  for weight, old in zip(weights.values(), before, strict=True):
+    assert torch.equal(weight, old)
+
+
 FORK = """
 import os
 import threading

@@ -180,6 +180,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     self._gathering: checkpoint.Gathering | None = None
     self._names = names
     self._infos = parameters.describe(self.param_groups, names)
+    self._averages = list(map(validation.averages_kept, self.param_groups))
     self._blocks = [block for info in self._infos for block in info.blocks]
     self._phases = root_schedule.phases(self._blocks, self.param_groups)
     self._ranks = distribution.form_groups(
@@ -235,7 +236,8 @@ class DistributedShampoo(torch.optim.Optimizer):
       closure: computes the loss again and returns it.
 
     Raises:
-      ValueError: for a sparse or complex gradient.
+      ValueError: for a sparse or complex gradient, or a decay betas[0] or
+        momentum that was 0 at construction.
       FloatingPointError: for a non-finite gradient, unless
         skip_nonfinite_gradients is set. Both errors leave weights and state
         unchanged.
@@ -244,6 +246,8 @@ class DistributedShampoo(torch.optim.Optimizer):
     if closure is not None:
       with torch.enable_grad():
         loss = closure()
+    for group, kept in zip(self.param_groups, self._averages, strict=True):
+      validation.check_averages(group, kept)
     parameters.check_gradients(self._infos)
     bad = parameters.nonfinite_gradients(self._infos, self.preconditioner_dtype)
     # The ranks exchange their results: a rank that stopped here alone would let

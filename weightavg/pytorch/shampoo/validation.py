@@ -62,6 +62,26 @@ def check_group(group: Mapping[str, Any]) -> None:
   _integer(group, 'step', 0)
 
 
+def averages_kept(group: Mapping[str, Any]) -> dict[str, bool]:
+  """Return which averages of a parameter group have state."""
+  return {'betas[0]': group['betas'][0] > 0, 'momentum': group['momentum'] > 0}
+
+
+def check_averages(group: Mapping[str, Any], kept: Mapping[str, bool]) -> None:
+  """Raise ValueError for a decay whose average has no state.
+
+  Args:
+    group: a parameter group, which schedules may have changed.
+    kept: `averages_kept` of the group with which the state was built.
+  """
+  for name, is_wanted in averages_kept(group).items():
+    if is_wanted and not kept[name]:
+      raise ValueError(
+        f'Invalid {name} > 0. Must stay 0: the optimizer was built with 0 and '
+        'has no state for it.'
+      )
+
+
 def check_bool(name: str, value: Any) -> None:
   """Raise ValueError for anything but True and False."""
   if not isinstance(value, bool):
