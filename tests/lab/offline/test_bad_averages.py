@@ -1,0 +1,270 @@
+"""Averages of files that cannot be made: one line, nothing by halves."""
+
+import errno
+import io
+import json
+
+import pytest
+import torch
+from offline_files import average, states, write
+
+from lab.core.errors import InputError
+from lab.offline import averaging, plans, series, writers
+from weightavg.schemes import Lawa
+
+BAD = {
+  'pattern': (
+    ('*_*0', '--window', 1, '--step_pattern', '('),
+    "Invalid step_pattern='('",
+  ),
+  'budget': (('*_*0', '--horizon', 0.5, '--budget', 0), 'Invalid budget=0.'),
+  'negative budget': (
+    ('*_*0', '--horizon', 0.5, '--budget', -5),
+    'Invalid budget=-5. Must be in [1, inf).',
+  ),
+  'no match': (('none_*', '--window', 2), 'No checkpoint matches'),
+  'window': (('*_*0', '--window', 7), 'window=7. At step 30 there are 3'),
+  'at': (('*_*0', '--window', 2, '--at', 25), 'at=25. No checkpoint'),
+  'useless': (('*_*0', '--decay', 0.5), 'Invalid decay. It has no effect'),
+  'missing': (('*_*0',), 'Missing window or horizon'),
+  'range': (('*_*0', '--window', 0), 'Invalid window=0. Must be in [1'),
+  'every': (('*_*0', '--window', 1, '--every', 0), 'Invalid every=0'),
+  'template': (('*_*0', '--window', '1,2'), 'must hold {window}'),
+  'twice': (('*_*0', '--window', 1, '--at', '20,20'), 'same: scheme=lawa, win'),
+  'key': (('*_*0', '--window', 1, '--key', 'a.b'), 'no state dict at'),
+  'steps': (
+    ('*_*0', '--window', 1, '--step_pattern', 'step_([0-9]+)'),
+    'checkpoint_10 by the pattern',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_arguments_end_in_one_line_and_write_nothing(
+  case, tmp_path, capsys
+):
+  write(tmp_path, states(3))
+  (pattern, *rest), message = BAD[case]
+  before = sorted(tmp_path.iterdir())
+  out = tmp_path / 'avg.safetensors'
+  assert average(
+    str(tmp_path / pattern), '--scheme', 'lawa', *rest, '--output', out
+  )
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+  assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+  ('name', 'out', 'message'),
+  [
+    ('final.pt', 'avg.pt', 'Cannot read a step from the name'),
+    ('c_1', 'none/avg.pt', 'none/avg.pt: No such file or directory'),
+    ('c_1', 'avg.txt', 'Must end in .safetensors'),
+  ],
+)
+def test_bad_names_end_in_one_line_and_write_nothing(
+  name, out, message, tmp_path, capsys
+):
+  # A step is looked for in the directory's name too.
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  torch.save(states(1)[0], folder / name)
+  assert average(
+    str(folder / name), '--scheme', 'lawa', '--window', 1,
+    '--output', folder / out,
+  )  # fmt: skip
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+  assert [p.name for p in folder.iterdir()] == [name]
+
+
+@pytest.mark.parametrize('kept', [20, 100, -10])
+def test_a_truncated_safetensors_is_named_and_fails_only_its_users(
+  kept, tmp_path, capsys
+):
+  for i, state in enumerate(states(4), 1):
+    writers.save(str(tmp_path / f's_{i}.safetensors'), state.items(), {})
+  bad = tmp_path / 's_1.safetensors'
+  bad.write_bytes(bad.read_bytes()[:kept])
+  assert average(
+    str(tmp_path / 's_*'), '--scheme', 'lawa', '--window', '2,4',
+    '--output', tmp_path / 'avg_{window}.pt',
+  )  # fmt: skip
+  assert f'Cannot read {bad}: truncated' in capsys.readouterr().err
+  assert [p.name for p in tmp_path.glob('*avg*')] == ['avg_2.pt']
+
+
+def truncated(path):
+  path.write_bytes(path.read_bytes()[:-200])
+
+
+def shape(path):
+  torch.save(states(1)[0] | {'layer.bias': torch.zeros(6)}, path)
+
+
+def lacking(path):
+  torch.save({k: v for k, v in states(1)[0].items() if 'bias' not in k}, path)
+
+
+def infinite(path):
+  torch.save(states(1)[0] | {'layer.bias': torch.full((5,), torch.inf)}, path)
+
+
+class Code:
+  def __reduce__(self):
+    return print, ('code was run',)
+
+
+def pickled(path):
+  torch.save(states(1)[0] | {'extra': Code()}, path)
+
+
+@pytest.mark.parametrize('last', [True, False])
+@pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (truncated, 'truncated'),
+    (shape, "'layer.bias' has shape (6,)"),
+    (lacking, "lacks the tensor 'layer.bias'"),
+    (infinite, "'layer.bias' holds a NaN or an infinity"),
+    (pickled, 'holds pickled code'),
+  ],
+)
+def test_a_bad_file_is_named_and_fails_only_those_who_need_it(
+  spoil, message, last, tmp_path, capsys
+):
+  pattern = write(tmp_path, states(4))
+  bad, at = ('checkpoint_40', 30) if last else ('checkpoint_10', 40)
+  spoil(tmp_path / bad)
+  template = tmp_path / 'avg_{window}_{at}.safetensors'
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', '2,4' if not last else '2',
+    '--at', f'{at},40' if last else 40, '--output', template,
+  )  # fmt: skip
+  captured = capsys.readouterr()
+  assert message in captured.err
+  assert bad in captured.err
+  assert 'code was run' not in captured.out
+  made = sorted(p.name for p in tmp_path.iterdir() if 'check' not in p.name)
+  assert made == [f'avg_2_{at}.safetensors']
+
+
+@pytest.mark.parametrize('ending', ['safetensors', 'pt'])
+def test_a_full_disk_leaves_the_other_outputs(
+  ending, tmp_path, capsys, monkeypatch
+):
+  pattern = write(tmp_path, states(4))
+  real = open
+
+  class Full(io.FileIO):
+    def write(self, data):
+      if self.tell() > 100:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+      return super().write(data)
+
+  def opening(path, mode='r', **kwargs):
+    if 'avg_3' in str(path) and mode == 'wb':
+      return Full(path, 'w')
+    return real(path, mode, **kwargs)
+
+  monkeypatch.setattr(writers, 'open', opening, raising=False)
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', '2,3',
+    '--output', tmp_path / f'avg_{{window}}.{ending}',
+  )  # fmt: skip
+  error = capsys.readouterr().err
+  assert 'No space left on device' in error
+  assert f'avg_3.{ending}' in error
+  made = sorted(p.name for p in tmp_path.iterdir() if 'check' not in p.name)
+  assert made == [f'avg_2.{ending}']
+
+
+def test_an_output_never_replaces_an_input(tmp_path, capsys):
+  pattern = write(tmp_path, states(2))
+  before = (tmp_path / 'checkpoint_20').read_bytes()
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', 2,
+    '--output', tmp_path / 'checkpoint_20',
+  )  # fmt: skip
+  assert 'one of the inputs' in capsys.readouterr().err
+  assert (tmp_path / 'checkpoint_20').read_bytes() == before
+
+
+def sharded(folder, steps):
+  """Directories of one shard and its index; the pattern that finds them."""
+  for step in steps:
+    inner = folder / f'checkpoint_{step}'
+    inner.mkdir()
+    torch.save({'w': torch.ones(2)}, inner / 'part-1.bin')
+    (inner / 'pytorch_model.bin.index.json').write_text(
+      json.dumps({'weight_map': {'w': 'part-1.bin'}})
+    )
+  return str(folder / 'checkpoint_*')
+
+
+@pytest.mark.parametrize(
+  ('inner', 'name'),
+  [
+    ('', 'part-1.bin'),
+    ('', 'model.safetensors'),
+    ('/*.index.json', 'part-1.bin'),
+  ],
+)
+def test_an_output_never_replaces_a_part_of_an_input(
+  inner, name, tmp_path, capsys
+):
+  pattern = sharded(tmp_path, [1, 2]) + inner
+  folder = tmp_path / 'checkpoint_1'
+  before = {p.name: p.read_bytes() for p in folder.iterdir()}
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', 2, '--output', folder / name,
+    '--step_pattern', 'checkpoint_([0-9]+)',
+  )  # fmt: skip
+  assert 'one of the inputs, or inside of one' in capsys.readouterr().err
+  assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_tensor_that_becomes_complex_is_refused(tmp_path, capsys):
+  pattern = write(
+    tmp_path, [{'w': torch.ones(2, dtype=d)} for d in (int, torch.complex64)]
+  )
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', 2, '--output', tmp_path / 'a.pt'
+  )
+  assert "'w' is torch." in capsys.readouterr().err
+
+
+def test_an_interrupted_pass_leaves_nothing(tmp_path, monkeypatch):
+  found = series.find([write(tmp_path, states(3))])
+  plan = plans.plan(found, Lawa(3), 2, 1)
+
+  def interrupted():
+    raise KeyboardInterrupt
+
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(KeyboardInterrupt):
+    averaging.write_averages(
+      found, [(plan, str(tmp_path / 'a.pt'))], progress=interrupted
+    )
+  assert sorted(tmp_path.iterdir()) == before
+
+
+def test_uneven_distances_refuse_a_horizon(tmp_path):
+  with pytest.raises(InputError, match='even distances'):
+    _ = series.Series(('a', 'b', 'c'), (1, 2, 4)).spacing
+
+
+def test_a_value_that_the_output_cannot_hold_is_refused(tmp_path, capsys):
+  pattern = write(tmp_path, [{'w': torch.full((2,), 1e5)}] * 2)
+  out = tmp_path / 'out.safetensors'
+  assert average(
+    pattern, '--scheme', 'lawa', '--window', 2,
+    '--dtype', 'float16', '--output', out,
+  )  # fmt: skip
+  error = capsys.readouterr().err
+  assert "Invalid dtype torch.float16 of 'w'." in error
+  assert error.count('\n') == 1
+  assert not out.exists()
