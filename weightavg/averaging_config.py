@@ -15,20 +15,24 @@ from absl import logging
 
 from weightavg.config_fields import (
   check_fields,
+  check_steps,
   check_value,
   config_field,
   fields_by_key,
+  is_integer,
   plain,
 )
+from weightavg.interpolation_checks import (
+  DEFAULT_REFRESH_EVERY,
+  batch_norm_of,
+  check_interpolation,
+  check_refresh,
+)
 from weightavg.sampling import Sampling
-from weightavg.schemes import SCHEMES, Auto, Raw, Recursive, Scheme
+from weightavg.schemes import SCHEMES, Auto, Raw, Scheme
 from weightavg.schemes.base import DEFAULT_EVERY
 
 SCHEME_KEY = 'averaging_scheme'
-# A forward pass is a third of a training step.
-DEFAULT_REFRESH_EVERY = 10
-# Above it the momentum of the optimizer is to be off.
-_MOST_WITH_MOMENTUM = 0.5
 
 # The one key that is read before a scheme is known.
 _SCHEME_FIELD = config_field(
@@ -217,9 +221,9 @@ class AveragingConfig:
     self, budget: int, steps_per_epoch: int | None = None
   ) -> Sampling:
     """The cadence in a budget of T steps."""
-    _check_steps('budget', budget)
+    check_steps('budget', budget)
     if steps_per_epoch is not None:
-      _check_steps('steps_per_epoch', steps_per_epoch)
+      check_steps('steps_per_epoch', steps_per_epoch)
     if self.averaging_every_steps is not None:
       every = self.averaging_every_steps
     elif self.averaging_every is not None:
@@ -255,8 +259,8 @@ def resolve(
     ('total_steps', budget),
   ):
     if value is not None:
-      _check_steps(name, value)
-  if not _is_integer(start) or start < 0:
+      check_steps(name, value)
+  if not is_integer(start) or start < 0:
     raise ValueError(
       f'Invalid {start=}. Must be an integer in [0, inf), in steps.'
     )
@@ -307,93 +311,6 @@ def check_storage(batch_norm: str | None, placement: str, swap: str) -> None:
     check_value(name, fields[f'averaging_{name}'], value)
 
 
-def check_interpolation(
-  scheme: Scheme,
-  interpolation: float,
-  placement: str,
-  name: str = 'interpolation',
-  placement_name: str = 'placement',
-) -> None:
-  """Raise ValueError where no average x and iterate z can be kept.
-
-  Args:
-    scheme: of x.
-    interpolation: mu.
-    placement: where x and z are to be kept.
-    name: of the argument, for the message.
-    placement_name: likewise.
-  """
-  interpolation = plain(interpolation)
-  if not isinstance(interpolation, int | float) or not 0 <= interpolation < 1:
-    raise ValueError(f'Invalid {name}={interpolation!r}. Must be in [0, 1).')
-  if interpolation == 0.0:
-    if scheme.default_interpolation > 0.0:
-      raise ValueError(
-        f'Invalid {name}=0.0. Must be in (0, 1) for {scheme.name}; without '
-        'interpolation polynomial is the average of that kind.'
-      )
-    return
-  if not isinstance(scheme, Recursive):
-    names = [key for key, one in SCHEMES.items() if issubclass(one, Recursive)]
-    raise ValueError(
-      f'Invalid {name}={interpolation}. Training at an average needs one that '
-      f'is updated from its last value, {" or ".join(names)}; {scheme.name} is '
-      'not.'
-    )
-  if placement != 'device':
-    raise ValueError(
-      f'Invalid {placement_name}={placement!r}. Must be device with {name}='
-      f'{interpolation}: each step reads and writes the whole of x and z on '
-      'each rank. Parameters that are DTensors (FSDP2) divide them.'
-    )
-
-
-def momentum_warning(
-  interpolation: float, optimizer: str, momentum: float
-) -> str | None:
-  """Return a warning where the gradient's memory is there twice, or None."""
-  if interpolation <= _MOST_WITH_MOMENTUM or not momentum > 0.0:
-    return None
-  return (
-    f'Training at y with averaging_interpolation={interpolation:g} is a '
-    f'momentum already, and {optimizer} has another one of {momentum:g}. '
-    'Switch it off, for example by one_minus_beta1=1.0.'
-  )
-
-
-def batch_norm_of(batch_norm: str | None, interpolation: float) -> str:
-  """Return the given choice, or the default at an interpolation.
-
-  Averaged statistics are older than the weights x that they are used with.
-  """
-  return batch_norm or ('current' if interpolation else 'averaged')
-
-
-def check_refresh(
-  batch_norm: str, every: int | None, interpolation: float, prefix: str = ''
-) -> None:
-  """Raise ValueError for a setting of BatchNorm that has no effect.
-
-  Args:
-    batch_norm: 'averaged', 'current' or 'refreshed'.
-    every: steps between two refreshes; None for the default.
-    interpolation: mu.
-    prefix: of the arguments' names.
-  """
-  if every is not None:
-    _check_steps(f'{prefix}refresh_every', every)
-    if batch_norm != 'refreshed':
-      raise ValueError(
-        f'Invalid {prefix}refresh_every={every}. It has no effect with '
-        f'{prefix}batch_norm={batch_norm!r}, only with refreshed.'
-      )
-  if batch_norm == 'refreshed' and not interpolation:
-    raise ValueError(
-      f"Invalid {prefix}batch_norm='refreshed'. Must be averaged or current "
-      f'without {prefix}interpolation.'
-    )
-
-
 def point_fields() -> dict[str, dataclasses.Field]:
   """Every key of a point that is about averaging, with its field."""
   keys = {SCHEME_KEY: _SCHEME_FIELD, **fields_by_key(AveragingConfig)}
@@ -416,15 +333,3 @@ def _without_effect(
     f'Invalid {key}={value!r}. It has no effect with '
     f'averaging_scheme={scheme!r}, only with {" or ".join(names)}.'
   )
-
-
-def _is_integer(value: Any) -> bool:
-  value = plain(value)
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_steps(name: str, value: Any) -> None:
-  if not _is_integer(value) or value < 1:
-    raise ValueError(
-      f'Invalid {name}={value!r}. Must be an integer in [1, inf).'
-    )

@@ -95,6 +95,20 @@ def is_finite(value: float) -> bool:
     return False
 
 
+def is_integer(value: Any) -> bool:
+  """True for an integer of Python or NumPy that is no bool."""
+  value = plain(value)
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_steps(name: str, value: Any) -> None:
+  """Raise ValueError for what is no positive number of steps."""
+  if not is_integer(value) or value < 1:
+    raise ValueError(
+      f'Invalid {name}={value!r}. Must be an integer in [1, inf).'
+    )
+
+
 def _is_allowed(field: dataclasses.Field, value: Any) -> bool:
   kind, allowed = field.metadata['kind'], field.metadata['allowed']
   value = plain(value)

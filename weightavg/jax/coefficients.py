@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from weightavg import averaging_config
+from weightavg.interpolation_checks import check_interpolation
 from weightavg.jax import trees
 from weightavg.schemes import Ema, Polynomial, ScheduleFree, Scheme
 
@@ -117,7 +117,7 @@ def check(
         'function.'
       )
   else:
-    averaging_config.check_interpolation(
+    check_interpolation(
       scheme, float(interpolation) if given else 0.5, 'device'
     )
     if not isinstance(scheme, ScheduleFree):

@@ -13,7 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from weightavg import spec
-from weightavg.averaging_config import DEFAULT_REFRESH_EVERY, momentum_warning
+from weightavg.interpolation_checks import (
+  DEFAULT_REFRESH_EVERY,
+  momentum_warning,
+)
 from weightavg.jax import coefficients, trees
 from weightavg.jax.evaluation import eval_params
 from weightavg.jax.pace import Pace

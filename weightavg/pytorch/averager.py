@@ -7,7 +7,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from weightavg import averaging_config
-from weightavg.averaging_config import DEFAULT_REFRESH_EVERY, AveragingConfig
+from weightavg.averaging_config import AveragingConfig
+from weightavg.interpolation_checks import (
+  DEFAULT_REFRESH_EVERY,
+  batch_norm_of,
+  check_interpolation,
+  check_refresh,
+)
 from weightavg.pytorch import (
   averager_state_checks,
   finite,
@@ -174,9 +180,9 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
     if interpolation is None:
       interpolation = scheme.default_interpolation
     averaging_config.check_storage(batch_norm, placement, swap)
-    averaging_config.check_interpolation(scheme, interpolation, placement)
-    batch_norm = averaging_config.batch_norm_of(batch_norm, interpolation)
-    averaging_config.check_refresh(batch_norm, refresh_every, interpolation)
+    check_interpolation(scheme, interpolation, placement)
+    batch_norm = batch_norm_of(batch_norm, interpolation)
+    check_refresh(batch_norm, refresh_every, interpolation)
     interpolation = float(interpolation)
     if every is None and interpolation:
       every = 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from weightavg.averaging_config import momentum_warning
+from weightavg.interpolation_checks import momentum_warning
 
 
 class Placement(Protocol):
