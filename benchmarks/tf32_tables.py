@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.tf32 import OUTPUT, VARIANTS
+from benchmarks.tf32 import OUTPUT
+from benchmarks.tf32_products import VARIANTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
