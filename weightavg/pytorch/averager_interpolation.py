@@ -49,6 +49,7 @@ class AveragerInterpolation(AveragerParts):
       raise ValueError(
         f'Invalid optimizers=({names}). Must be those that step the model.'
       )
+    optimizers = tuple(map(training_point.unwrapped, optimizers))
     self._refuse_shown('before_step()')
     self._settle()
     self._weights.follow()

@@ -176,6 +176,11 @@ class PrimalPlacement:
       )
     self._step = step
 
+  def stepped_by(self, optimizer: torch.optim.Optimizer) -> None:
+    """Note which optimizer begins to step z."""
+    if self._step is not None:
+      self._step.stepped_by(optimizer, self._other, self._local())
+
   def end(
     self, is_finite: bool | None, statistics: Sequence[Tensor]
   ) -> finite.Look | bool | None:

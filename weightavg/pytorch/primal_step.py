@@ -88,6 +88,31 @@ class PrimalStep:
     for leader in leaders:
       leader.lead(self.followers)
 
+  def stepped_by(
+    self,
+    optimizer: torch.optim.Optimizer,
+    y: Sequence[Tensor],
+    z: Sequence[Tensor],
+  ) -> None:
+    """Give the followers up if another optimizer than their leaders steps.
+
+    A wrapper may be a `Leader` by its methods and leave the step to the
+    optimizer inside, which knows of no followers.
+
+    Args:
+      optimizer: begins its step.
+      y: this rank's pieces.
+      z: those of z, before the step.
+    """
+    if self.followers is None or self.followers.moved:
+      return
+    if any(optimizer is leader for leader in self.leaders):
+      return
+    for leader in self.leaders:
+      leader.lead(None)
+    self.followers, self.leaders, self.look = None, (), None
+    multi_tensor.lerp_(y, z, self.before)
+
   def move(
     self,
     parameters: Sequence[Tensor],

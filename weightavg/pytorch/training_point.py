@@ -26,7 +26,17 @@ class Placement(Protocol):
   def trains(self, parameter: Any) -> bool:
     """True for one of the parameters, also one that has replaced another."""
 
+  def stepped_by(self, optimizer: torch.optim.Optimizer) -> None:
+    """Note which optimizer begins to step z."""
 
+
+# Modules of wrappers that only pass steps on.
+_PASSING = (
+  'accelerate.',
+  'lightning.',
+  'lightning_fabric.',
+  'pytorch_lightning.',
+)
 # Several of the same parameters while one takes the place of another.
 _PLACEMENTS: weakref.WeakSet[Placement] = weakref.WeakSet()
 
@@ -69,7 +79,24 @@ def _refuse_step(
           'Invalid closure. It would take gradients at z: compute them, call '
           'before_step(optimizer), then step() without a closure.'
         )
+      with torch.no_grad():
+        for placement in placements:
+          placement.stepped_by(optimizer)
       return
+
+
+def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+  """Return the optimizer inside the wrappers of Accelerate and Lightning.
+
+  They pass a step on as it is. Other wrappers, such as Lookahead, change the
+  weights after it.
+  """
+  inner = getattr(optimizer, 'optimizer', None)
+  modules = [kind.__module__ for kind in type(optimizer).__mro__]
+  is_passing = any(module.startswith(_PASSING) for module in modules)
+  if is_passing and isinstance(inner, torch.optim.Optimizer):
+    return unwrapped(inner)
+  return optimizer
 
 
 def warn_of_momentum(

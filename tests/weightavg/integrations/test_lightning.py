@@ -9,9 +9,11 @@ pl = pytest.importorskip(
   'lightning.pytorch', reason='lightning is not installed'
 )
 
+from lightning.fabric import Fabric
 from torch.utils.data import DataLoader, TensorDataset
 
 from weightavg import Ema, Lawa, ScheduleFree
+from weightavg.pytorch import Averager, NadamW
 from weightavg.pytorch.integrations.lightning import AveragingCallback
 
 STEPS = 12
@@ -239,3 +241,25 @@ def test_a_decay_alone_is_no_scheme():
     ValueError, match=r'Invalid scheme=0\.999\. Must be a sch'
   ):
     AveragingCallback(0.999)
+
+
+def test_nadamw_inside_fabric_leaves_a_bad_step_out():
+  def run(fabric):
+    torch.manual_seed(0)
+    module = model = torch.nn.Linear(3, 1)
+    optimizer = NadamW(model.parameters(), lr=0.05, betas=(0.0, 0.9))
+    if fabric is not None:
+      model, optimizer = fabric.setup(model, optimizer)
+    averager = Averager(module, Ema(0.5), interpolation=0.5)
+    for index in range(6):
+      loss = model(torch.full((1, 3), float(index))).square().mean()
+      (loss * float('nan') if index == 3 else loss).backward()
+      averager.before_step(optimizer)
+      optimizer.step()
+      optimizer.zero_grad()
+      averager.update()
+    assert (averager.samples, averager.skipped) == (5, 1)
+    return flat(module)
+
+  fabric = Fabric(accelerator='cpu', devices=1)
+  assert torch.equal(run(fabric), run(None))

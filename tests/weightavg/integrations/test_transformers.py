@@ -13,7 +13,7 @@ accelerate = pytest.importorskip(
 from safetensors.torch import load_file
 
 from weightavg import Ema, Lawa, ScheduleFree
-from weightavg.pytorch import Averager
+from weightavg.pytorch import Averager, NadamW
 from weightavg.pytorch.integrations.transformers import AveragingCallback
 
 STEPS = 12
@@ -255,6 +255,26 @@ def test_accelerate_saves_and_restores_the_averager(tmp_path):
   with whole[3].evaluating(), second[3].evaluating():
     assert torch.equal(whole[1].weight, second[1].weight)
   assert torch.equal(whole[1].weight, second[1].weight)
+
+
+@pytest.mark.parametrize('prepared', [True, False])
+def test_nadamw_inside_accelerate_leaves_a_bad_step_out(prepared):
+  torch.manual_seed(0)
+  model = torch.nn.Linear(3, 1)
+  optimizer = NadamW(model.parameters(), lr=0.05, betas=(0.0, 0.9))
+  if prepared:
+    model, optimizer = accelerate.Accelerator(cpu=True).prepare(
+      model, optimizer
+    )
+  averager = Averager(model, Ema(0.5), interpolation=0.5)
+  for index in range(6):
+    loss = model(torch.full((1, 3), float(index))).square().mean()
+    (loss * float('nan') if index == 3 else loss).backward()
+    averager.before_step(optimizer)
+    optimizer.step()
+    optimizer.zero_grad()
+    averager.update()
+  assert (averager.samples, averager.skipped) == (5, 1)
 
 
 @pytest.mark.parametrize(
