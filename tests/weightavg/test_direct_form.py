@@ -138,6 +138,18 @@ def test_auto_without_a_choice_says_that_it_shows_the_raw_weights(caplog):
     assert averager.swapped
 
 
+def test_a_candidate_that_was_tried_is_not_chosen(caplog):
+  averager = Averager(model(), Auto([Ema(0.5)]))
+  averager.update()
+  with caplog.at_level('WARNING', logger='absl'):
+    with averager.evaluating(0):
+      pass
+    assert 'No average has been chosen' not in caplog.text
+    with averager.evaluating():
+      pass
+  assert 'No average has been chosen' in caplog.text
+
+
 @pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')
 def test_scripted_and_traced_modules_are_averaged():
   net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))

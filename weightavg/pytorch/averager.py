@@ -86,8 +86,9 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
       change in place: of those, a swap changes the content (as with
       swap='copy').
     scheme: the average, such as Ema(0.999).
-    every: steps between two samples, >= 1. By default 1; 0.2 % of `total_steps`
-      for a horizon and for LAWA, unless there is an interpolation.
+    every: steps between two samples, >= 1. By default 0.2 % of `total_steps`
+      where that is given; 1 where it is not, for an EMA with a decay, and with
+      an interpolation.
     start: step before which nothing is sampled, >= 0.
     total_steps: T, number of optimizer steps that the run is planned for, >= 1;
       needed by a horizon only, which is a fraction of it.

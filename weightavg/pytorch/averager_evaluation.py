@@ -111,6 +111,7 @@ class AveragerEvaluation(AveragerParts):
       RuntimeError: an average is shown already and another one is asked for.
     """
     was_swapped, selected = self.swapped, self.choice.selected
+    is_made = self.choice.is_made
     if which is not None and which != selected:
       self.select(which)
     try:
@@ -120,6 +121,9 @@ class AveragerEvaluation(AveragerParts):
       if not was_swapped:
         self.swap_out()
       self.choice.selected = selected
+      if which is not None:
+        # One that was tried is not chosen.
+        self.choice.is_made = is_made
 
   def _check_unchanged(self) -> None:
     """With an interpolation the average is computed from the weights."""

@@ -25,7 +25,7 @@ class Choice:
     self._parts = scheme.parts
     self.names = scheme.part_names
     self.selected = RAW if self.names else 0
-    self._is_made = not self.names
+    self.is_made = not self.names
 
   def select(self, which: int) -> None:
     """Choose what is shown from now on.
@@ -40,7 +40,7 @@ class Choice:
     if not RAW <= which < count:
       raise ValueError(f'Invalid {which=}. Must be in [-1, {count}).')
     self.selected = which
-    self._is_made = True
+    self.is_made = True
 
   def lowest(self, losses: Sequence[float]) -> int:
     """Index of the lowest finite loss, the first of equals; RAW for none.
@@ -59,8 +59,8 @@ class Choice:
 
   def warn_if_none(self) -> None:
     """Say once that none was made: the raw weights would be shown silently."""
-    if not self._is_made:
-      self._is_made = True
+    if not self.is_made:
+      self.is_made = True
       logging.warning(
         'No average has been chosen among %s: evaluation sees the raw weights. '
         'Call choose(losses) of the averager.',

@@ -32,9 +32,13 @@ def averaged_state(
 
   Returns:
     `copies` under the model's own keys; None if one of the tensors to replace
-    is not found there, as where a hook of the model casts them.
+    is not found there, as where a hook of the model casts them, or where the
+    model's own `state_dict` takes no arguments.
   """
-  state = model.state_dict(keep_vars=True)
+  try:
+    state = model.state_dict(keep_vars=True)
+  except TypeError:
+    return None
   if not averaged.keys() <= {id(value) for value in state.values()}:
     return None
   return copies(state, averaged)
@@ -90,7 +94,8 @@ def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
     if isinstance(value, Tensor) and isinstance(own.get(key), Tensor):
       piece = dtensors.piece_of(value, own[key])
       found[key] = dtensors.wrap(piece, own[key])
-  target.load_state_dict(found)
+  # The same names as its own, which may be fewer than it has.
+  target.load_state_dict(found, strict=False)
 
 
 def _shape(value: Any) -> torch.Size | None:

@@ -264,6 +264,11 @@ class ShardedPlacement(DevicePlacement):
     if self._restored is not None:
       return self._restored
     if self._gathering is None:
+      if self._checkpoints:
+        logging.warning(
+          'The state lacks the shares of the other ranks and cannot be loaded: '
+          'call swap_in() on all ranks right before state_dict().'
+        )
       return None
     try:
       self._gathering.transfer.wait()

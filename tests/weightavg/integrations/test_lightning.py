@@ -42,6 +42,7 @@ class Module(pl.LightningModule):
       torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1)
     )
     self.trained, self.validated, self.tested = [], [], []
+    self.epochs = []
 
   def loss(self, batch):
     return (self.layers(batch[0]) - batch[1]).square().mean()
@@ -55,6 +56,9 @@ class Module(pl.LightningModule):
   def validation_step(self, batch, _):
     self.validated.append(flat(self))
     self.log('val_loss', self.loss(batch))
+
+  def on_validation_epoch_end(self):
+    self.epochs.append(flat(self))
 
   def test_step(self, batch):
     self.tested.append(flat(self))
@@ -115,6 +119,7 @@ def test_validation_sees_the_mean_of_the_last_two_steps(tmp_path):
     mean = (module.trained[step - 2] + module.trained[step - 1]) / 2
     torch.testing.assert_close(module.validated[index], mean)
     assert not torch.equal(module.validated[index], module.trained[step - 1])
+    assert torch.equal(module.epochs[index], module.validated[index])
 
 
 def test_accumulated_batches_count_once(tmp_path):
@@ -132,6 +137,34 @@ def test_the_module_holds_the_average_after_fit(tmp_path):
   assert not torch.equal(flat(module), module.trained[-1])
   _, raw = fit(tmp_path, [AveragingCallback(Ema(0.5), average_at_end=False)])
   assert torch.equal(flat(raw), module.trained[-1])
+
+
+class Partial(Module):
+  """Saves its linear layer alone, as Lightning's documentation shows."""
+
+  def __init__(self):
+    super().__init__()
+    self.strict_loading = False
+
+  def state_dict(self):
+    return {k: v for k, v in super().state_dict().items() if '.1.' in k}
+
+
+class Filtered(Partial):
+  def state_dict(self, *args, **kwargs):
+    full = Module.state_dict(self, *args, **kwargs)
+    return {k: v for k, v in full.items() if '.1.' in k}
+
+
+@pytest.mark.parametrize('make', [Partial, Filtered])
+def test_a_module_may_save_a_part_of_itself(make, tmp_path):
+  callback = AveragingCallback(Ema(0.5))
+  _, module = fit(tmp_path, [callback, checkpointing(tmp_path)], make)
+  average = callback.averager.averaged_state_dict()
+  assert average.keys() == {'layers.1.weight', 'layers.1.bias'}
+  for name, tensor in average.items():
+    assert torch.equal(module.get_parameter(name), tensor)
+  assert not torch.equal(flat(module), module.trained[-1])
 
 
 def test_a_checkpoint_holds_the_average_for_test_and_inference(tmp_path):

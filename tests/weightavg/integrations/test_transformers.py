@@ -216,6 +216,54 @@ def test_what_the_trainer_cannot_do_is_refused(tmp_path):
       save_strategy='best',
       metric_for_best_model='loss',
     )
+  with pytest.raises(ValueError, match='Invalid enable_jit_checkpoint=True'):
+    train(tmp_path, [AveragingCallback(Ema(0.5))], enable_jit_checkpoint=True)
+
+
+class Asks(transformers.TrainerCallback):
+  """Asks for an evaluation, or for a checkpoint, after the fifth step."""
+
+  def __init__(self, event):
+    self.event = event
+
+  def on_step_end(self, args, state, control, **kwargs):
+    if state.global_step == 5:
+      setattr(control, self.event, True)
+
+
+@pytest.mark.parametrize(
+  ('event', 'message'),
+  [
+    ('should_evaluate', 'An evaluation has got the raw'),
+    ('should_save', 'A checkpoint has got the raw'),
+  ],
+)
+def test_a_callback_that_asks_too_late_is_an_error(event, message, tmp_path):
+  strategies = {'eval_strategy': 'no', 'save_strategy': 'no'}
+  averaging = AveragingCallback(Lawa(window=2), every=1)
+  model = train(tmp_path / 'a', [Asks(event), averaging], **strategies)
+  if event == 'should_evaluate':
+    mean = (model.trained[4] + model.trained[5]) / 2
+    torch.testing.assert_close(model.evaluated[0], mean)
+  averaging = AveragingCallback(Ema(0.5))
+  with pytest.raises(RuntimeError, match=message):
+    train(tmp_path / 'b', [averaging, Asks(event)], **strategies)
+  # What follows a failed run is not told apart by it.
+  trainer = trainer_of(tmp_path / 'c', [averaging], **strategies)
+  trainer.train()
+  trainer.evaluate()
+
+
+def test_an_evaluation_at_the_start_sees_the_average(tmp_path):
+  callbacks = [AveragingCallback(Ema(0.5))]
+  first = train(tmp_path, callbacks, max_steps=6)
+  second = train(
+    tmp_path,
+    [AveragingCallback(Ema(0.5))],
+    resume=str(tmp_path / 'checkpoint-6'),
+    eval_on_start=True,
+  )
+  torch.testing.assert_close(second.evaluated[0], flat(first))
 
 
 def test_accelerate_saves_and_restores_the_averager(tmp_path):

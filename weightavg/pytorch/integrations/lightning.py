@@ -21,14 +21,17 @@ _REFUSED = ('FSDPStrategy', 'DeepSpeedStrategy')
 class AveragingCallback(pl.Callback):
   """Averages a LightningModule's weights, and validates on the average.
 
-  Trained are the module's own weights. Validation sees the average, and so does
-  whoever reads `state_dict` from a checkpoint: `trainer.test(ckpt_path=...)`
-  and `load_from_checkpoint` get averaged weights. The checkpoint holds the raw
+  Trained are the module's own weights. Validation sees the average, in the
+  module's hooks from `on_validation_start` to `on_validation_epoch_end`
+  (`on_validation_end` comes after the swap back). So does whoever reads
+  `state_dict` from a checkpoint: `trainer.test(ckpt_path=...)` and
+  `load_from_checkpoint` get averaged weights. The checkpoint holds the raw
   weights, too, and `trainer.fit(ckpt_path=...)` resumes from them exactly.
   After `fit` the module holds the average.
 
-  The averager counts optimizer steps: with `accumulate_grad_batches` one for
-  each accumulated batch.
+  The averager counts training batches in which optimizers step: with
+  `accumulate_grad_batches` one for each accumulated batch, and with several
+  optimizers one for all of their steps.
 
   Args:
     scheme: the average, such as Ema(0.999) or Lawa(window=5).
@@ -109,7 +112,7 @@ class AveragingCallback(pl.Callback):
       self._last_step = trainer.global_step
       self.averager.update()
 
-  def on_validation_epoch_start(
+  def on_validation_start(
     self, trainer: pl.Trainer, pl_module: pl.LightningModule
   ) -> None:
     """Show the average to a validation during `fit`."""
@@ -117,7 +120,7 @@ class AveragingCallback(pl.Callback):
     if self.averager is not None and trainer.state.fn == 'fit':
       self.averager.swap_in()
 
-  def on_validation_epoch_end(
+  def on_validation_end(
     self, trainer: pl.Trainer, pl_module: pl.LightningModule
   ) -> None:
     """Put the raw weights back."""
@@ -143,7 +146,7 @@ class AveragingCallback(pl.Callback):
     averager = self.averager
     if averager is not None and self._average_at_end and averager.samples:
       self._finished = copy.deepcopy(self._state(trainer, averager))
-      pl_module.load_state_dict(averager.averaged_state_dict())
+      averager.copy_to(pl_module)
 
   def on_save_checkpoint(
     self,

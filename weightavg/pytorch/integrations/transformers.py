@@ -45,9 +45,11 @@ class AveragingCallback(TrainerCallback):
 
   Raises:
     ValueError: for an interpolation; from `train`, for save_strategy='best',
-      which decides about a checkpoint after the evaluation has ended; for FSDP
-      or DeepSpeed; and where a run resumes from a checkpoint without
-      `averager.pt`.
+      which decides about a checkpoint after the evaluation has ended; for
+      enable_jit_checkpoint, which tells no callback; for FSDP or DeepSpeed; and
+      where a run resumes from a checkpoint without `averager.pt`.
+    RuntimeError: from `train`, where an evaluation or a checkpoint has got the
+      raw weights, since a callback behind this one asked for it.
 
   >>> from weightavg import Ema
   >>> callback = AveragingCallback(Ema(0.999))  # Trainer(callbacks=[callback])
@@ -67,6 +69,9 @@ class AveragingCallback(TrainerCallback):
     self._resume_from = resume_from
     self._options = options
     self.averager: Averager | None = None
+    # Between the end of a step and the begin of the next one.
+    self._is_between = False
+    self._is_shown = False
 
   def on_train_begin(
     self,
@@ -83,13 +88,26 @@ class AveragingCallback(TrainerCallback):
     if self.averager is not None:
       # An evaluation that has failed left its average in the model: the
       # Trainer has no hook for that.
-      self.averager.swap_out()
+      self._put_back()
     options = dict(self._options)
     options.setdefault('total_steps', state.max_steps)
     options.setdefault('collective', args.world_size > 1)
     self.averager = Averager(model, self._scheme, **options)
     if state.global_step:
       self._restore(self.averager, args, state.global_step)
+    if args.eval_on_start:
+      self._show()
+
+  def on_step_begin(
+    self,
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    **kwargs: Any,
+  ) -> None:
+    """Note that training goes on."""
+    del args, state, control, kwargs
+    self._is_between = False
 
   def _restore(
     self, averager: Averager, args: TrainingArguments, step: int
@@ -137,9 +155,26 @@ class AveragingCallback(TrainerCallback):
   def _show_if_due(self, control: TrainerControl) -> None:
     # The Trainer has no hook that precedes an evaluation; its own callback has
     # decided on one before this callback runs.
+    self._is_between = True
     if control.should_evaluate or control.should_save:
-      assert self.averager is not None
-      self.averager.swap_in()
+      self._show()
+
+  def _show(self) -> None:
+    assert self.averager is not None
+    self.averager.swap_in()
+    self._is_shown = True
+
+  def _put_back(self) -> None:
+    assert self.averager is not None
+    self.averager.swap_out()
+    self._is_shown = False
+
+  def _check_shown(self, event: str) -> None:
+    if self._is_between and not self._is_shown:
+      raise RuntimeError(
+        f'{event} has got the raw weights. Put AveragingCallback last in the '
+        'list of callbacks: one behind it has asked for this.'
+      )
 
   def on_evaluate(
     self,
@@ -150,8 +185,9 @@ class AveragingCallback(TrainerCallback):
   ) -> None:
     """Put the raw weights back, unless a checkpoint follows."""
     del args, state, kwargs
+    self._check_shown('An evaluation')
     if self.averager is not None and not control.should_save:
-      self.averager.swap_out()
+      self._put_back()
 
   def on_save(
     self,
@@ -163,12 +199,13 @@ class AveragingCallback(TrainerCallback):
     """Write the averager's state into the checkpoint's folder."""
     del control, kwargs
     assert self.averager is not None
+    self._check_shown('A checkpoint')
     if args.should_save:
       folder = _checkpoint_folder(args, state.global_step)
       path = os.path.join(folder, STATE_FILE)
       torch.save(self.averager.state_dict(), path + '.temporary')
       os.replace(path + '.temporary', path)
-    self.averager.swap_out()
+    self._put_back()
 
   def on_train_end(
     self,
@@ -183,7 +220,8 @@ class AveragingCallback(TrainerCallback):
     averager = self.averager
     assert averager is not None
     assert model is not None
-    averager.swap_out()
+    self._is_between = False
+    self._put_back()
     if (
       self._average_at_end
       and averager.samples
@@ -202,6 +240,12 @@ def _check(args: TrainingArguments) -> None:
     raise ValueError(
       "Invalid save_strategy='best'. Must be 'steps', 'epoch' or 'no': with "
       "'best' the Trainer decides after the average is put away."
+    )
+  if getattr(args, 'enable_jit_checkpoint', False):
+    raise ValueError(
+      'Invalid enable_jit_checkpoint=True. Must be False: the Trainer tells no '
+      'callback of such a checkpoint, which would hold the raw weights and '
+      'could not be resumed from.'
     )
   for name in ('fsdp', 'deepspeed'):
     value = getattr(args, name, None)
