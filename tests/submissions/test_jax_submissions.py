@@ -12,6 +12,7 @@ from weightavg.schemes import Ema
 jax, jnp = import_jax('jax', 'jax.numpy')
 jax_host = import_jax('jax_host')
 spec = import_jax('weightavg.spec')
+model_state = import_jax('weightavg.jax.model_state')
 Host = jax_host.Host
 
 FOLDERS = sorted(
@@ -228,10 +229,17 @@ def test_rows_are_logged_after_they_are_computed():
 
   host = Host('nadamw_jax', label_smoothing=0.125, dropout_rate=0.25)
   host.workload.metrics_logger = Logger()
+  trainer, made = host.state[1], []
+  compiled = trainer._compiled_step
+  trainer._compiled_step = lambda *args: (
+    made.append(len(rows)) or compiled(*args)
+  )
   for step in (0, 100, 101, 499, 500):
     host.step = step
     host.update()
   assert [step for step, _ in rows] == [0, 100]
+  # A step is on its way before the row of the step before is waited for.
+  assert made == [0, 0, 1, 2, 2]
   host.prepare_for_eval()
   assert [step for step, _ in rows] == [0, 100, 500]
   assert sorted(rows[0][1]) == ['grad_norm', 'loss']
@@ -377,6 +385,35 @@ def test_statistics_may_come_back_with_axes_of_length_one(folder):
     host.prepare_for_eval()
   assert_equal(hosts[1].shown(), hosts[0].shown())
   assert_equal(hosts[1].raw(), hosts[0].raw())
+
+
+class Widens(jax_host.Workload):
+  """Returns statistics in float32, whatever it is given."""
+
+  def model_fn(self, *args, **kwargs):
+    logits, state = super().model_fn(*args, **kwargs)
+    return logits, jax.tree.map(jnp.float32, state)
+
+
+@pytest.mark.parametrize('folder', ['nadamw_ema_jax', REFRESHED])
+def test_statistics_keep_the_dtype_that_they_began_with(folder):
+  changes = {'warmup_steps': 5} if folder == REFRESHED else {}
+  host = Host(folder, workload=Widens(), **changes)
+  host.model_state = jax.tree.map(jnp.bfloat16, host.model_state)
+  host.state = host.submission.init_optimizer_state(
+    host.workload, host.params, host.model_state, host.hyperparameters, None
+  )
+  host.workload.traces.clear()
+  run(host, 11)
+  # One trace of the step, and one of the refresh.
+  assert len(host.workload.traces) == (2 if folder == REFRESHED else 1)
+  assert host.model_state['mean'].dtype == jnp.bfloat16
+  host.prepare_for_eval()
+  assert host.model_state['mean'].dtype == jnp.bfloat16
+  with pytest.raises(
+    ValueError, match='dtype float32, init_model_fn one of in'
+  ):
+    model_state.in_nest({'n': jnp.ones(2)}, {'n': jnp.ones(2, int)})
 
 
 @pytest.mark.parametrize('folder', [PRIMAL, REFRESHED])

@@ -12,8 +12,25 @@ from weightavg.interpolation_checks import check_interpolation
 from weightavg.jax import trees
 from weightavg.schemes import Ema, Polynomial, ScheduleFree, Scheme
 
-# Maps the number of a sample, 1, 2, ..., a floating-point scalar, to c.
+# Maps the number of a sample, 1, 2, ..., a floating-point scalar, to c in
+# [0, 1], with c_1 = 1.
 Coefficient = Callable[[jax.Array], jax.Array]
+
+
+def one_minus_power(base: Any, exponent: jax.Array) -> jax.Array:
+  """Return 1 - base^exponent; expm1 keeps bases near 1 exact.
+
+  Args:
+    base: a number or a scalar, in [0, 1).
+    exponent: 1, 2, ..., a floating-point scalar.
+  """
+  log_base: Any
+  if isinstance(base, int | float):
+    log_base = math.log(base) if base else -math.inf
+  else:
+    log_base = jnp.log(jnp.asarray(base, exponent.dtype))
+  # A base of 0 gives expm1(-inf) = -1.
+  return -jnp.expm1(exponent * log_base)
 
 
 def of_ema(decay: Any, number: jax.Array) -> jax.Array:
@@ -23,14 +40,8 @@ def of_ema(decay: Any, number: jax.Array) -> jax.Array:
     decay: a number or a scalar, in [0, 1).
     number: k, 1, 2, ..., a floating-point scalar.
   """
-  log_decay: Any
-  if isinstance(decay, int | float):
-    log_decay = math.log(decay) if decay else -math.inf
-  else:
-    log_decay = jnp.log(jnp.asarray(decay, number.dtype))
-  # expm1 keeps decays near 1 exact; a decay of 0 gives expm1(-inf) = -1.
-  weight = (1.0 - decay) / -jnp.expm1(number * log_decay)
-  # The first sample replaces what was there, whatever expm1 rounds to.
+  weight = (1.0 - decay) / one_minus_power(decay, number)
+  # The first sample replaces what was there, whatever the power rounds to.
   return jnp.where(number == 1.0, 1.0, weight)
 
 
@@ -100,7 +111,8 @@ def check(
     scheme: of the average, or a function.
     interpolation: mu; an array must be in (0, 1), which is not checked inside
       jit.
-    learning_rate: for `ScheduleFree` only.
+    learning_rate: for `ScheduleFree` only; a number, in [0, inf), or a
+      schedule.
   """
   given = trees.is_number(interpolation)
   if not given and not isinstance(interpolation, jax.core.Tracer):
@@ -127,3 +139,5 @@ def check(
       'Invalid learning_rate. It has no effect without ScheduleFree: the base '
       'optimizer has its own.'
     )
+  if learning_rate is not None and not callable(learning_rate):
+    trees.check_number('learning_rate', learning_rate, 0.0, math.inf)

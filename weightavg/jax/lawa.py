@@ -49,10 +49,12 @@ def lawa_weights(
     window: L, samples in the mean, in [1, inf).
     every: steps between two samples, in [1, inf).
     start: step before which no sample is taken, in [0, inf).
-    accumulator_dtype: dtype of the window. None takes the parameter's own:
-      samples are exact copies. The mean is formed in float32 at least.
+    accumulator_dtype: dtype of the window, of 16 bits or more. None takes the
+      parameter's own: samples are exact copies. The mean is formed in float32
+      at least.
     skip_nonfinite: leave a sample out, and count it, if one of its values is
-      not finite. Costs one more read of the parameters at each sample.
+      not finite in the dtype of the window. Costs one more read of the
+      parameters at each sample.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with the state

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from weightavg.jax import trees
+from weightavg.jax import coefficients, trees
 
 
 def nadamw(
@@ -130,8 +130,8 @@ def scale_by_nadam(
 
     def scale(n: jax.Array, v: jax.Array) -> jax.Array:
       t = count.astype(n.dtype)
-      first = 1.0 - jnp.asarray(b1, n.dtype) ** t
-      second = 1.0 - jnp.asarray(b2, n.dtype) ** t
+      first = coefficients.one_minus_power(b1, t)
+      second = coefficients.one_minus_power(b2, t)
       return n / first / (jnp.sqrt(v) / jnp.sqrt(second) + eps)
 
     scaled = jax.tree.map(scale, ahead, nu)

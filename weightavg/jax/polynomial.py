@@ -50,11 +50,13 @@ def polynomial_weights(
     power: in [0, inf).
     every: steps between two samples, in [1, inf).
     start: step before which no sample is taken, in [0, inf).
-    accumulator_dtype: dtype of the average. None takes float32, or the
-      parameter's own dtype where that is wider. Arithmetic is in float32 at
-      least.
+    accumulator_dtype: dtype of the average, float32 or wider: in 16 bits an
+      average soon stands still, as increments c_k (x_k - a_{k-1}) below about
+      2^-9 of a_{k-1} in bfloat16, 2^-12 in float16, round to nothing. None
+      takes float32, or the parameter's own dtype where that is wider.
     skip_nonfinite: leave a sample out, and count it, if one of its values is
-      not finite. Costs one more read of the parameters at each sample.
+      not finite in the dtype of the average. Costs one more read of the
+      parameters at each sample.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with the state

@@ -15,7 +15,6 @@ the sequence that the optimizer steps. With `accumulator_dtype` x is stored,
 too: one model more, for parameters too coarse to hold it.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ import optax
 
 from weightavg.jax import coefficients, ema, polynomial, trees
 from weightavg.jax.coefficients import Coefficient
+from weightavg.jax.left_out import unless_left_out
 from weightavg.jax.recursive import lerp
 from weightavg.schemes import Ema, ScheduleFree, Scheme
 
@@ -45,6 +45,8 @@ class PrimalAverageState(NamedTuple):
     weight_ratio: sum of the samples' weights in `ScheduleFree`, divided by the
       last of them; shape=().
     largest_rate: its largest learning rate so far; shape=().
+    num_made: steps of the base optimizer, which a step that was left out is
+      not; shape=(), dtype=int32.
     base_state: state of the base optimizer.
   """
 
@@ -57,6 +59,7 @@ class PrimalAverageState(NamedTuple):
   coefficient: jax.Array
   weight_ratio: jax.Array
   largest_rate: jax.Array
+  num_made: jax.Array
   base_state: optax.OptState
 
 
@@ -88,12 +91,14 @@ def primal_average(
   Args:
     base_optimizer: steps z.
     scheme: of x: `Ema` with a decay, `Polynomial` or `ScheduleFree`; or a
-      function from the number of a sample, 1, 2, ..., to c, with c_1 = 1.
+      function from the number of a sample, 1, 2, ..., to c in [0, 1], with
+      c_1 = 1, which is not checked.
     interpolation: mu, in [0, 1). At 0 it is `ema_weights` or
       `polynomial_weights` behind the base optimizer.
     learning_rate: for `ScheduleFree`, whose samples it weighs: the base
-      optimizer's number or schedule of the step, from 0 on. None stands for a
-      constant.
+      optimizer's number, in [0, inf), or schedule of the step, from 0 on. As
+      for the base optimizer, a step that is left out does not count. None
+      stands for a constant.
     every: steps between two samples, in [1, inf).
     start: step before which no sample is taken, in [0, inf); x, y and z are
       the same before the first one.
@@ -101,8 +106,8 @@ def primal_average(
       A dtype, float32 or wider, stores both x and z in it.
     skip_nonfinite: leave a step out, and count it, if one of the updates given
       is not finite: x, y, z and the base optimizer's state stay. If a z is not
-      finite all the same, y and z continue from x. Costs one more read of the
-      updates, and one of z.
+      finite all the same, y and z continue from x. Costs a read of the updates
+      and of z, and one more temporary of the model's size, z before it is kept.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` with the state
@@ -111,8 +116,10 @@ def primal_average(
   Raises:
     ValueError: at construction for an argument out of range or a scheme that
       is not updated from its last value; at `init` for parameters narrower
-      than float32 without an `accumulator_dtype`; at trace time as
-      `ema_weights`.
+      than float32 without an `accumulator_dtype`, and, outside of `jax.jit`,
+      for a value that is not finite, as in a mask of -inf: x = y + (1 - 1/mu)
+      (z - y) would be NaN. Leave such a leaf out with `optax.masked`. At trace
+      time as `ema_weights`.
 
   Examples:
     >>> import jax.numpy as jnp, optax
@@ -138,15 +145,9 @@ def primal_average(
     Primal Averaging, arXiv 2512.17131.
   """
   coefficients.check(scheme, interpolation, learning_rate)
-  accumulator_dtype = trees.checked_dtype(accumulator_dtype)
-  if (
-    accumulator_dtype is not None
-    and trees.average_dtype(accumulator_dtype) != accumulator_dtype
-  ):
-    raise ValueError(
-      f'Invalid accumulator_dtype={accumulator_dtype}. Must be float32 or '
-      'wider: z takes the steps of the optimizer.'
-    )
+  accumulator_dtype = trees.checked_wide_dtype(
+    accumulator_dtype, 'z takes the steps of the optimizer'
+  )
   trees.check_integer('every', every, 1)
   trees.check_integer('start', start, 0)
   base_optimizer = optax.with_extra_args_support(base_optimizer)
@@ -171,18 +172,23 @@ def primal_average(
       )
 
     z = copied()
+    _check_finite(z)
+    x = () if accumulator_dtype is None else copied()
+    # Some optimizers keep the parameters that they are initialised with.
+    base_state = base_optimizer.init(trees.filled(z, params))
     # Arrays of their own: a donated buffer must not occur twice.
     return PrimalAverageState(
       count=jnp.zeros([], jnp.int32),
       num_samples=jnp.zeros([], jnp.int32),
       num_skipped=jnp.zeros([], jnp.int32),
       z=z,
-      x=() if accumulator_dtype is None else copied(),
+      x=x,
       interpolation=jnp.array(interpolation, real, copy=True),
       coefficient=jnp.ones([], real),
       weight_ratio=jnp.zeros([], real),
       largest_rate=jnp.zeros([], real),
-      base_state=base_optimizer.init(_filled(z, params)),
+      num_made=jnp.zeros([], jnp.int32),
+      base_state=trees.unshared(base_state, z, params),
     )
 
   def update_fn(
@@ -206,15 +212,15 @@ def primal_average(
 
     def take_step(updates: Any, z: Any, base_state: Any) -> tuple[Any, ...]:
       updates, base_state = base_optimizer.update(
-        updates, base_state, _filled(z, params), **extra_args
+        updates, base_state, trees.filled(z, params), **extra_args
       )
-      z = _map(lambda z, u: (z + u).astype(z.dtype), z, updates)
+      z = trees.map_unmasked(lambda z, u: (z + u).astype(z.dtype), z, updates)
       return updates, z, base_state
 
     before, is_made = (updates, state.z, state.base_state), None
     if skip_nonfinite:
       is_made = trees.all_finite(updates)
-      updates, z, base_state = _unless_left_out(is_made, take_step, before)
+      updates, z, base_state = unless_left_out(is_made, take_step, before)
     else:
       updates, z, base_state = take_step(*before)
     new, is_kept = _counted(state, z, is_made)
@@ -231,10 +237,10 @@ def primal_average(
 
     stored = state.x
     if accumulator_dtype is not None:
-      stored = _map(lambda z, x: keep(lerp(x, z, c), x), z, x)
-    updates = _filled(_map(move, z, x, params), updates)
+      stored = trees.map_unmasked(lambda z, x: keep(lerp(x, z, c), x), z, x)
+    updates = trees.filled(trees.map_unmasked(move, z, x, params), updates)
     new = new._replace(
-      z=_map(keep, z, x),
+      z=trees.map_unmasked(keep, z, x),
       x=stored,
       interpolation=mu,
       base_state=base_state,
@@ -252,17 +258,19 @@ def primal_average(
     # Before the first sample x follows z.
     c = jnp.where(is_sampled, c, jnp.where(has_begun, 0.0, 1.0))
     enters, is_kept = is_sampled, None
-    num_skipped = state.num_skipped
+    num_skipped, num_made = state.num_skipped, trees.increment(state.num_made)
     if is_made is not None:
       is_kept = trees.all_finite(z)
       is_sound = is_made & is_kept
       enters = is_sampled & is_sound
       c = jnp.where(is_sound, c, 0.0)
       num_skipped = num_skipped + (~is_sound).astype(jnp.int32)
+      num_made = jnp.where(is_made, num_made, state.num_made)
     return state._replace(
       count=count,
       num_samples=state.num_samples + enters.astype(jnp.int32),
       num_skipped=num_skipped,
+      num_made=num_made,
       coefficient=c.astype(state.coefficient.dtype),
       weight_ratio=jnp.where(enters, weight_ratio, state.weight_ratio),
       largest_rate=jnp.where(enters, largest_rate, state.largest_rate),
@@ -277,7 +285,11 @@ def primal_average(
       c = coefficients.of_scheme(scheme)(number)
       return jnp.asarray(c), state.weight_ratio, state.largest_rate
     rate: Any = 1.0 if learning_rate is None else learning_rate
-    rate = jnp.asarray(rate(state.count) if callable(rate) else rate)
+    rate = jnp.asarray(rate(state.num_made) if callable(rate) else rate)
+    if rate.shape:
+      raise ValueError(
+        f'Invalid learning_rate of shape {rate.shape}. Must be ().'
+      )
     largest = jnp.maximum(state.largest_rate, rate.astype(number.dtype))
     # Powers of the number and their sum do not fit into float32; quotients do.
     has_rate = largest > 0.0
@@ -306,63 +318,7 @@ def average_before_update(
   def compute(z: jax.Array, y: jax.Array) -> jax.Array:
     return y + before.astype(jnp.finfo(z.dtype).dtype) * (z - y)
 
-  return _map(compute, state.z, params)
-
-
-def _unless_left_out(
-  is_made: jax.Array,
-  take_step: Callable[..., tuple[Any, ...]],
-  before: tuple[Any, ...],
-) -> tuple[Any, ...]:
-  """Take a step of the base optimizer, or leave z and its state alone.
-
-  Args:
-    is_made: a scalar.
-    take_step: maps (updates, z, state) to the next ones.
-    before: what it is called with.
-  """
-  shapes, *kept_shapes = jax.eval_shape(take_step, *before)
-
-  def zeros(leaf: Any, shape: Any) -> Any:
-    if jnp.issubdtype(shape.dtype, jnp.inexact):
-      # Like the gradient: in explicit mode the sharding is part of its type.
-      return jnp.zeros_like(leaf, dtype=shape.dtype)
-    return leaf
-
-  def kept(leaf: Any, shape: Any) -> Any:
-    # optax's moments of integer leaves become floats in their first step.
-    return leaf if leaf.dtype == shape.dtype else leaf.astype(shape.dtype)
-
-  def leave_out(updates: Any, *state: Any) -> tuple[Any, ...]:
-    return (
-      jax.tree.map(zeros, updates, shapes),
-      *jax.tree.map(kept, state, tuple(kept_shapes)),
-    )
-
-  # A branch: a choice between values would keep the old and the new state.
-  return jax.lax.cond(is_made, take_step, leave_out, *before)
-
-
-def _map(function: Any, first: optax.Params, *rest: optax.Params) -> Any:
-  """Apply a function to averaged leaves; the first tree is masked elsewhere."""
-  return jax.tree.map(
-    lambda leaf, *others: (
-      leaf if trees.is_masked(leaf) else function(leaf, *others)
-    ),
-    first,
-    *rest,
-    is_leaf=trees.is_masked,
-  )
-
-
-def _filled(masked: optax.Params, other: optax.Params) -> optax.Params:
-  """Take what is masked from another tree."""
-  return jax.tree.map(
-    lambda leaf, rest: rest if trees.is_masked(leaf) else leaf,
-    masked,
-    other,
-    is_leaf=trees.is_masked,
-  )
+  return trees.map_unmasked(compute, state.z, params)
 
 
 def _check_wide(params: optax.Params) -> None:
@@ -374,6 +330,20 @@ def _check_wide(params: optax.Params) -> None:
         f'Invalid params{where} of dtype {dtype}. primal_average computes the '
         'average from parameters of float32 or wider; accumulator_dtype stores '
         'it instead.'
+      )
+
+
+def _check_finite(z: optax.Params) -> None:
+  """Raise ValueError for the first leaf that is known and not finite."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(z):
+    if isinstance(leaf, jax.core.Tracer):
+      continue
+    # device_get: transfer_guard_device_to_host lets it pass.
+    if not jax.device_get(trees.all_finite(leaf)):
+      where = jax.tree_util.keystr(path)
+      raise ValueError(
+        f'Invalid params{where}. primal_average averages finite values: leave '
+        'this leaf out with optax.masked.'
       )
 
 

@@ -19,11 +19,12 @@ from weightavg.interpolation_checks import (
 )
 from weightavg.jax import coefficients, trees
 from weightavg.jax.evaluation import eval_params
+from weightavg.jax.model_state import in_nest
 from weightavg.jax.pace import Pace
 from weightavg.jax.primal import primal_average
 from weightavg.jax.recursive import lerp
 from weightavg.jax.run_state import TrainState
-from weightavg.jax.trainer import Trainer, in_nest
+from weightavg.jax.trainer import Trainer
 from weightavg.optimizers import Optimizer
 from weightavg.schemes import Ema, ScheduleFree
 from weightavg.submission_config import SubmissionConfig

@@ -28,11 +28,13 @@ def recursive_average(
       scalar, to its weight c_k; c_1 = 1.
     every: as for `sampling.sampled_average`.
     start: as for `sampling.sampled_average`.
-    accumulator_dtype: dtype of the average; None takes float32, or the
-      parameter's own dtype where that is wider.
+    accumulator_dtype: dtype of the average, float32 or wider; None takes
+      float32, or the parameter's own dtype where that is wider.
     skip_nonfinite: as for `sampling.sampled_average`.
   """
-  accumulator_dtype = trees.checked_dtype(accumulator_dtype)
+  accumulator_dtype = trees.checked_wide_dtype(
+    accumulator_dtype, 'increments of the average would round to nothing'
+  )
 
   def zeros(leaf: Any) -> jax.Array:
     dtype = accumulator_dtype or trees.average_dtype(jnp.result_type(leaf))

@@ -43,7 +43,8 @@ def sampled_average(
     add_sample: takes one sample in.
     every: steps between two samples, in [1, inf).
     start: step before which no sample is taken, in [0, inf).
-    skip_nonfinite: leave out samples with a value that is not finite.
+    skip_nonfinite: leave out samples with a value that is not finite in the
+      dtype of its buffer.
     leading: axes that averaged buffers have in front of those of parameters.
 
   Returns:
@@ -60,7 +61,9 @@ def sampled_average(
     return state_class(*zeros, init_average(params))
 
   def take_sample(state: Any, params: optax.Params) -> Any:
-    enters = trees.all_finite(params) if skip_nonfinite else jnp.array(True)
+    enters = jnp.array(True)
+    if skip_nonfinite:
+      enters = trees.all_finite(trees.as_stored(params, state[3]))
     num_samples = state.num_samples + enters.astype(jnp.int32)
     num_skipped = state.num_skipped + (~enters).astype(jnp.int32)
     average = add_sample(state[3], params, num_samples, enters)

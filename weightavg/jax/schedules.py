@@ -31,7 +31,8 @@ def warmup_schedule(
   After S steps it stays at its end.
 
   Args:
-    peak_value: learning rate at the end of the warm-up.
+    peak_value: learning rate at the end of the warm-up, in [0, inf); it may be
+      traced.
     decay_steps: S, in [1, inf).
     warmup_factor: fraction of S, in [0, 1).
     schedule: 'cosine', 'cosine_to_half' or 'constant'.
@@ -48,6 +49,15 @@ def warmup_schedule(
     >>> [round(float(rate(s)), 3) for s in (0, 1, 2, 5, 8, 9)]
     [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
   """
+  trees.check_number('peak_value', peak_value, 0.0, float('inf'))
+  for name, value in (
+    ('decay_steps', decay_steps),
+    ('warmup_factor', warmup_factor),
+  ):
+    if isinstance(value, jax.core.Tracer):
+      raise ValueError(
+        f'Invalid {name}: traced. Must be a number when the schedule is made.'
+      )
   trees.check_integer('decay_steps', decay_steps, 1)
   trees.check_number('warmup_factor', warmup_factor, 0.0, 1.0)
   if schedule not in _SCHEDULES:

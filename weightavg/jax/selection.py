@@ -20,7 +20,7 @@ Examples of the latest probe weigh 1, those of the k-th probe before it
 memory^k. Differences are taken per example, before any sum: float32 suffices.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,18 +85,18 @@ def init_selection(candidates: int) -> SelectionState:
 
 
 def select(
-  losses: jax.Array,
+  losses: Any,
   state: SelectionState,
   probe: jax.typing.ArrayLike,
   memory: float = 0.75,
-  valid: jax.Array | None = None,
+  valid: Any = None,
   num_elements: jax.typing.ArrayLike | None = None,
 ) -> SelectionState:
   """Choose one of several candidates by their losses on one probe.
 
   Args:
     losses: loss of each candidate on each example, summed over the example's
-      elements; shape=(candidates, examples).
+      elements; an array or lists, shape=(candidates, examples).
     state: of the previous choice; at first `init_selection(candidates)`.
     probe: number of the examples: the same examples count once.
     memory: weight of the previous probe's examples, in [0, 1).
@@ -107,7 +107,8 @@ def select(
     The next state; its `chosen` is the index of the choice, or -1.
 
   Raises:
-    ValueError: for losses whose shape does not match the state's.
+    ValueError: for losses whose shape does not match the state's, and for a
+      `valid` whose shape does not match the losses'.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -117,6 +118,7 @@ def select(
     1
   """
   trees.check_number('memory', memory, 0.0, 1.0)
+  losses = jnp.asarray(losses)
   candidates = state.latest.losses.shape[0]
   if losses.ndim != 2 or losses.shape[0] != candidates:
     raise ValueError(
@@ -125,6 +127,11 @@ def select(
     )
   if valid is None:
     valid = jnp.ones(losses.shape[1], bool)
+  valid = jnp.asarray(valid, bool)
+  if valid.shape != losses.shape[1:]:
+    raise ValueError(
+      f'Invalid valid of shape {valid.shape}. Must be {losses.shape[1:]}.'
+    )
   if num_elements is None:
     num_elements = valid.sum()
   return _select(losses, state, probe, memory, valid, num_elements)

@@ -13,6 +13,7 @@ from weightavg import spec
 from weightavg.averaging_config import AveragingConfig
 from weightavg.jax import run_state, trees
 from weightavg.jax.averages import Averages
+from weightavg.jax.model_state import in_nest
 from weightavg.jax.pace import Pace, Pacer
 from weightavg.jax.run_state import RunState, TrainState
 from weightavg.optimizers import Optimizer
@@ -156,16 +157,18 @@ class Trainer:
       global_step: of the host, for logs.
       billed: seconds that the host has billed so far, if it tells.
     """
-    self.flush()
     clock = self.pacer.clock
-    if clock is not None and clock.begin_step(billed):
-      self._append({'planned_steps': clock.plan.total}, global_step)
+    is_planned = clock is not None and clock.begin_step(billed)
     batch = run_state.put_batch(batch, self.mesh)
     train, loss, norm = self._compiled_step(
       state.train, batch, rng, self.pacer.at(self._steps)
     )
     self._steps += 1
     train = self._after_step(train, batch, rng)
+    # Wait for the step before while the devices are busy with this one.
+    self.flush()
+    if clock is not None and is_planned:
+      self._append({'planned_steps': clock.plan.total}, global_step)
     if global_step <= _LOG_FIRST_STEPS or global_step % _LOG_EVERY_STEPS == 0:
       self._row = global_step, loss, norm
     return self.returned(state._replace(train=train))
@@ -190,7 +193,7 @@ class Trainer:
       self._workload.metrics_logger.append_scalar_metrics(metrics, global_step)
 
   def flush(self) -> None:
-    """Log the row of the step before, by now computed: nothing waits."""
+    """Log the row of the step before, and wait until it is computed."""
     if self._row is None:
       return
     (global_step, loss, norm), self._row = self._row, None
@@ -335,32 +338,6 @@ class Trainer:
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
-
-
-def in_nest(model_state: Any, like: Any) -> Any:
-  """Put the leaves that a model returned into the containers of its first ones.
-
-  A workload may return a dict where it began with flax's FrozenDict, and
-  statistics of shape (1, 1, features) where it began with (features,), as the
-  speech models do. The step is compiled once, for the first ones' shapes.
-
-  Raises:
-    ValueError: there are other leaves.
-  """
-  leaves, first = jax.tree.leaves(model_state), jax.tree.leaves(like)
-  if [*map(_long_axes, leaves)] != [*map(_long_axes, first)]:
-    raise ValueError(
-      f'Invalid model_state. model_fn returns {len(leaves)} arrays with other '
-      f'shapes than the {len(first)} of init_model_fn.'
-    )
-  structure: Any = jax.tree.structure(like)
-  pairs = zip(leaves, first, strict=True)
-  shaped = [jnp.reshape(x, jnp.shape(y)) for x, y in pairs]
-  return jax.tree.unflatten(structure, shaped)
-
-
-def _long_axes(leaf: Any) -> tuple[int, ...]:
-  return tuple(length for length in jnp.shape(leaf) if length != 1)
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -31,6 +31,11 @@ def check_arrays(
       raise ValueError(
         f'Invalid params{where}={leaf!r}. {name} averages arrays.'
       )
+    if is_averaged(leaf) and jnp.finfo(jnp.result_type(leaf)).bits < 16:
+      raise ValueError(
+        f'Invalid params{where} of dtype {jnp.result_type(leaf)}. {name} takes '
+        'dtypes of 16 bits or more.'
+      )
     if is_real and jnp.iscomplexobj(leaf):
       raise ValueError(
         f'Invalid {accumulator_dtype=!s}. Must be complex, or None, for '
@@ -42,7 +47,7 @@ def checked_dtype(accumulator_dtype: Any) -> Any:
   """The dtype of an average as JAX has it; None stays.
 
   Raises:
-    ValueError: for a dtype that holds no averages.
+    ValueError: for a dtype that holds no averages, or that JAX would narrow.
   """
   if accumulator_dtype is None:
     return None
@@ -58,6 +63,31 @@ def checked_dtype(accumulator_dtype: Any) -> Any:
     raise ValueError(
       f'Invalid {accumulator_dtype=!s}. Must be a floating-point or complex '
       'dtype of 16 bits or more.'
+    )
+  # Python's own types stand for JAX's widest ones, whichever these are.
+  is_own = accumulator_dtype is float or accumulator_dtype is complex
+  if not is_own and jnp.dtype(accumulator_dtype) != dtype:
+    raise ValueError(
+      f'Invalid accumulator_dtype={jnp.dtype(accumulator_dtype)}. JAX has it '
+      'with jax_enable_x64 alone.'
+    )
+  return dtype
+
+
+def checked_wide_dtype(accumulator_dtype: Any, reason: str) -> Any:
+  """Return `checked_dtype`, float32 or wider.
+
+  Args:
+    accumulator_dtype: None stays.
+    reason: why a narrower one will not do, for the message.
+
+  Raises:
+    ValueError: for a dtype that is too narrow.
+  """
+  dtype = checked_dtype(accumulator_dtype)
+  if dtype is not None and average_dtype(dtype) != dtype:
+    raise ValueError(
+      f'Invalid accumulator_dtype={dtype}. Must be float32 or wider: {reason}.'
     )
   return dtype
 
@@ -147,6 +177,46 @@ def coefficient_dtype() -> Any:
   return jnp.result_type(float)
 
 
+def map_unmasked(
+  function: Callable[..., Any], first: optax.Params, *rest: optax.Params
+) -> Any:
+  """Apply a function to the leaves that the first tree does not mask."""
+  return jax.tree.map(
+    lambda leaf, *others: leaf if is_masked(leaf) else function(leaf, *others),
+    first,
+    *rest,
+    is_leaf=is_masked,
+  )
+
+
+def filled(masked: optax.Params, other: optax.Params) -> optax.Params:
+  """Take what is masked from another tree."""
+  return jax.tree.map(
+    lambda leaf, rest: rest if is_masked(leaf) else leaf,
+    masked,
+    other,
+    is_leaf=is_masked,
+  )
+
+
+def unshared(tree: Any, *others: Any) -> Any:
+  """Copy arrays that occur in other trees, or twice in their own.
+
+  Donation of all of them takes each buffer once.
+  """
+  seen = {id(leaf) for leaf in jax.tree.leaves(others)}
+
+  def own(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array):
+      return leaf
+    if id(leaf) in seen:
+      return jnp.array(leaf, copy=True)
+    seen.add(id(leaf))
+    return leaf
+
+  return jax.tree.map(own, tree)
+
+
 def map_averaged(
   function: Callable[[Any], jax.Array], tree: optax.Params
 ) -> optax.Params:
@@ -163,13 +233,38 @@ def map_averaged(
 def all_finite(tree: optax.Params) -> jax.Array:
   """Return a scalar, True if every averaged leaf is finite everywhere."""
   # A sum of zeros, unless a value is not finite: one read, where isfinite
-  # would write a mask first. A maximum may lose a NaN between devices.
+  # would write a mask first, and a product with 0 an array of zeros. A maximum
+  # may lose a NaN between devices.
   finite = [
-    jnp.isfinite(jnp.sum(leaf * 0.0))
+    jnp.isfinite(jnp.sum(leaf - leaf))
     for leaf in jax.tree.leaves(tree)
     if is_averaged(leaf)
   ]
   return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
+
+
+def as_stored(tree: optax.Params, stored: optax.Params) -> optax.Params:
+  """Round leaves as the buffers that take them: large values become inf.
+
+  Args:
+    tree: the leaves, of which those with buffers as wide stay.
+    stored: the buffers, of any shape.
+  """
+
+  def round_leaf(leaf: Any, buffer: jax.Array) -> Any:
+    if not is_averaged(leaf):
+      return leaf
+    narrow = jnp.finfo(buffer.dtype)
+    if float(narrow.max) >= float(jnp.finfo(jnp.result_type(leaf)).max):
+      return leaf
+    if jnp.iscomplexobj(buffer):
+      return jnp.asarray(leaf).astype(buffer.dtype)
+    # XLA may leave a conversion there and back out.
+    return jax.lax.reduce_precision(
+      jnp.asarray(leaf), narrow.nexp, narrow.nmant
+    )
+
+  return jax.tree.map(round_leaf, tree, stored)
 
 
 def increment(count: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from weightavg import AveragingConfig
 from weightavg.pytorch import Averager
 
 jax, jnp, optax, wj = import_jax('jax', 'jax.numpy', 'optax', 'weightavg.jax')
+trees = import_jax('weightavg.jax.trees')
 
 SCHEMES = {
   'ema': lambda **kwargs: wj.ema_weights(decay=0.5, **kwargs),
@@ -235,12 +236,49 @@ def test_dtypes_under_x64():
     assert state.count.dtype == jnp.int32
 
 
-@pytest.mark.parametrize('scheme', SCHEMES)
-def test_accumulator_dtype(scheme):
-  averaging = SCHEMES[scheme](accumulator_dtype=jnp.bfloat16)
-  state, shown = run(averaging, jnp.array([1.0, 2.0]))
-  assert state[3].dtype == jnp.bfloat16
+@pytest.mark.parametrize('scheme', ['ema', 'polynomial'])
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_an_accumulator_of_16_bits_is_refused(scheme, dtype):
+  """In bfloat16 it stands still at 0.25 while samples rise from 0 to 1."""
+  with pytest.raises(
+    ValueError, match=f'Invalid accumulator_dtype={dtype}. Must be float32 or'
+  ):
+    SCHEMES[scheme](accumulator_dtype=dtype)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_a_sample_is_looked_at_in_the_dtype_of_its_window(dtype):
+  """7e4 is infinite in float16, 3.4e38 in bfloat16."""
+  averaging = wj.lawa_weights(2, accumulator_dtype=dtype)
+  large = 7e4 if dtype == 'float16' else 3.4e38
+  state, shown = run(averaging, jnp.array([1.0, large, 2.0]))
+  assert state.window.dtype == dtype
   assert shown.dtype == jnp.float32
+  np.testing.assert_array_equal(shown, [1.0, 1.0, 1.5])
+  assert (int(state.num_samples), int(state.num_skipped)) == (2, 1)
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('dtype', ['float32', 'complex64'])
+def test_a_sample_is_looked_at_in_the_dtype_of_its_average(dtype):
+  averaging = wj.ema_weights(0.5, accumulator_dtype=dtype)
+  wide = 'complex128' if dtype == 'complex64' else 'float64'
+  state, shown = run(averaging, jnp.array([1.0, 1e300, 1.0], wide))
+  np.testing.assert_array_equal(shown, 1.0)
+  assert (int(state.num_samples), int(state.num_skipped)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+  'dtype', ['float32', 'bfloat16', 'float16', 'complex64']
+)
+def test_the_difference_of_a_leaf_and_itself_is_no_zero_to_the_compiler(dtype):
+  look = jax.jit(trees.all_finite)
+  values = np.ones((5, 3, 4), np.complex64)
+  values[1:, 1, 2] = [np.nan, np.inf, -np.inf, complex(0, np.inf)]
+  if dtype != 'complex64':
+    values = values[:4].real
+  found = [bool(look([jnp.asarray(v, dtype)])) for v in values]
+  assert found == [True] + [False] * (len(values) - 1)
 
 
 def test_constant_parameters_are_their_own_average():

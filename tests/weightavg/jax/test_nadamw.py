@@ -66,6 +66,15 @@ def test_optax_nadamw_is_another_algorithm():
   np.testing.assert_allclose(theirs, -4 / 3, rtol=1e-12)
 
 
+@pytest.mark.parametrize('b2', [0.9999, 1 - 1e-6])
+def test_the_first_step_is_debiased_in_float32(b2):
+  """A step of length 1; 1e-6: 1 - b2 alone is known to 6e-8 / (1 - b2)."""
+  transformation = wj.scale_by_nadam(0.0, b2)
+  state = transformation.init(jnp.array(0.0))
+  update, _ = transformation.update(jnp.array(2.0), state)
+  assert float(update) == pytest.approx(1.0, rel=1e-6)
+
+
 def test_bfloat16_parameters_are_updated_in_float32_and_rounded_once():
   params = jnp.array([1.0, 3.0], jnp.bfloat16)
   optimizer = wj.nadamw(0.01, weight_decay=0.1)

@@ -99,6 +99,26 @@ def test_schedule_free_weighs_by_the_largest_learning_rate():
   assert float(state.weight_ratio) == 25 / 16
 
 
+def test_a_step_that_was_left_out_has_no_learning_rate():
+  """The base optimizer's counter stays, and so does that of the weights."""
+  rates = jnp.array([0.1, 0.2, 0.4, 0.8])
+  optimizer = wj.primal_average(
+    optax.sgd(lambda count: rates[count]),
+    ScheduleFree(0.0),
+    0.5,
+    learning_rate=lambda count: rates[count],
+  )
+  p = jnp.array(0.0)
+  state = optimizer.init(p)
+  for gradient in (1.0, np.nan, 1.0):
+    before = state.z
+    updates, state = optimizer.update(jnp.array(gradient), state, p)
+    p = optax.apply_updates(p, updates)
+  assert float(before - state.z) == pytest.approx(0.2)
+  assert float(state.largest_rate) == pytest.approx(0.2)
+  assert int(state.num_made) == 2
+
+
 @pytest.mark.parametrize('power', [0.0, 3.5, 19.0, 50.0])
 def test_schedule_free_weights_of_high_powers_stay_finite(power):
   """In float32 k^19 is infinite from k = 107 on."""
@@ -561,6 +581,25 @@ def test_parameters_and_state_may_be_donated(accumulator_dtype):
   assert_equal(shown, wj.eval_params(kept_state, kept))
 
 
+@pytest.mark.parametrize('name', ['prodigy', 'mechanize', 'cocob'])
+@pytest.mark.parametrize('is_compiled', [False, True])
+def test_an_optimizer_that_keeps_its_first_parameters_may_be_donated(
+  name, is_compiled
+):
+  """All buffers differ, also those of leaves that are not averaged."""
+  make = getattr(optax.contrib, name)
+  base = make(optax.sgd(0.1)) if name == 'mechanize' else make()
+  start = {'w': jnp.ones(3), 'steps': jnp.arange(3)}
+  init = build(base).init
+  state = (jax.jit(init) if is_compiled else init)(start)
+  buffers = [
+    leaf.unsafe_buffer_pointer()
+    for leaf in jax.tree.leaves((start, state))
+    if isinstance(leaf, jax.Array)
+  ]
+  assert len({*buffers}) == len(buffers)
+
+
 def test_an_injected_interpolation_may_be_donated():
   optimizer = optax.inject_hyperparams(
     wj.primal_average,
@@ -701,6 +740,8 @@ def test_a_finite_gradient_may_make_z_infinite():
       assert_equal((p, state.z, wj.eval_params(state, p)), (x, x, x))
     assert np.isfinite(p).all()
   assert (int(state.num_samples), int(state.num_skipped)) == (2, 1)
+  # The base optimizer has made all three.
+  assert int(state.num_made) == 3
 
 
 def test_without_skip_nonfinite_it_enters():
@@ -747,6 +788,19 @@ class Constant(Recursive):
       'Invalid learning_rate. It has no effect without ScheduleFree',
     ),
     (
+      lambda s: s(ScheduleFree(), learning_rate=-0.1),
+      r'Invalid learning_rate=-0.1. Must be in \[0, inf\).',
+    ),
+    (lambda s: s(ScheduleFree(), learning_rate=np.nan), 'learning_rate=nan. M'),
+    (
+      lambda s: s(ScheduleFree(), learning_rate=jnp.ones(2)),
+      r'Invalid learning_rate of shape \(2,\). Must be \(\).',
+    ),
+    (
+      lambda s: s(ScheduleFree(), learning_rate='0.1'),
+      "Invalid learning_rate='0.1'. Must be a number.",
+    ),
+    (
       lambda s: s(Ema(0.5), accumulator_dtype=jnp.bfloat16),
       'Invalid accumulator_dtype=bfloat16. Must be float32 or wider',
     ),
@@ -766,6 +820,17 @@ def test_bad_input_gives_one_line_at_trace_time():
     optimizer.init({'x': 'text'})
   with pytest.raises(ValueError, match='Invalid state of type EmptyState'):
     optimizer.update(params(), optax.EmptyState(), params())
+  with pytest.raises(
+    ValueError, match=r"params\['b'\]. primal_average averages"
+  ):
+    optimizer.init({'a': jnp.ones(2), 'b': jnp.array([0.0, -jnp.inf])})
+  scheduled = wj.primal_average(
+    optax.sgd(0.1), ScheduleFree(), learning_rate=lambda _: jnp.ones(2)
+  )
+  with pytest.raises(
+    ValueError, match=r'Invalid learning_rate of shape \(2,\)'
+  ):
+    jax.eval_shape(scheduled.update, params(), state, params())
   changed = {'a': jnp.zeros(3), 'b': {'c': jnp.zeros((2, 1))}}
   for call in (
     lambda: jax.eval_shape(optimizer.update, changed, state, changed),

@@ -60,6 +60,18 @@ def test_nothing_finite_chooses_nothing():
   assert int(state.chosen) == -1
 
 
-def test_losses_of_another_number_of_candidates():
+def test_lists_are_taken_as_arrays():
+  losses, valid = [[1.0, 1.0, 1.0], [0.5, 0.5, 2.0]], [1, 1, 0]
+  state = wj.select(losses, wj.init_selection(2), 0, valid=valid)
+  assert int(state.chosen) == 1
+  np.testing.assert_array_equal(state.latest.counts, [2.0, 2.0, 2.0])
+
+
+def test_shapes_that_do_not_match():
+  first = wj.init_selection(2)
   with pytest.raises(ValueError, match=r'Invalid losses of shape \(3, 2\)'):
-    wj.select(jnp.ones((3, 2)), wj.init_selection(2), 0)
+    wj.select(jnp.ones((3, 2)), first, 0)
+  with pytest.raises(
+    ValueError, match=r'Invalid valid of shape \(1,\). Must be \(4,\).'
+  ):
+    wj.select(jnp.ones((2, 4)), first, 0, valid=jnp.array([True]))

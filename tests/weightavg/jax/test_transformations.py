@@ -378,6 +378,24 @@ def test_a_schedule_free_state_is_no_average():
     (lambda: wj.nadamw(0.1, b1=1.0), 'Invalid b1=1.0.'),
     (lambda: wj.warmup_schedule(1.0, 0), 'Invalid decay_steps=0.'),
     (
+      lambda: wj.warmup_schedule(-1.0, 5),
+      r'Invalid peak_value=-1.0. Must be in \[0, inf\).',
+    ),
+    (lambda: wj.warmup_schedule(np.nan, 5), 'Invalid peak_value=nan. Must be'),
+    (lambda: wj.warmup_schedule('1', 5), "Invalid peak_value='1'. Must be a n"),
+    (
+      lambda: jax.eval_shape(lambda s: wj.warmup_schedule(1.0, s)(0), 5),
+      'Invalid decay_steps: traced. Must be a number when',
+    ),
+    (
+      lambda: wj.ema_weights(0.5, accumulator_dtype=jnp.float64),
+      'Invalid accumulator_dtype=float64. JAX has it with jax_enable_x64 alone',
+    ),
+    (
+      lambda: wj.ema_weights(0.5).init({'w': jnp.ones(2, jnp.float8_e5m2)}),
+      r"params\['w'\] of dtype float8_e5m2. ema_weights takes dtypes of 16",
+    ),
+    (
       lambda: wj.warmup_schedule(1.0, 5, schedule='step'),
       "Invalid schedule='step'. Must be one of cosine, cosine_to_half, const",
     ),
