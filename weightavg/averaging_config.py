@@ -218,9 +218,18 @@ class AveragingConfig:
     return self.resolve(budget, steps_per_epoch)[1]
 
   def sampling(
-    self, budget: int, steps_per_epoch: int | None = None
+    self,
+    budget: int,
+    steps_per_epoch: int | None = None,
+    start: int | None = None,
   ) -> Sampling:
-    """The cadence in a budget of T steps."""
+    """The cadence in a budget of T steps.
+
+    Args:
+      budget: T.
+      steps_per_epoch: needed by the preset 'kaddour2022' only.
+      start: step before which nothing is sampled; None for the fraction of T.
+    """
     check_steps('budget', budget)
     if steps_per_epoch is not None:
       check_steps('steps_per_epoch', steps_per_epoch)
@@ -232,7 +241,9 @@ class AveragingConfig:
       every = 1
     else:
       every = self.scheme.default_every(budget, steps_per_epoch)
-    return Sampling(every, round(self.averaging_start * budget))
+    if start is None:
+      start = round(self.averaging_start * budget)
+    return Sampling(every, start)
 
 
 def resolve(

@@ -30,6 +30,7 @@ class Workload:
     eval_batch_size: Global, in examples.
     step_hint: Steps.
     max_runtime_sec: Time limit under external tuning, seconds.
+    eval_period_sec: Seconds between two evaluations.
     variants: Suffixes of the variants' names.
     contents: Patterns below `data`, each of which must match a file.
   """
@@ -38,6 +39,7 @@ class Workload:
   eval_batch_size: int
   step_hint: int
   max_runtime_sec: int
+  eval_period_sec: int
   variants: tuple[str, ...] = ()
   contents: tuple[str, ...] = ()
 
@@ -60,13 +62,14 @@ _SPEECH = (
 )  # fmt: skip
 BASES = {
   'cifar': Workload(
-    'cifar10', 1024, 4883, 3600, (), ('cifar-10-batches-py/data_batch_1',)
+    'cifar10', 1024, 4883, 3600, 600, (), ('cifar-10-batches-py/data_batch_1',)
   ),
   'criteo1tb': Workload(
     'criteo1tb',
     8192,
     10_666,
     8915,
+    356,
     ('test', 'layernorm', 'embed_init', 'resnet'),
     ('day_0_*', 'day_22_*', 'day_23_*'),
   ),
@@ -75,6 +78,7 @@ BASES = {
     256,
     18_094,
     2745,
+    110,
     ('model_size', 'tanh', 'layernorm'),
     ('knee_singlecoil_train/*.h5', 'knee_singlecoil_val/*.h5'),
   ),
@@ -83,6 +87,7 @@ BASES = {
     256,
     72_000,
     31_967,
+    2571,
     (),
     tuple(
       f'{split}/{part}'
@@ -95,6 +100,7 @@ BASES = {
     1024,
     195_999,
     49_918,
+    1996,
     ('silu', 'gelu', 'large_bn_init'),
     _IMAGENET,
   ),
@@ -103,6 +109,7 @@ BASES = {
     2048,
     167_999,
     64_292,
+    2571,
     ('glu', 'post_ln', 'map'),
     _IMAGENET,
   ),
@@ -111,6 +118,7 @@ BASES = {
     256,
     76_000,
     43_680,
+    1747,
     ('attention_temperature', 'layernorm', 'gelu'),
     _SPEECH,
   ),
@@ -119,6 +127,7 @@ BASES = {
     256,
     38_400,
     36_949,
+    1447,
     ('tanh', 'no_resnet', 'norm_and_spec_aug'),
     _SPEECH,
   ),
@@ -127,6 +136,7 @@ BASES = {
     10_000,
     7813,
     60,
+    10,
     (),
     ('mnist/3.0.1/*train.tfrecord*', 'mnist/3.0.1/*test.tfrecord*'),
   ),
@@ -135,6 +145,7 @@ BASES = {
     32_768,
     52_000,
     11_303,
+    452,
     ('gelu', 'silu', 'model_size'),
     tuple(
       f'ogbg_molpcba/0.1.3/*{split}.tfrecord*'
@@ -146,6 +157,7 @@ BASES = {
     128,
     120_000,
     16_114,
+    644,
     ('post_ln', 'attention_temp', 'glu_tanh'),
     (
       'wmt_sentencepiece_model',

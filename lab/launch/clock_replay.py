@@ -30,8 +30,6 @@ from weightavg import clock_plan
 
 FACTOR_BEFORE = 1.5
 _SELF_TUNING_TIME = 1.5
-# The benchmark's evaluations, 25 in the limit of external tuning.
-_EVALUATIONS = 25 * _SELF_TUNING_TIME
 UTILIZATIONS = (0.90, 0.93, 0.95, 0.97, 0.99)
 
 
@@ -173,6 +171,13 @@ def row(replays: Sequence[Replay]) -> list[str]:
   return [*cells, f'{after / hint:.2f}']
 
 
+def _last_evaluation(replay: Replay) -> float:
+  """Seconds of the last evaluation; each waits for the end of a step."""
+  facts = benchmark.BASES[replay.log.workload]
+  period = facts.eval_period_sec + replay.log.late_mean()
+  return period * (replay.limit // period)
+
+
 UTILIZATION_HEADER = ('b', 'runs', 'ends in time', 'and is evaluated')
 
 
@@ -181,10 +186,7 @@ def utilization_row(share: float, replays: Sequence[Replay]) -> list[str]:
   limited = [
     r for r in replays if r.after[0] < benchmark.BASES[r.log.workload].step_hint
   ]
-  # The last evaluation may be a whole period before the limit.
-  evaluated = [
-    r for r in limited if r.after[1] < r.limit * (1 - 1 / _EVALUATIONS)
-  ]
+  evaluated = [r for r in limited if r.after[1] < _last_evaluation(r)]
   in_time = sum(r.after[1] < r.limit for r in limited)
   return [f'{share:.2f}', *map(str, (len(limited), in_time, len(evaluated)))]
 

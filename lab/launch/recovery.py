@@ -74,7 +74,7 @@ def _drop_rows_after(last: int, path: pathlib.Path) -> None:
       rows, header = list(reader), list(reader.fieldnames or [])
   except OSError:
     return
-  kept = [row for row in rows if _step(row) is None or _step(row) <= last]  # type: ignore[operator]
+  kept = [row for row in rows if not _is_repeated(row, last)]
   if len(kept) == len(rows):
     return
   new = path.with_name(f'.{path.name}.new')
@@ -83,6 +83,19 @@ def _drop_rows_after(last: int, path: pathlib.Path) -> None:
     writer.writeheader()
     writer.writerows(kept)
   os.replace(new, path)
+
+
+def _is_repeated(row: dict[str, str], last: int) -> bool:
+  """True for a row that a run from the step `last` on logs again.
+
+  An evaluation logs the number of updates before it, an update that of those
+  before itself.
+  """
+  step = _step(row)
+  if step is None:
+    return False
+  is_update = 'total_duration' in row and not row['total_duration']
+  return step > last or (step == last and is_update)
 
 
 def _step(row: dict[str, str]) -> int | None:

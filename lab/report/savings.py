@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from lab.core.errors import InputError
 from lab.report import intervals
 
 MISSED_RULES = ('budget', 'spent', 'reached')
@@ -86,10 +87,18 @@ def against(
     A row per submission: workloads compared, workloads reached, fewest studies,
     GPU-hours, those of the baseline, saving = 1 - ratio of the totals with its
     interval, and the median over workloads of the ratio.
+
+  Raises:
+    InputError: the baseline has no hours.
   """
   rng = np.random.default_rng(intervals.SEED)
   seconds = intervals.seconds_by_study(studies)
   keyed = {name: rows for name, rows in hours.groupby('submission', sort=True)}
+  if baseline not in keyed:
+    raise InputError(
+      f'Invalid {baseline=}. Must have logs of a base workload, as it is '
+      'compared on these.'
+    )
   reference = _costs(keyed[baseline], rule)
   rows = []
   for submission, group in keyed.items():

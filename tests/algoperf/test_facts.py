@@ -22,6 +22,7 @@ def test_numbers_are_the_benchmarks(name):
   workload = support.workload_class(name)()
   assert facts.step_hint == workload.step_hint
   assert facts.max_runtime_sec == workload.max_allowed_runtime_sec
+  assert facts.eval_period_sec == workload.eval_period_time_sec
   assert facts.eval_batch_size == workload.eval_batch_size
 
 

@@ -474,6 +474,45 @@ def test_a_horizon_follows_the_budget_that_the_clock_plans():
   update(clock.plan.total)
 
 
+def test_probes_follow_the_budget_that_the_clock_plans(tmp_path):
+  """Also in the first step of a resumed run, whose batch is chosen first."""
+
+  class Billed(jax_host.Workload):
+    max_allowed_runtime_sec = 1000.0
+
+  def host():
+    return Host(
+      'nadamw_auto_jax',
+      workload=Billed(),
+      budget='clock',
+      averaging_probe_every=0.1,
+    )
+
+  first, resumed = host(), host()
+  state, trainer = first.state
+  first.update()
+  state = first.state[0]
+  due = [s for s in range(1, 101) if trainer.is_probe_due(state, s)]
+  assert due == [50, 100]
+  clock = trainer.pacer.clock
+  now = itertools.count(0, 4.0)
+  clock.now = lambda: next(now)
+  while clock.plan.total == 500:
+    clock.begin_step()
+  every = round(0.1 * clock.plan.total)
+  assert 20 < every < 26
+  due = [s for s in range(1, 101) if trainer.is_probe_due(state, s)]
+  assert due == list(range(every, 101, every))
+  first.update()
+  first.prepare_for_eval()
+  first.save(tmp_path)
+  resumed.restore(tmp_path, device_axis=True)
+  # The host asks for the next batch before it hands the state to the step.
+  resumed.state[1].is_probe_due(resumed.state[0], 1)
+  assert resumed.state[1].pacer.clock.plan.total == clock.plan.total
+  assert resumed.state[1].is_probe_due(resumed.state[0], every)
+
+
 def test_a_momentum_beside_the_average_warns():
   with pytest.warns(UserWarning, match='nadamw has another one of 0.9. Switch'):
     Host(PRIMAL, one_minus_beta1=0.1)

@@ -188,15 +188,16 @@ def test_a_workload_without_a_time_is_refused(seconds):
     )
 
 
-def state_of(workload, model, budget='clock'):
+def state_of(workload, model, budget='clock', **changes):
   point = {'learning_rate': 1e-2, 'warmup_factor': 0.02, 'budget': budget}
+  point |= changes
   return train_step.init_optimizer_state(workload, model, point, NADAMW, Ema)
 
 
 class Host:
   """A run with a clock of its own; the duration of a step is given."""
 
-  def __init__(self, durations):
+  def __init__(self, durations, **point):
     torch.manual_seed(0)
     self.durations = durations
     self.workload = workload_of(
@@ -208,7 +209,7 @@ class Host:
     )
     self.model = nn.Linear(2, 2)
     self.now = Time()
-    self.state = state_of(self.workload, self.model)
+    self.state = state_of(self.workload, self.model, **point)
     self.state['clock'].now = self.now
     self.step = 0
 
@@ -275,6 +276,32 @@ def test_a_resumed_run_plans_and_trains_like_the_undisturbed_one(at):
     == resumed.state['averager'].sampling.every
     == 1
   )
+
+
+def test_samples_that_have_begun_go_on_when_the_run_gets_longer():
+  """Half of a schedule is a step further off once the machine is faster."""
+
+  def durations(step):
+    return 0.25 if step < 190 else 2.0**-7
+
+  point = {'averaging_start': 0.5, 'averaging_every_steps': 1}
+  host = Host(durations, **point)
+  averager, plan = host.state['averager'], host.state['clock'].plan
+  assert averager.sampling.start == 500
+  samples, totals = [], []
+  for _ in range(500):
+    host.run(1)
+    samples.append(averager.samples)
+    totals.append(plan.total)
+  # 57 s for steps of 0.25 s, then time for all of them.
+  assert min(totals) < 250
+  assert totals[-1] == 1000
+  first = samples.index(1)
+  assert first < 190
+  assert samples[first:] == list(range(1, 501 - first))
+  resumed = Host(durations, **point)
+  resumed.load(*host.save())
+  assert resumed.state['averager'].sampling == averager.sampling
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_positions_run_from_0_to_1_and_a_plan_leaves_the_current_one():
   for _ in range(120):
     plan.add(0.2)
   before = [plan.position(step) for step in (0, 60, 120)]
+  assert [plan.step_of(p) for p in (0.0, 0.12, 1.0)] == [0, 120, 1000]
   plan.revise(Measurement(0.2, 24.0))
   # 120 + 71 / 0.2 = 475.
   assert plan.total == 475
@@ -91,6 +92,8 @@ def test_positions_run_from_0_to_1_and_a_plan_leaves_the_current_one():
   assert plan.position(475) == 1.0 == plan.position(600)
   # The rest, 0.88, is passed at 1/355 a step.
   assert plan.position(121) == pytest.approx(0.12 + 0.88 / 355)
+  # A quarter of it: 120 + 88.75. What has been passed is passed.
+  assert [plan.step_of(p) for p in (0.0, 0.12, 0.34, 1.0)] == [0, 0, 209, 475]
 
 
 @settings(deadline=None)

@@ -41,12 +41,18 @@ class ChoosingTrainer(Trainer):
     scheme = config.averaging.scheme
     assert isinstance(scheme, Auto), 'the submission gives the scheme'
     self._auto = scheme
-    self._every = scheme.probe_every_steps(self.budget)
+    self._renew(self.budget)
+    if self.pacer.clock is not None:
+      self.pacer.clock.add_follower(self._renew)
     self._saves_probe = config.averaging.averaging_checkpoints
     self._compiled_losses = jax.jit(self._losses)
     # The probe in the nest of a batch, and its number.
     self._probe: Batch | None = None
     self._number = -1
+
+  def _renew(self, total: int) -> None:
+    """Set a probe aside as often as in a budget of T steps."""
+    self._every = self._auto.probe_every_steps(total)
 
   def init(self, params: Any, model_state: Any, choice: Any = ()) -> RunState:
     """Make the state before the first step, from copies."""
@@ -57,6 +63,7 @@ class ChoosingTrainer(Trainer):
 
   def is_probe_due(self, state: RunState, global_step: int) -> bool:
     """Tell if the step that begins now has to set a new probe aside."""
+    self.follow_plan(state)
     is_saved = np.shape(state.choice.probe)[-1] > probes.NO_PROBE.size
     # A saved probe is read in the next step, if it fits the batches.
     is_read = self._number == np.max(state.choice.probe_number)

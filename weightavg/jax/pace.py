@@ -85,7 +85,10 @@ class Pacer:
       self.clock.add_follower(self._follow)
 
   def _follow(self, total: int) -> None:
-    self._sampling = self._averaging.sampling(total, self._epoch)
+    start = None
+    if self.clock is not None:
+      start = self.clock.plan.step_of(self._averaging.averaging_start)
+    self._sampling = self._averaging.sampling(total, self._epoch, start)
     scheme = self._averaging.scheme_in(total, self._epoch)
     self._share = 1.0
     if isinstance(scheme, Ema):

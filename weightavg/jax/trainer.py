@@ -122,6 +122,11 @@ class Trainer:
     self._steps = int(state.train.step)
     return self.returned(self._placed(state))
 
+  def follow_plan(self, state: RunState) -> None:
+    """Take over the plan of a state from a checkpoint, before `own` does."""
+    if self.pacer.clock is not None and state is not self._latest:
+      self.pacer.restore(run_state.restored(state, self._like).clock)
+
   def returned(self, state: RunState) -> RunState:
     """Remember a state as this process's own."""
     self._latest = state

@@ -12,9 +12,9 @@ from typing import Any
 
 # Of AlgoPerf 1.0's own submissions, in examples. A variant without an entry has
 # its base workload's batch size, as in those submissions.
-# algorithms/baselines/self_tuning/pytorch_nadamw_full_budget.py, but for cifar:
-# algorithms/development_algorithms/cifar/cifar_pytorch/submission.py, and for
-# imagenet_vit_glu: algorithms/target_setting_algorithms/get_batch_size.py.
+# algorithms/baselines/external_tuning/pytorch_nadamw_full_budget.py, but for
+# cifar: algorithms/development_algorithms/cifar/cifar_pytorch/submission.py,
+# for imagenet_vit_glu: algorithms/target_setting_algorithms/get_batch_size.py.
 ALGOPERF_BATCH_SIZES = {
   'cifar': 128,
   'criteo1tb': 262_144,

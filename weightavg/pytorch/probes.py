@@ -2,8 +2,10 @@
 
 A probe is the first rows of a batch of the training queue that is set aside. It
 is never trained on where the data pass once; where they repeat, not since the
-epoch before. In a checkpoint, which rank 0 alone writes, are the shares of all
-ranks: they are on their way to it from the moment a probe is set aside.
+epoch before. A host that resumes a run with the data from the start on, as
+AlgoPerf does, repeats them. In a checkpoint, which rank 0 alone writes, are the
+shares of all ranks: they are on their way to it from the moment a probe is set
+aside.
 """
 
 from collections.abc import Callable, Iterator

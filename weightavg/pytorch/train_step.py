@@ -128,9 +128,13 @@ def init_optimizer_state(
     )
   else:
     scheduler = build_planned_scheduler(trainer, clock.plan, *curve)
+    plan = clock.plan
     clock.add_follower(
       lambda total: averager.resample(
-        averaging.sampling(total, epoch), averaging.scheme_in(total, epoch)
+        averaging.sampling(
+          total, epoch, plan.step_of(averaging.averaging_start)
+        ),
+        averaging.scheme_in(total, epoch),
       )
     )
     # Restored in this order: the averager's state is that of the planned T.

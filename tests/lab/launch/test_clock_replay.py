@@ -83,6 +83,14 @@ def test_rows_count_the_schedules_that_end_in_time(tmp_path):
   assert row == ['0.95', '1', '1', '1']
 
 
+def test_the_last_evaluation_is_a_number_of_periods_and_steps(tmp_path):
+  marks = [(k * 6000, k * 3000.0) for k in (1, 2, 3, 4)]
+  path = write(tmp_path, marks, workload='finewebedu_lm_jax')
+  log = clock_replay.read(path)
+  # 18 periods of 2,571 s fit into 47,950.5 s.
+  assert clock_replay._last_evaluation(clock_replay.replay(log)) == 18 * 2571.5
+
+
 def test_the_command_writes_its_tables(tmp_path, capsys):
   logs = tmp_path / 'logs'
   write(logs, constant(0.5))

@@ -73,6 +73,22 @@ def test_measurements_after_the_checkpoint_are_dropped(tmp_path):
   ]
 
 
+def test_the_update_after_the_checkpoint_is_logged_once(tmp_path):
+  """An update logs the number of updates before itself."""
+  plan = plan_of(tmp_path)
+  write_checkpoint(plan, RUN, 20)
+  path = plan.directory(RUN) / 'measurements.csv'
+  path.write_text(
+    'global_step,loss,total_duration\n19,1.5,\n20,,7.5\n20,1.25,\n21,1.0,\n'
+  )
+  jobs.clear(plan, RUN)
+  assert path.read_text().split() == [
+    'global_step,loss,total_duration',
+    '19,1.5,',
+    '20,,7.5',
+  ]
+
+
 def test_the_last_two_complete_checkpoints_stay(tmp_path):
   plan = plan_of(tmp_path)
   directory = plan.directory(RUN)

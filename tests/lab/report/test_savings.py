@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 
+from lab.core.errors import InputError
 from lab.report import savings
 
 INF = math.inf
@@ -51,6 +52,14 @@ def hours():
 def _row(hours, rule, submission='new'):
   table = savings.against(hours, STUDIES, 'base', rule).set_index('submission')
   return table.loc[submission]
+
+
+def test_a_baseline_without_logs_that_count_is_one_line(hours):
+  others = hours[hours['submission'] != 'base']
+  with pytest.raises(
+    InputError, match=r"Invalid baseline='base'\. Must have lo"
+  ):
+    savings.against(others, STUDIES, 'base', 'budget')
 
 
 def test_gpu_hours(hours):
