@@ -13,6 +13,7 @@ from weightavg.config_fields import (
   check_fields,
   config_field,
   fields_by_key,
+  is_integer,
   read_fields,
 )
 from weightavg.optimizers import Optimizer
@@ -69,7 +70,7 @@ class ScheduleConfig:
     Raises:
       ValueError: the workload has no step hint.
     """
-    if not isinstance(step_hint, int) or step_hint < 1:
+    if not is_integer(step_hint) or step_hint < 1:
       raise ValueError(
         f'Invalid step_hint={step_hint!r} of the workload. Must be an integer '
         'in [1, inf): the budget is a multiple of it.'

@@ -156,6 +156,11 @@ def plain_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
   return {name: _plain(value) for name, value in metrics.items()}
 
 
+def is_of_evaluation(row: dict[str, Any]) -> bool:
+  """True for a row of an evaluation, or of a choice that prepares it."""
+  return bool(row.get('total_duration') or row.get('averaging_choice'))
+
+
 class MetricsLogger:
   """Log the metrics of submissions and of the runner; on rank 0 only.
 
@@ -201,9 +206,8 @@ class MetricsLogger:
 
     def is_last(row: Row) -> bool:
       step = _step(row)
-      is_evaluation = bool(row.get('total_duration'))
       return step is not None and (
-        step < global_step or (step == global_step and is_evaluation)
+        step < global_step or (step == global_step and is_of_evaluation(row))
       )
 
     self._all.drop_after(is_last)

@@ -94,7 +94,7 @@ def _is_repeated(row: dict[str, str], last: int) -> bool:
   step = _step(row)
   if step is None:
     return False
-  is_update = 'total_duration' in row and not row['total_duration']
+  is_update = 'total_duration' in row and not logs.is_of_evaluation(row)
   return step > last or (step == last and is_update)
 
 

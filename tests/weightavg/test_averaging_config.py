@@ -7,6 +7,7 @@ import logging
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from weightavg.averaging_config import AveragingConfig, point_fields
@@ -242,7 +243,8 @@ def test_configurations_cannot_be_changed():
 
 
 def test_budget_follows_the_step_hint_factor():
-  assert parse({'step_hint_factor': 0.6}).schedule.budget(1000) == 600
+  schedule = parse({'step_hint_factor': 0.6}).schedule
+  assert schedule.budget(1000) == schedule.budget(np.int64(1000)) == 600
 
 
 @pytest.mark.parametrize('hint', [None, 0, -5, 'many'])

@@ -201,6 +201,28 @@ class Noted(nn.Linear):
     self.note = state
 
 
+class Renamed(nn.Linear):
+  """A layer that saves its tensors under other names, for another library."""
+
+  def state_dict(self, *args, **kwargs):
+    full = super().state_dict(*args, **kwargs)
+    return {f'theirs.{name}': tensor for name, tensor in full.items()}
+
+
+def test_the_model_itself_and_its_copy_need_no_state_dict():
+  model = Renamed(2, 1)
+  averager = Averager(model, Ema(0.5))
+  for value in (0.0, 3.0):
+    for parameter in model.parameters():
+      parameter.data.fill_(value)
+    averager.update()
+  # (0.25 * 0 + 0.5 * 3) / 0.75
+  assert averager.averaged_model().weight.tolist() == [[2.0, 2.0]]
+  assert model.weight.tolist() == [[3.0, 3.0]]
+  averager.copy_to(model)
+  assert model.weight.tolist() == [[2.0, 2.0]]
+
+
 def test_a_layers_extra_state_is_copied_with_the_average():
   averager = Averager(Noted('trained'), Ema(0.5))
   averager.update()

@@ -271,37 +271,6 @@ def test_nadamw_moves_the_average_in_its_own_pass():
   averager.update()
 
 
-class Wrapper(NadamW):
-  """Looks like the optimizer inside, as Fabric's does, which makes the step."""
-
-  def __init__(self, optimizer):
-    self.__dict__ = dict(optimizer.__dict__)
-    self.inner = optimizer
-
-  def step(self, closure=None):
-    return self.inner.step(closure)
-
-
-@pytest.mark.parametrize('handed', ['wrapper', 'inner'])
-def test_a_wrapper_makes_the_steps_of_the_optimizer_inside(handed):
-  (model, inner, averager), plain = build(), build()
-  optimizer = Wrapper(inner)
-  for step in range(4):
-    backward(model, step)
-    averager.before_step(optimizer if handed == 'wrapper' else inner)
-    optimizer.step()
-    averager.update()
-  train(*plain, range(4))
-  # Two passes over y in another order of the same roundings.
-  torch.testing.assert_close(
-    contents(model), contents(plain[0]), rtol=1e-12, atol=1e-14
-  )
-  with averager.evaluating(), plain[2].evaluating():
-    torch.testing.assert_close(
-      contents(model), contents(plain[0]), rtol=1e-12, atol=1e-14
-    )
-
-
 @imports_compiler
 def test_the_compiled_pass_makes_the_same_steps():
   compiled = build(

@@ -3,9 +3,10 @@
 import copy
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from weightavg.pytorch import dtensors, export
+from weightavg.pytorch import dtensors, export, models
 from weightavg.pytorch.averager_evaluation import AveragerEvaluation
 
 
@@ -59,7 +60,27 @@ class AverageOutside(AveragerEvaluation):
     Raises:
       ValueError: it has other tensors; nothing has been written.
     """
+    if isinstance(model, nn.Module) and (
+      models.unwrap(model) is self._weights.model
+    ):
+      self._refuse_in_step('copy_to()')
+      self._refuse_shown('copy_to()')
+      self._write_to(model)
+      return
     export.load_into(model, self.averaged_state_dict())
+
+  def _write_to(self, model: nn.Module) -> None:
+    """Write the average to the model itself, or to a copy of it.
+
+    By parameter, as its state dict may be a part of it, or have other names.
+    """
+    named: dict[str, Tensor] = dict(models.named_parameters(model))
+    named |= {s.name: s.tensor for s in models.running_statistics(model)}
+    self._weights.follow()
+    averages = [average.clone() for average in self._average()]
+    with torch.no_grad():
+      for name, average in zip(self._weights.names, averages, strict=True):
+        dtensors.local(named[name]).copy_(average)
 
   def averaged_model(self) -> nn.Module:
     """A copy of the model that holds the average, in evaluation mode.
@@ -67,8 +88,9 @@ class AverageOutside(AveragerEvaluation):
     A model under `fully_shard` cannot be copied: torch raises AssertionError.
     Build another one for `copy_to`.
     """
+    self._refuse_in_step('averaged_model()')
     result = copy.deepcopy(self._weights.required_model())
-    self.copy_to(result)
+    self._write_to(result)
     return result.eval()
 
   def export_state(self, library: str) -> dict[str, Any]:

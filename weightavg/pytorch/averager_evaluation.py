@@ -114,6 +114,8 @@ class AveragerEvaluation(AveragerParts):
     is_made = self.choice.is_made
     if which is not None and which != selected:
       self.select(which)
+    # What is asked for needs no choice.
+    self.choice.is_made |= which is not None
     try:
       self.swap_in()
       yield

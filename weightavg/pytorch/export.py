@@ -4,6 +4,7 @@ Nothing here touches the model that is trained.
 """
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,9 +37,10 @@ def averaged_state(
     model's own `state_dict` takes no arguments.
   """
   try:
-    state = model.state_dict(keep_vars=True)
+    inspect.signature(model.state_dict).bind(keep_vars=True)
   except TypeError:
     return None
+  state = model.state_dict(keep_vars=True)
   if not averaged.keys() <= {id(value) for value in state.values()}:
     return None
   return copies(state, averaged)
@@ -94,8 +96,7 @@ def load_into(model: nn.Module, state: Mapping[str, Any]) -> None:
     if isinstance(value, Tensor) and isinstance(own.get(key), Tensor):
       piece = dtensors.piece_of(value, own[key])
       found[key] = dtensors.wrap(piece, own[key])
-  # The same names as its own, which may be fewer than it has.
-  target.load_state_dict(found, strict=False)
+  target.load_state_dict(found)
 
 
 def _shape(value: Any) -> torch.Size | None:

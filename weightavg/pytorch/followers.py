@@ -11,7 +11,7 @@ decision is a number there, for which nothing waits.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
@@ -54,6 +54,10 @@ class Leader(Protocol):
   param_groups: list
 
   @property
+  def followers(self) -> Followers | None:
+    """What the next step moves, as `lead` has set it."""
+
+  @property
   def stays_finite(self) -> bool:
     """True if finite gradients make no parameter infinite, nor a NaN.
 
@@ -65,3 +69,12 @@ class Leader(Protocol):
 
   def uncount(self) -> None:
     """Take the last step with followers out of the counts: it was left out."""
+
+
+def is_leader(optimizer: object) -> TypeGuard[Leader]:
+  """True for an optimizer that can move followers itself.
+
+  A wrapper that hands over the attributes of the optimizer inside is none: it
+  may change the weights before or after the step.
+  """
+  return isinstance(optimizer, Leader) and hasattr(type(optimizer), 'lead')

@@ -119,6 +119,11 @@ class NadamW(torch.optim.Optimizer):
     self._led = []
 
   @property
+  def followers(self) -> Followers | None:
+    """What the next step moves along with the parameters."""
+    return self._followers
+
+  @property
   def stays_finite(self) -> bool:
     """True unless an eps of 0 may divide a gradient of 0 by 0."""
     return all(group['eps'] > 0.0 for group in self.param_groups)

@@ -37,7 +37,7 @@ from weightavg.pytorch import (
   multi_tensor,
   training_point,
 )
-from weightavg.pytorch.followers import Leader
+from weightavg.pytorch.followers import Followers, is_leader
 from weightavg.pytorch.kept_statistics import KeptStatistics
 from weightavg.pytorch.primal_step import PrimalStep, skip_of
 from weightavg.pytorch.primal_weighting import Weighting
@@ -103,6 +103,8 @@ class PrimalPlacement:
     ]
     self._kept = KeptStatistics(weights)
     self._step: PrimalStep | None = None
+    # To the optimizers, by the last step that had some.
+    self._handed: Followers | None = None
     # The last step, until its result is known.
     self._ended = PrimalStep()
     self._looker = looker or finite.Looker()
@@ -111,7 +113,7 @@ class PrimalPlacement:
     training_point.guard(self)
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state)
+    self.__dict__.update({'_handed': None} | state)
     training_point.guard(self)
 
   @property
@@ -145,8 +147,12 @@ class PrimalPlacement:
     self.check_unchanged()
     self._kept.keep()
     for optimizer in optimizers:
-      if isinstance(optimizer, Leader):
-        # It keeps those of a step that was not made, as GradScaler leaves out.
+      # It keeps those of a step that was not made, as GradScaler leaves out.
+      if (
+        is_leader(optimizer)
+        and optimizer.followers is not None
+        and optimizer.followers is self._handed
+      ):
         optimizer.lead(None)
     if not self.count and not is_sampled:
       self._step = PrimalStep()
@@ -171,6 +177,7 @@ class PrimalPlacement:
       multi_tensor.lerp_(y, self._other, step.before)
     self._exchange()
     if step.followers is not None:
+      self._handed = step.followers
       step.followers.tensors = dict(
         zip(self._weights.parameters, self._other, strict=True)
       )
@@ -179,7 +186,9 @@ class PrimalPlacement:
   def stepped_by(self, optimizer: torch.optim.Optimizer) -> None:
     """Note which optimizer begins to step z."""
     if self._step is not None:
-      self._step.stepped_by(optimizer, self._other, self._local())
+      self._step.stepped_by(
+        optimizer, self._weights.parameters, self._other, self._local()
+      )
 
   def end(
     self, is_finite: bool | None, statistics: Sequence[Tensor]
@@ -205,6 +214,8 @@ class PrimalPlacement:
         'it steps z, and the model holds y.'
       )
     self._step = None
+    if step.followers is not None and step.followers.moved:
+      self._handed = None
     if step.after is None:
       return None
     z, y = self._local(), self._other

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from weightavg.pytorch import dtensors, finite, multi_tensor
-from weightavg.pytorch.followers import Followers, Leader
+from weightavg.pytorch.followers import Followers, Leader, is_leader
 
 
 @dataclasses.dataclass
@@ -30,6 +30,7 @@ class PrimalStep:
     leaders: the optimizers that move followers.
     followers: handed to them; None if `move` moves all of y.
     look: at the gradients, if there are followers.
+    begun: parameters beside the followers, whose first line is made.
   """
 
   before: float = 0.0
@@ -38,6 +39,7 @@ class PrimalStep:
   leaders: Sequence[Leader] = ()
   followers: Followers | None = None
   look: finite.Look | bool | None = None
+  begun: set[Tensor] = dataclasses.field(default_factory=set)
 
   @property
   def is_left_out(self) -> bool:
@@ -67,8 +69,11 @@ class PrimalStep:
       parameters: of the model.
       look_at: looks for values that are not finite.
     """
-    leaders = [o for o in optimizers if isinstance(o, Leader)]
+    leaders = [o for o in optimizers if is_leader(o)]
     if not leaders or len(leaders) < len(optimizers):
+      return
+    # They may have been handed those of another averager.
+    if any(leader.followers is not None for leader in leaders):
       return
     if not all(leader.stays_finite for leader in leaders):
       return
@@ -91,6 +96,7 @@ class PrimalStep:
   def stepped_by(
     self,
     optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
     y: Sequence[Tensor],
     z: Sequence[Tensor],
   ) -> None:
@@ -101,17 +107,30 @@ class PrimalStep:
 
     Args:
       optimizer: begins its step.
+      parameters: of the model.
       y: this rank's pieces.
       z: those of z, before the step.
     """
-    if self.followers is None or self.followers.moved:
+    if self.followers is None:
       return
     if any(optimizer is leader for leader in self.leaders):
       return
-    for leader in self.leaders:
-      leader.lead(None)
-    self.followers, self.leaders, self.look = None, (), None
-    multi_tensor.lerp_(y, z, self.before)
+    done = self.followers.moved | self.begun
+    left = [i for i, p in enumerate(parameters) if p not in done]
+    if left:
+      multi_tensor.lerp_(
+        [y[i] for i in left], [z[i] for i in left], self.before
+      )
+    if not done:
+      for leader in self.leaders:
+        leader.lead(None)
+      self.followers, self.leaders, self.look = None, (), None
+      return
+    # Others have made their step, with their followers.
+    self.begun |= {parameters[i] for i in left}
+    self.followers.tensors = {
+      p: f for p, f in self.followers.tensors.items() if p not in self.begun
+    }
 
   def move(
     self,
@@ -134,9 +153,12 @@ class PrimalStep:
       left = [
         i for i, p in enumerate(parameters) if p not in self.followers.moved
       ]
+      late = [i for i in left if parameters[i] not in self.begun]
+      if late:
+        multi_tensor.lerp_(
+          [y[i] for i in late], [z[i] for i in late], self.before
+        )
       y, z = [y[i] for i in left], [z[i] for i in left]
-      if y:
-        multi_tensor.lerp_(y, z, self.before)
     assert self.after is not None
     if not y or result is False:
       return

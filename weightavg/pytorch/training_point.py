@@ -64,25 +64,27 @@ def check_not_stepped(parameters: Sequence[Tensor], action: str) -> None:
 def _refuse_step(
   optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
 ) -> None:
-  for group in optimizer.param_groups:
-    for p in group['params']:
-      placements = [one for one in _PLACEMENTS if one.trains(p)]
-      if not placements:
-        continue
-      if not any(placement.in_step for placement in placements):
-        raise RuntimeError(
-          'Call before_step(optimizer) before the step of the optimizer: it '
-          'steps z, and the model holds y.'
-        )
-      if any(v is not None for v in (*args[1:], *kwargs.values())):
-        raise RuntimeError(
-          'Invalid closure. It would take gradients at z: compute them, call '
-          'before_step(optimizer), then step() without a closure.'
-        )
-      with torch.no_grad():
-        for placement in placements:
-          placement.stepped_by(optimizer)
-      return
+  found: set[Placement] = set()
+  for p in (p for group in optimizer.param_groups for p in group['params']):
+    placements = [one for one in _PLACEMENTS if one.trains(p)]
+    if placements and not any(one.in_step for one in placements):
+      raise RuntimeError(
+        'Call before_step(optimizer) before the step of the optimizer: it '
+        'steps z, and the model holds y.'
+      )
+    found.update(placements)
+    if len(found) == len(_PLACEMENTS):
+      break
+  if not found:
+    return
+  if any(v is not None for v in (*args[1:], *kwargs.values())):
+    raise RuntimeError(
+      'Invalid closure. It would take gradients at z: compute them, call '
+      'before_step(optimizer), then step() without a closure.'
+    )
+  with torch.no_grad():
+    for placement in found:
+      placement.stepped_by(optimizer)
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

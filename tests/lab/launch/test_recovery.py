@@ -79,13 +79,15 @@ def test_the_update_after_the_checkpoint_is_logged_once(tmp_path):
   write_checkpoint(plan, RUN, 20)
   path = plan.directory(RUN) / 'measurements.csv'
   path.write_text(
-    'global_step,loss,total_duration\n19,1.5,\n20,,7.5\n20,1.25,\n21,1.0,\n'
+    'global_step,loss,total_duration,averaging_choice\n'
+    '19,1.5,,\n20,,,1\n20,,7.5,\n20,1.25,,\n21,1.0,,\n'
   )
   jobs.clear(plan, RUN)
   assert path.read_text().split() == [
-    'global_step,loss,total_duration',
-    '19,1.5,',
-    '20,,7.5',
+    'global_step,loss,total_duration,averaging_choice',
+    '19,1.5,,',
+    '20,,,1',
+    '20,,7.5,',
   ]
 
 

@@ -162,9 +162,11 @@ def test_a_module_may_save_a_part_of_itself(make, tmp_path):
   _, module = fit(tmp_path, [callback, checkpointing(tmp_path)], make)
   average = callback.averager.averaged_state_dict()
   assert average.keys() == {'layers.1.weight', 'layers.1.bias'}
+  assert not torch.equal(flat(module), module.trained[-1])
+  # The rest, too, though it is not saved.
+  assert torch.equal(flat(module), flat(callback.averager.averaged_model()))
   for name, tensor in average.items():
     assert torch.equal(module.get_parameter(name), tensor)
-  assert not torch.equal(flat(module), module.trained[-1])
 
 
 def test_a_checkpoint_holds_the_average_for_test_and_inference(tmp_path):

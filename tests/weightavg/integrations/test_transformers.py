@@ -1,5 +1,7 @@
 """The callback in a real Trainer; the averager under a real Accelerate."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -173,9 +175,16 @@ def test_the_model_holds_the_average_after_training(tmp_path):
   assert not torch.equal(model.layer.weight, raw.layer.weight)
 
 
-def test_the_best_model_is_an_average(tmp_path):
-  callback = AveragingCallback(Ema(0.5))
-  model = train(tmp_path, [callback], load_best_model_at_end=True)
+@pytest.mark.parametrize(('steps', 'save_steps'), [(STEPS, 3), (9, 6)])
+def test_the_best_model_is_an_average(steps, save_steps, tmp_path):
+  """Also where the last evaluation has no checkpoint."""
+  model = train(
+    tmp_path,
+    [AveragingCallback(Ema(0.5))],
+    load_best_model_at_end=True,
+    max_steps=steps,
+    save_steps=save_steps,
+  )
   assert any(torch.equal(flat(model), seen) for seen in model.evaluated)
 
 
@@ -238,20 +247,32 @@ class Asks(transformers.TrainerCallback):
     ('should_save', 'A checkpoint has got the raw'),
   ],
 )
-def test_a_callback_that_asks_too_late_is_an_error(event, message, tmp_path):
+def test_a_callback_that_asks_too_late_is_warned_of(event, message, tmp_path):
   strategies = {'eval_strategy': 'no', 'save_strategy': 'no'}
   averaging = AveragingCallback(Lawa(window=2), every=1)
   model = train(tmp_path / 'a', [Asks(event), averaging], **strategies)
   if event == 'should_evaluate':
     mean = (model.trained[4] + model.trained[5]) / 2
     torch.testing.assert_close(model.evaluated[0], mean)
-  averaging = AveragingCallback(Ema(0.5))
-  with pytest.raises(RuntimeError, match=message):
-    train(tmp_path / 'b', [averaging, Asks(event)], **strategies)
-  # What follows a failed run is not told apart by it.
-  trainer = trainer_of(tmp_path / 'c', [averaging], **strategies)
-  trainer.train()
-  trainer.evaluate()
+  with pytest.warns(UserWarning, match=message):
+    train(
+      tmp_path / 'b', [AveragingCallback(Ema(0.5)), Asks(event)], **strategies
+    )
+
+
+def test_all_of_several_sets_see_the_average(tmp_path):
+  averaging = AveragingCallback(Lawa(window=2), every=1)
+  trainer = trainer_of(tmp_path, [averaging], save_strategy='no')
+  trainer.eval_dataset = {'a': Examples(4), 'b': Examples(2)}
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    trainer.train()
+  model = trainer.model
+  assert len(model.evaluated) == 8
+  for index, step in enumerate((3, 6, 9)):
+    mean = (model.trained[step - 1] + model.trained[step]) / 2
+    for seen in model.evaluated[2 * index : 2 * index + 2]:
+      torch.testing.assert_close(seen, mean)
 
 
 def test_an_evaluation_at_the_start_sees_the_average(tmp_path):

@@ -1,6 +1,7 @@
 """Weight averaging as a callback of Hugging Face's Trainer."""
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from weightavg.pytorch import export
 from weightavg.pytorch.averager import Averager
 from weightavg.pytorch.integrations import check_options
 from weightavg.schemes import Scheme
@@ -48,8 +50,6 @@ class AveragingCallback(TrainerCallback):
       which decides about a checkpoint after the evaluation has ended; for
       enable_jit_checkpoint, which tells no callback; for FSDP or DeepSpeed; and
       where a run resumes from a checkpoint without `averager.pt`.
-    RuntimeError: from `train`, where an evaluation or a checkpoint has got the
-      raw weights, since a callback behind this one asked for it.
 
   >>> from weightavg import Ema
   >>> callback = AveragingCallback(Ema(0.999))  # Trainer(callbacks=[callback])
@@ -95,8 +95,9 @@ class AveragingCallback(TrainerCallback):
     self.averager = Averager(model, self._scheme, **options)
     if state.global_step:
       self._restore(self.averager, args, state.global_step)
+    self._is_between = args.eval_on_start
     if args.eval_on_start:
-      self._show()
+      self._show(args)
 
   def on_step_begin(
     self,
@@ -105,9 +106,10 @@ class AveragingCallback(TrainerCallback):
     control: TrainerControl,
     **kwargs: Any,
   ) -> None:
-    """Note that training goes on."""
+    """Put the raw weights back: training goes on."""
     del args, state, control, kwargs
     self._is_between = False
+    self._put_back()
 
   def _restore(
     self, averager: Averager, args: TrainingArguments, step: int
@@ -136,10 +138,10 @@ class AveragingCallback(TrainerCallback):
     **kwargs: Any,
   ) -> None:
     """Count an optimizer step; show the average to what follows it."""
-    del args, state, kwargs
+    del state, kwargs
     assert self.averager is not None
     self.averager.update()
-    self._show_if_due(control)
+    self._show_if_due(args, control)
 
   def on_epoch_end(
     self,
@@ -149,19 +151,23 @@ class AveragingCallback(TrainerCallback):
     **kwargs: Any,
   ) -> None:
     """Show the average to an evaluation or a checkpoint of this epoch."""
-    del args, state, kwargs
-    self._show_if_due(control)
+    del state, kwargs
+    self._show_if_due(args, control)
 
-  def _show_if_due(self, control: TrainerControl) -> None:
+  def _show_if_due(
+    self, args: TrainingArguments, control: TrainerControl
+  ) -> None:
     # The Trainer has no hook that precedes an evaluation; its own callback has
     # decided on one before this callback runs.
     self._is_between = True
     if control.should_evaluate or control.should_save:
-      self._show()
+      self._show(args)
 
-  def _show(self) -> None:
+  def _show(self, args: TrainingArguments) -> None:
+    # Until training goes on: there may be several sets to evaluate. The best
+    # checkpoint is loaded before `on_train_end`.
     assert self.averager is not None
-    self.averager.swap_in()
+    self.averager.swap_in(allow_load=args.load_best_model_at_end)
     self._is_shown = True
 
   def _put_back(self) -> None:
@@ -171,9 +177,11 @@ class AveragingCallback(TrainerCallback):
 
   def _check_shown(self, event: str) -> None:
     if self._is_between and not self._is_shown:
-      raise RuntimeError(
-        f'{event} has got the raw weights. Put AveragingCallback last in the '
-        'list of callbacks: one behind it has asked for this.'
+      warnings.warn(
+        f'{event} has got the raw weights. AveragingCallback must be last in '
+        'the list of callbacks, for others to ask for evaluations and '
+        'checkpoints before it.',
+        stacklevel=3,
       )
 
   def on_evaluate(
@@ -183,11 +191,9 @@ class AveragingCallback(TrainerCallback):
     control: TrainerControl,
     **kwargs: Any,
   ) -> None:
-    """Put the raw weights back, unless a checkpoint follows."""
-    del args, state, kwargs
+    """Warn if the raw weights were evaluated."""
+    del args, state, control, kwargs
     self._check_shown('An evaluation')
-    if self.averager is not None and not control.should_save:
-      self._put_back()
 
   def on_save(
     self,
@@ -221,6 +227,12 @@ class AveragingCallback(TrainerCallback):
     assert averager is not None
     assert model is not None
     self._is_between = False
+    if args.load_best_model_at_end and self._is_shown:
+      # Loaded over the average that is shown.
+      best = export.copies(model.state_dict())
+      self._put_back()
+      model.load_state_dict(best)
+      return
     self._put_back()
     if (
       self._average_at_end
