@@ -152,3 +152,22 @@ def everything(model, optimizer, averager):
   state = averager.state_dict()
   del state['step'], state['skipped']
   return contents(model), optimizer.state_dict(), state
+
+
+def train_with_a_bad_step(model, optimizer, module=None):
+  """Make six steps, the fourth by a loss that is NaN; return the averager.
+
+  Args:
+    model: takes [batch, 3]; perhaps wrapped.
+    optimizer: perhaps wrapped.
+    module: inside the wrapper.
+  """
+  averager = Averager(module or model, Ema(0.5), interpolation=0.5)
+  for index in range(6):
+    loss = model(torch.full((1, 3), float(index))).square().mean()
+    (loss * float('nan') if index == 3 else loss).backward()
+    averager.before_step(optimizer)
+    optimizer.step()
+    optimizer.zero_grad()
+    averager.update()
+  return averager

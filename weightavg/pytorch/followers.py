@@ -55,7 +55,7 @@ class Leader(Protocol):
 
   @property
   def followers(self) -> Followers | None:
-    """What the next step moves, as `lead` has set it."""
+    """Return the followers that `lead` has set for the next step."""
 
   @property
   def stays_finite(self) -> bool:

@@ -120,7 +120,7 @@ class NadamW(torch.optim.Optimizer):
 
   @property
   def followers(self) -> Followers | None:
-    """What the next step moves along with the parameters."""
+    """Return the followers that the next step moves."""
     return self._followers
 
   @property

@@ -10,10 +10,11 @@ pl = pytest.importorskip(
 )
 
 from lightning.fabric import Fabric
+from primal_runs import train_with_a_bad_step
 from torch.utils.data import DataLoader, TensorDataset
 
 from weightavg import Ema, Lawa, ScheduleFree
-from weightavg.pytorch import Averager, NadamW
+from weightavg.pytorch import NadamW
 from weightavg.pytorch.integrations.lightning import AveragingCallback
 
 STEPS = 12
@@ -285,14 +286,7 @@ def test_nadamw_inside_fabric_leaves_a_bad_step_out():
     optimizer = NadamW(model.parameters(), lr=0.05, betas=(0.0, 0.9))
     if fabric is not None:
       model, optimizer = fabric.setup(model, optimizer)
-    averager = Averager(module, Ema(0.5), interpolation=0.5)
-    for index in range(6):
-      loss = model(torch.full((1, 3), float(index))).square().mean()
-      (loss * float('nan') if index == 3 else loss).backward()
-      averager.before_step(optimizer)
-      optimizer.step()
-      optimizer.zero_grad()
-      averager.update()
+    averager = train_with_a_bad_step(model, optimizer, module)
     assert (averager.samples, averager.skipped) == (5, 1)
     return flat(module)
 

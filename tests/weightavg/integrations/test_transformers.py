@@ -12,6 +12,7 @@ accelerate = pytest.importorskip(
   'accelerate', reason='accelerate is not installed'
 )
 
+from primal_runs import train_with_a_bad_step
 from safetensors.torch import load_file
 
 from weightavg import Ema, Lawa, ScheduleFree
@@ -335,14 +336,7 @@ def test_nadamw_inside_accelerate_leaves_a_bad_step_out(prepared):
     model, optimizer = accelerate.Accelerator(cpu=True).prepare(
       model, optimizer
     )
-  averager = Averager(model, Ema(0.5), interpolation=0.5)
-  for index in range(6):
-    loss = model(torch.full((1, 3), float(index))).square().mean()
-    (loss * float('nan') if index == 3 else loss).backward()
-    averager.before_step(optimizer)
-    optimizer.step()
-    optimizer.zero_grad()
-    averager.update()
+  averager = train_with_a_bad_step(model, optimizer)
   assert (averager.samples, averager.skipped) == (5, 1)
 
 
