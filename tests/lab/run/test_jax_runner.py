@@ -68,7 +68,7 @@ def test_trains_as_pytorch_does(folder, submission):
   'submission',
   [
     # Two of its candidates are EMAs.
-    'nadamw_auto',
+    pytest.param('nadamw_auto', marks=pytest.mark.slow),
     pytest.param('nadamw_ema', marks=pytest.mark.slow),
     'nadamw_schedule_free',
   ],
