@@ -170,6 +170,15 @@ def test_weights_that_were_changed_between_steps_are_named(change):
   assert not averager.swapped
 
 
+def test_the_average_in_the_trained_model_ends_its_training():
+  """Otherwise x would be computed from x and z."""
+  model, optimizer, averager = build()
+  train(model, optimizer, averager, range(2))
+  averager.copy_to(model)
+  with pytest.raises(RuntimeError, match=r"since the last update\(\): '"):
+    averager.before_step(optimizer)
+
+
 @pytest.mark.parametrize('model_first', [True, False])
 def test_the_model_may_be_restored_before_or_after(model_first):
   model, optimizer, averager = build()

@@ -3,10 +3,9 @@
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from weightavg.pytorch import dtensors, export, models
+from weightavg.pytorch import dtensors, export, models, multi_tensor
 from weightavg.pytorch.averager_evaluation import AveragerEvaluation
 
 
@@ -77,10 +76,12 @@ class AverageOutside(AveragerEvaluation):
     named: dict[str, Tensor] = dict(models.named_parameters(model))
     named |= {s.name: s.tensor for s in models.running_statistics(model)}
     self._weights.follow()
-    averages = [average.clone() for average in self._average()]
-    with torch.no_grad():
-      for name, average in zip(self._weights.names, averages, strict=True):
-        dtensors.local(named[name]).copy_(average)
+    # Not by `.data`: that the weights were changed must be seen.
+    targets = [named[name].detach() for name in self._weights.names]
+    pieces = [
+      dtensors.local(t) if dtensors.is_dtensor(t) else t for t in targets
+    ]
+    multi_tensor.copy_(pieces, self._average())
 
   def averaged_model(self) -> nn.Module:
     """A copy of the model that holds the average, in evaluation mode.

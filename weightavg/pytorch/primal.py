@@ -148,11 +148,7 @@ class PrimalPlacement:
     self._kept.keep()
     for optimizer in optimizers:
       # It keeps those of a step that was not made, as GradScaler leaves out.
-      if (
-        is_leader(optimizer)
-        and optimizer.followers is not None
-        and optimizer.followers is self._handed
-      ):
+      if is_leader(optimizer) and optimizer.followers is self._handed:
         optimizer.lead(None)
     if not self.count and not is_sampled:
       self._step = PrimalStep()

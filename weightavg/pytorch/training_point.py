@@ -46,7 +46,7 @@ def guard(placement: Placement) -> None:
 
   The guard ends with the placement.
   """
-  hook = register_optimizer_step_pre_hook(_refuse_step)
+  hook = register_optimizer_step_pre_hook(_begin_step)
   weakref.finalize(placement, hook.remove)
   _PLACEMENTS.add(placement)
 
@@ -61,9 +61,10 @@ def check_not_stepped(parameters: Sequence[Tensor], action: str) -> None:
     )
 
 
-def _refuse_step(
+def _begin_step(
   optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]
 ) -> None:
+  """Refuse a step from y; tell the placements which optimizer steps z."""
   found: set[Placement] = set()
   for p in (p for group in optimizer.param_groups for p in group['params']):
     placements = [one for one in _PLACEMENTS if one.trains(p)]
