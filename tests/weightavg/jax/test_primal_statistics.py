@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax_support import import_jax
 
-jax, jnp = import_jax('jax', 'jax.numpy')
+jax = import_jax('jax')
 jax_host = import_jax('jax_host')
 FrozenDict = import_jax('flax.core').FrozenDict
 
