@@ -57,6 +57,19 @@ def trained(weights):
   return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
+def snapshot(weights, optimizer):
+  return trained(weights), copy.deepcopy(optimizer.state_dict())
+
+
+def assert_same(first, second):
+  assert str(first[1]['param_groups']) == str(second[1]['param_groups'])
+  for name, weight in first[0].items():
+    torch.testing.assert_close(weight, second[0][name], rtol=0, atol=0)
+  for name, info in first[1]['parameters'].items():
+    theirs = second[1]['parameters'][name]['blocks']
+    torch.testing.assert_close(info['blocks'], theirs, rtol=0, atol=0)
+
+
 def train_all_ways(rank, folder):
   """Run everything that needs two ranks in one start of the processes."""
   folder = pathlib.Path(folder)
