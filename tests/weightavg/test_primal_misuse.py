@@ -4,6 +4,8 @@ import copy
 import gc
 import pickle
 import re
+import types
+import weakref
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from primal_runs import (
 from torch import nn
 
 from weightavg import Auto, Ema, Lawa, ScheduleFree
-from weightavg.pytorch import Averager, NadamW
+from weightavg.pytorch import Averager, NadamW, training_point
 from weightavg.pytorch.shampoo import DistributedShampoo
 from weightavg.schemes import Raw
 
@@ -134,6 +136,29 @@ def test_an_averager_that_is_gone_refuses_nothing():
   gc.collect()
   backward(model, 0)
   optimizer.step()
+
+
+def test_averagers_share_a_hook_and_the_last_takes_it_along(monkeypatch):
+  monkeypatch.setattr(training_point, '_PLACEMENTS', weakref.WeakSet())
+  monkeypatch.setattr(training_point, '_HOOKS', [])
+  registered = []
+
+  def register(hook):
+    registered.append(hook)
+    return types.SimpleNamespace(remove=lambda: registered.remove(hook))
+
+  monkeypatch.setattr(
+    training_point, 'register_optimizer_step_pre_hook', register
+  )
+  for _ in range(2):
+    averagers = [build()[2] for _ in range(3)]
+    assert len(registered) == 1
+    averagers.pop()
+    gc.collect()
+    assert len(registered) == 1
+    del averagers
+    gc.collect()
+    assert registered == []
 
 
 def set_weights(model):

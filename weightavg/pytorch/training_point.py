@@ -39,6 +39,8 @@ _PASSING = (
 )
 # Several of the same parameters while one takes the place of another.
 _PLACEMENTS: weakref.WeakSet[Placement] = weakref.WeakSet()
+# One for all placements, none where there is none.
+_HOOKS: list[Any] = []
 
 
 def guard(placement: Placement) -> None:
@@ -46,9 +48,18 @@ def guard(placement: Placement) -> None:
 
   The guard ends with the placement.
   """
-  hook = register_optimizer_step_pre_hook(_begin_step)
-  weakref.finalize(placement, hook.remove)
+  if not _HOOKS:
+    _HOOKS.append(register_optimizer_step_pre_hook(_begin_step))
   _PLACEMENTS.add(placement)
+  weakref.finalize(placement, _release)
+
+
+def _release() -> None:
+  """Leave the steps of optimizers alone once all placements are gone."""
+  # Not by its length, which may still count the one that goes.
+  if not any(True for _ in _PLACEMENTS):
+    while _HOOKS:
+      _HOOKS.pop().remove()
 
 
 def check_not_stepped(parameters: Sequence[Tensor], action: str) -> None:
