@@ -18,6 +18,22 @@ class Point(NamedTuple):
   value: float
 
 
+def step_of(row: Mapping[str, str]) -> int:
+  """Return the step of a row; the benchmark may have written it as a float.
+
+  Raises:
+    KeyError, TypeError, ValueError: the row has no whole number of steps.
+
+  >>> step_of({'global_step': '9.0'})
+  9
+  """
+  # Its files hold steps as floats once a column has had gaps.
+  number = float(row['global_step'])
+  if not number.is_integer():
+    raise ValueError(f'Invalid global_step={number}. Must be an integer.')
+  return int(number)
+
+
 def curve(rows: Iterable[Mapping[str, str]], metric: str) -> list[Point]:
   """Return the evaluations of a run in order, from the rows of its CSV file.
 
@@ -36,8 +52,7 @@ def curve(rows: Iterable[Mapping[str, str]], metric: str) -> list[Point]:
   for row in rows:
     if not row.get(metric):
       continue
-    # The benchmark's files hold steps as floats once a column has had gaps.
-    step = int(float(row['global_step']))
+    step = step_of(row)
     while points and points[-1].step >= step:
       points.pop()
     seconds = float(row['accumulated_submission_time'])

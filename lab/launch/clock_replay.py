@@ -23,6 +23,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from lab.core import command_line
+from lab.core.curves import step_of
 from lab.core.errors import InputError
 from lab.core.text_tables import text_table
 from lab.launch import benchmark
@@ -93,7 +94,7 @@ def read(path: pathlib.Path) -> Log | None:
   marks: list[tuple[int, float]] = []
   with open(path, newline='', encoding='utf-8') as file:
     for line in csv.DictReader(file):
-      step = int(float(line['global_step']))
+      step = step_of(line)
       # A run that was resumed repeats steps.
       while marks and marks[-1][0] >= step:
         marks.pop()

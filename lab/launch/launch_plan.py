@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from lab.core import checkpoint_files, logs
+from lab.core.curves import step_of
 from lab.core.frameworks import framework_of
 from lab.launch import benchmark, recovery
 from lab.workloads import WORKLOADS as LOCAL
@@ -257,7 +258,7 @@ def last_evaluation(directory: pathlib.Path) -> int | None:
   """Step of the last evaluation."""
   try:
     with open(directory / logs.EVAL_MEASUREMENTS, newline='') as file:
-      return max(int(float(row['global_step'])) for row in csv.DictReader(file))
+      return max(step_of(row) for row in csv.DictReader(file))
   except (OSError, ValueError, KeyError, TypeError):
     return None
 

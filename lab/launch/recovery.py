@@ -15,6 +15,7 @@ import zipfile
 from types import TracebackType
 
 from lab.core import checkpoint_files, logs
+from lab.core.curves import step_of
 
 KEPT_CHECKPOINTS = 2
 
@@ -100,7 +101,7 @@ def _is_repeated(row: dict[str, str], last: int) -> bool:
 
 def _step(row: dict[str, str]) -> int | None:
   try:
-    return int(float(row['global_step']))
+    return step_of(row)
   except (KeyError, TypeError, ValueError):
     return None  # a row cut short by the kill
 

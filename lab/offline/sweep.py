@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lab.core import logs
+from lab.core.curves import step_of
 from lab.core.errors import InputError
 from lab.offline import batch_norm
 from lab.offline.chunks import Average, averaged_names
@@ -83,8 +84,8 @@ def evaluations(run: str) -> list[dict[str, str]]:
     with open(path, encoding='utf-8', newline='') as file:
       # An interrupted run leaves a short last line.
       whole = [r for r in csv.DictReader(file) if None not in r.values()]
-      rows = {int(float(r['global_step'])): r for r in whole}
-  except (OSError, KeyError, OverflowError, ValueError, csv.Error) as error:
+      rows = {step_of(r): r for r in whole}
+  except (OSError, KeyError, ValueError, csv.Error) as error:
     raise InputError(f'Cannot read the evaluations {path}: {error}.') from error
   if not rows:
     raise InputError(f'No evaluation in {path}.')
@@ -139,7 +140,7 @@ class Sweep:
     """Return the evaluations after the first checkpoint, with the last one."""
     found = []
     for row in self.rows:
-      step = int(float(row['global_step']))
+      step = step_of(row)
       before = [i for i, s in enumerate(self._series.steps) if s <= step]
       if before:
         found.append((row, before[-1]))

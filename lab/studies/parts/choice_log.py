@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lab.core import logs
 from lab.core.choice_columns import CHOICE, LOSS, name_of
+from lab.core.curves import step_of
 from lab.core.errors import InputError
 from weightavg.schemes import auto
 
@@ -69,7 +70,7 @@ def read(trial_dir: str) -> list[Choice]:
         f'{where} {logs.MEASUREMENTS} has the choice {row[CHOICE]}, of '
         f'{len(names)} candidates.'
       )
-    step = int(float(row['global_step']))
+    step = step_of(row)
     while choices and choices[-1].step >= step:
       choices.pop()
     losses = {name: _loss(row[LOSS + name]) for name in names}

@@ -53,6 +53,13 @@ def test_algoperf_rows_and_what_a_preemption_repeated():
   ]
 
 
+@pytest.mark.parametrize('text', ['inf', 'nan', '3.5', 'x', None])
+def test_a_step_is_a_whole_number(text):
+  assert curves.step_of({'global_step': '9.0'}) == 9
+  with pytest.raises((ValueError, TypeError)):
+    curves.step_of({'global_step': text})
+
+
 def test_a_file(tmp_path):
   path = tmp_path / 'eval_measurements.csv'
   path.write_text(OURS)
