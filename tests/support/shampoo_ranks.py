@@ -1,7 +1,9 @@
 """Distributed Shampoo on several gloo ranks; importable by spawn."""
 
 import copy
+import logging
 import pathlib
+import weakref
 
 import torch
 import torch.distributed as dist
@@ -78,7 +80,7 @@ def train_all_ways(rank, folder):
   weights, optimizer = build()
   results['state_bytes'] = optimizer.state_bytes()
   train(weights, optimizer, 1, SAVED_AT)
-  results['ungathered'] = optimizer.state_dict()
+  results['ungathered'], results['warned'] = state_and_warnings(optimizer)
   optimizer.gather_state_for_checkpoint()
   optimizer.gather_state_for_checkpoint()
   results['saved_weights'] = trained(weights)
@@ -97,10 +99,16 @@ def train_all_ways(rank, folder):
   except RuntimeError as error:
     results['copy'] = str(error)
 
+  received = [weakref.ref(optimizer._gathering)]
+  train(weights, optimizer, STEPS + 1, STEPS + 1)
+  results['is_released'] = received[0]() is None
+
   dist.barrier()
   state = torch.load(folder / 'state.pt', weights_only=True)
   weights, optimizer = build()
+  optimizer.gather_state_for_checkpoint()
   optimizer.load_state_dict(state)
+  results['loaded after'] = optimizer.state_dict()
   restore(weights, results['saved_weights'])
   train(weights, optimizer, SAVED_AT + 1, STEPS)
   results['resumed'] = trained(weights)
@@ -115,7 +123,53 @@ def train_all_ways(rank, folder):
     weights, optimizer = build(**options)
     train(weights, optimizer, 1, STEPS)
     results[name] = trained(weights)
+  # Averages that are not used any more are still there.
+  weights, optimizer = build()
+  train(weights, optimizer, 1, 3)
+  optimizer.param_groups[0].update(momentum=0.0, betas=(0.0, 0.95))
+  train(weights, optimizer, 4, 5)
+  optimizer.gather_state_for_checkpoint()
+  results['lowered'] = optimizer.state_dict()
+  dist.barrier()
+  results['refused'] = refused_on_rank_0(rank)
   torch.save(results, folder / f'{rank}.pt')
+
+
+def state_and_warnings(optimizer):
+  records = []
+  handler = logging.Handler()
+  handler.emit = lambda record: records.append(record.getMessage())
+  logger = logging.getLogger('absl')
+  logger.addHandler(handler)
+  state = optimizer.state_dict()
+  logger.removeHandler(handler)
+  return state, records
+
+
+def refused_on_rank_0(rank):
+  """Make steps that rank 0 cannot make; messages, and if weights changed."""
+  weights, optimizer = build()
+  train(weights, optimizer, 1, 2)
+  messages = {}
+
+  def sparse(weight):
+    weight.grad = torch.zeros_like(weight).to_sparse()
+
+  def missing(weight):
+    weight.grad = None
+
+  for spoil in (sparse, missing):
+    for weight in weights.values():
+      weight.grad = torch.ones_like(weight)
+    if rank == 0:
+      spoil(weights['w'])
+    before = trained(weights)
+    try:
+      optimizer.step()
+    except ValueError as error:
+      messages[spoil.__name__] = str(error)
+    assert all(torch.equal(before[n], w) for n, w in weights.items())
+  return messages
 
 
 def restore(weights, values):

@@ -53,16 +53,31 @@ def any_rank(
     device: this rank's, for a backend that reduces nothing in host memory;
       the current GPU in the place of that memory.
   """
+  return bool(maxima([flag], groups, device)[0])
+
+
+def maxima(
+  numbers: Sequence[int],
+  groups: Sequence[dist.ProcessGroup],
+  device: torch.device,
+) -> list[int]:
+  """Return the largest of each number over the ranks; waits for the answer.
+
+  Args:
+    numbers: this rank's.
+    groups: as those of `any_rank`.
+    device: as that of `any_rank`.
+  """
   if not groups:
-    return flag
+    return list(numbers)
   on_host = all('cpu' in dist.get_backend_config(group) for group in groups)
   if on_host:
     device = torch.device('cpu')
   elif device.type == 'cpu':
     device = torch.device('cuda')
-  found = torch.tensor(float(flag), device=device)
+  found = torch.tensor(numbers, dtype=torch.int64, device=device)
   max_over_ranks_(found, groups)
-  return bool(found.item())
+  return found.tolist()
 
 
 def max_over_ranks_(

@@ -1,5 +1,6 @@
 """Gather tensors of all ranks: on rank 0 without waiting, or on every rank."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ class GatherToRankZero:
   """Tensors on their way to rank 0 of a gloo group.
 
   The constructor only starts the transfers. Ranks other than 0 send copies in
-  host memory, so training may change the tensors at once.
+  host memory, so training may change the tensors at once, and give them back
+  once they are sent. A transfer that nobody waits for is completed all the
+  same: one that was cut short would leave its messages to the next.
 
   Args:
     group: gloo group of the ranks; one that nothing else uses keeps the
@@ -30,28 +33,48 @@ class GatherToRankZero:
     outgoing: Sequence[Tensor],
     incoming: Sequence[Sequence[Tensor]],
   ) -> None:
-    self._works: list[Any] = []
-    # Copies must live until they are sent.
-    self._copies: list[Tensor] = []
+    works: list[Any] = []
+    # Must live until they are sent or received.
+    pieces: list[Tensor] = []
     if dist.get_rank(group) == 0:
       for peer, tensors in enumerate(incoming, start=1):
         source = dist.get_global_rank(group, peer)
         for tag, piece in enumerate(_messages(tensors)):
-          work = dist.irecv(piece, src=source, group=group, tag=tag)
-          self._works.append(work)
-      return
-    root = dist.get_global_rank(group, 0)
-    for tag, piece in enumerate(_messages(outgoing)):
-      copy = piece.detach().to('cpu', copy=True)
-      self._copies.append(copy)
-      self._works.append(dist.isend(copy, dst=root, group=group, tag=tag))
+          works.append(dist.irecv(piece, src=source, group=group, tag=tag))
+          pieces.append(piece)
+    else:
+      root = dist.get_global_rank(group, 0)
+      for tag, piece in enumerate(_messages(outgoing)):
+        copy = piece.detach().to('cpu', copy=True)
+        works.append(dist.isend(copy, dst=root, group=group, tag=tag))
+        pieces.append(copy)
+    self._errors: list[BaseException] = []
+    # gloo completes a transfer when it is waited for.
+    self._thread = threading.Thread(
+      target=_complete,
+      args=(works, pieces, self._errors),
+      name='gather-to-rank-0',
+      daemon=True,
+    )
+    self._thread.start()
 
   def wait(self) -> None:
     """Wait until this rank has sent or received everything."""
-    for work in self._works:
+    self._thread.join()
+    if self._errors:
+      raise self._errors[0]
+
+
+def _complete(
+  works: list[Any], pieces: list[Tensor], errors: list[BaseException]
+) -> None:
+  try:
+    for work in works:
       work.wait()
-    self._works.clear()
-    self._copies.clear()
+  except BaseException as error:
+    errors.append(error)
+  works.clear()
+  pieces.clear()
 
 
 def all_gather(

@@ -1,5 +1,6 @@
 """Gradients, parameters and hyperparameters that Shampoo refuses."""
 
+import collections
 import copy
 
 import pytest
@@ -155,8 +156,9 @@ def test_names_must_be_unique_and_groups_complete():
 @pytest.mark.parametrize(
   ('built', 'name', 'later'),
   [
-    ({'momentum': 0.0}, 'momentum', {'momentum': 0.9}),
-    ({'betas': (0.0, 0.9)}, r'betas\[0\]', {'betas': (0.9, 0.9)}),
+    ({'momentum': 0.0}, 'momentum=0.9', {'momentum': 0.9}),
+    ({'betas': (0.0, 0.9)}, r'betas\[0\]=0.9', {'betas': (0.9, 0.9)}),
+    ({'grafting': 'sgd'}, "grafting='adam'", {'grafting': 'adam'}),
   ],
 )
 def test_a_decay_without_state_is_refused_before_the_step(built, name, later):
@@ -164,8 +166,38 @@ def test_a_decay_without_state_is_refused_before_the_step(built, name, later):
   shampoo_ranks.train(weights, optimizer, 1, 2)
   before = [weight.detach().clone() for weight in weights.values()]
   optimizer.param_groups[0].update(later)
-  with pytest.raises(ValueError, match=rf'Invalid {name} > 0\. Must stay 0'):
+  with pytest.raises(ValueError, match=f'Invalid {name}. The optimizer was'):
     shampoo_ranks.train(weights, optimizer, 3, 3)
   assert optimizer.param_groups[0]['step'] == 2
   for weight, old in zip(weights.values(), before, strict=True):
     assert torch.equal(weight, old)
+
+
+def test_arguments_of_all_groups_are_refused_in_one():
+  group = {'params': [torch.nn.Parameter(torch.ones(2))], 'process_group': None}
+  with pytest.raises(
+    ValueError, match='Invalid process_group of a parameter group'
+  ):
+    DistributedShampoo([group], lr=0.1)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda p: {p}, 'Invalid params: a set. Must have an order'),
+    (lambda p: [{'params': {p}}], 'Invalid params: a set. Must have an order'),
+    (lambda p: p, 'Invalid params: a tensor. Must be a list'),
+    (lambda p: [{'params': [p]}, p], 'Entry 1 is no parameter group, which'),
+    (lambda p: [p, {'params': [p]}], 'Entry 0 is no parameter group, which'),
+  ],
+)
+def test_parameters_without_an_order_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    DistributedShampoo(make(torch.nn.Parameter(torch.ones(2))), lr=0.1)
+
+
+def test_betas_may_be_any_tuple():
+  betas = collections.namedtuple('Betas', 'first second')(0.5, 0.75)
+  weight = torch.nn.Parameter(torch.ones(2))
+  optimizer = DistributedShampoo([weight], lr=0.1, betas=betas)
+  assert optimizer.state_dict()['param_groups'][0]['betas'] == [0.5, 0.75]

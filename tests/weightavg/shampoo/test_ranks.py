@@ -103,6 +103,7 @@ def test_one_process_continues_from_two(two):
   [
     (0, 'ungathered', 'without gather_state_for_checkpoint'),
     (0, 'stale', 'after further steps'),
+    (0, 'loaded after', 'after further steps'),
     (1, 'end', 'a rank other than 0'),
   ],
 )
@@ -111,6 +112,43 @@ def test_incomplete_state_says_so_and_is_refused(two, rank, moment, reason):
   _, optimizer = shampoo_ranks.build()
   with pytest.raises(ValueError, match=reason):
     optimizer.load_state_dict(results[rank][moment])
+
+
+def test_what_was_gathered_is_released_at_the_next_step(two):
+  results, _ = two
+  assert all(result['is_released'] for result in results)
+
+
+def test_averages_that_are_not_used_any_more_are_gathered(two):
+  (first, _), _ = two
+  weights, optimizer = shampoo_ranks.build()
+  shampoo_ranks.train(weights, optimizer, 1, 3)
+  optimizer.param_groups[0].update(momentum=0.0, betas=(0.0, 0.95))
+  shampoo_ranks.train(weights, optimizer, 4, 5)
+  expected = optimizer.state_dict()['parameters']
+  found = first['lowered']['parameters']
+  for name, saved in expected.items():
+    torch.testing.assert_close(
+      found[name]['blocks'], saved['blocks'], rtol=TOLERANCE, atol=TOLERANCE
+    )
+
+
+def test_a_step_that_one_rank_cannot_make_is_made_by_none(two):
+  (first, second), _ = two
+  of_other = 'Invalid step on another rank, whose message says why.'
+  apart = 'Invalid gradients. Must be there for the same parameters on all '
+  assert first['refused'] == {
+    'sparse': "Invalid sparse gradient of 'w'. Must be dense.",
+    'missing': f'{apart}ranks.',
+  }
+  assert second['refused'] == {'sparse': of_other, 'missing': f'{apart}ranks.'}
+
+
+def test_rank_0_warns_of_a_state_that_cannot_be_resumed(two):
+  (first, second), _ = two
+  (warning,) = first['warned']
+  assert 'cannot be resumed. Saved without gather_state_for' in warning
+  assert second['warned'] == []
 
 
 def test_a_copy_of_several_ranks_is_refused(two):

@@ -193,6 +193,21 @@ def broken_states():
   def bad_step(state):
     state['param_groups'][0]['step'] = 'x'
 
+  def more_groups(state):
+    state['param_groups'].append({})
+
+  def no_group(state):
+    state['param_groups'][0] = 3
+
+  def no_parameter(state):
+    state['parameters']['b'] = 5
+
+  def no_block(state):
+    state['parameters']['b']['blocks'][0] = 5
+
+  def no_tensor(state):
+    state['parameters']['b']['blocks'][0]['velocity'] = 5
+
   def bad_betas(state):
     state['param_groups'][0]['betas'] = 3
 
@@ -205,6 +220,11 @@ def broken_states():
     (bad_count, 'Invalid state: kept_roots=-1. Must be int'),
     (bad_step, "Invalid step='x'. Must be an integer >= 0"),
     (bad_betas, 'Invalid betas=3. Must be two numbers'),
+    (more_groups, 'Invalid state: 2 parameter groups. Must be 1.'),
+    (no_group, 'Invalid state: a group is a int. Must be a dict.'),
+    (no_parameter, "state: the state of 'b' is a int. Must be a dict."),
+    (no_block, "Invalid state: block 0 of 'b' is a int. Must be a dict."),
+    (no_tensor, "state of 'b', block 0: .*'velocity': 'int'"),
     (other_model, r"other parameters. Missing: \['w'\]; unknown: \['x'\]"),
     (other_shape, r"state of 'w': shape \[3, 3\]"),
     (other_block, "state of 'w', block 1"),
@@ -232,6 +252,58 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing(
   with pytest.raises(ValueError, match=message):
     optimizer.load_state_dict(state)
   assert_same(snapshot(weights, optimizer), before)
+
+
+def test_a_change_of_the_roots_schedule_is_resumed_bit_for_bit():
+  def change(optimizer):
+    optimizer.param_groups[0].update(precondition_frequency=3)
+
+  options = {'spread_roots': True, 'precondition_frequency': 4}
+  weights, optimizer = shampoo_ranks.build(**options)
+  shampoo_ranks.train(weights, optimizer, 1, 5)
+  change(optimizer)
+  shampoo_ranks.train(weights, optimizer, 6, 7)
+  state, values = saved(optimizer), shampoo_ranks.trained(weights)
+  shampoo_ranks.train(weights, optimizer, 8, 14)
+  again, resumed = shampoo_ranks.build(**options)
+  resumed.load_state_dict(state)
+  shampoo_ranks.restore(again, values)
+  shampoo_ranks.train(again, resumed, 8, 14)
+  assert_same(snapshot(again, resumed), snapshot(weights, optimizer))
+
+
+def test_a_state_from_before_a_scheduler_loads_beside_it():
+  _, optimizer = shampoo_ranks.build()
+  state = saved(optimizer)
+  torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
+  optimizer.load_state_dict(state)
+  (group,) = optimizer.param_groups
+  assert group['lr'] == group['initial_lr'] == shampoo_ranks.OPTIONS['lr']
+
+
+def test_counts_are_resumed():
+  _, optimizer = shampoo_ranks.build()
+  state = saved(optimizer)
+  state.update(retried_roots=1, kept_roots=2, skipped_steps=3)
+  optimizer.load_state_dict(state)
+  assert optimizer.retried_roots == 1
+  assert optimizer.kept_roots == 2
+  assert optimizer.skipped_steps == 3
+
+
+def test_hooks_of_states_are_called_as_torch_calls_them():
+  _, optimizer = shampoo_ranks.build()
+  seen = []
+  optimizer.register_state_dict_pre_hook(lambda o: seen.append('save'))
+  optimizer.register_state_dict_post_hook(lambda o, s: s | {'mine': 1})
+  optimizer.register_load_state_dict_pre_hook(
+    lambda o, s: s | {'skipped_steps': s['mine']}
+  )
+  optimizer.register_load_state_dict_post_hook(
+    lambda o: seen.append(o.skipped_steps)
+  )
+  optimizer.load_state_dict(optimizer.state_dict())
+  assert seen == ['save', 1]
 
 
 def test_half_precision_norm_does_not_overflow():

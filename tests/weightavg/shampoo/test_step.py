@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from weightavg.pytorch.shampoo import DistributedShampoo
+from weightavg.pytorch.shampoo import step as shampoo_step
 from weightavg.pytorch.shampoo.reference import ReferenceShampoo
 
 # Rounding of ten steps in float64, where epsilon = 1e-4 bounds what an error in
@@ -166,6 +167,12 @@ def test_matches_reference_beyond_one_tile():
     # scales the other directions, of which rounding has the size 1e-13.
     tolerance=1e-9,
   )
+
+
+def test_factors_decomposed_in_several_batches_match_reference(monkeypatch):
+  """Twelve factors of 5 x 6 elements, two at a time."""
+  monkeypatch.setattr(shampoo_step, '_EIGH_ELEMENTS', 70)
+  check([(20, 15)])
 
 
 def test_competition_defaults_match_reference():

@@ -3,11 +3,16 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import shampoo_ranks
 import torch
 from shampoo_ranks import assert_same, snapshot
+
+from weightavg.pytorch.shampoo import parallel
+
+CPU = torch.device('cpu')
 
 
 @pytest.mark.parametrize('threads', [1, 2])
@@ -55,6 +60,25 @@ def test_a_forked_process_has_threads_of_its_own():
   subprocess.run(
     [sys.executable, '-W', 'ignore', '-c', FORK], check=True, timeout=300
   )
+
+
+def test_later_threads_keep_the_number_of_the_process():
+  before, found = torch.get_num_threads(), []
+  torch.set_num_threads(3)
+  try:
+    parallel._pool.cache_clear()
+    weights, optimizer = shampoo_ranks.build()
+    shampoo_ranks.train(weights, optimizer, 1, 2)
+    thread = threading.Thread(
+      target=lambda: found.append(torch.get_num_threads())
+    )
+    thread.start()
+    thread.join()
+    inside = parallel.run_all(torch.get_num_threads, [()] * 9, CPU)
+  finally:
+    torch.set_num_threads(before)
+  assert found == [3]
+  assert set(inside) == {1}
 
 
 def test_threads_change_nothing():

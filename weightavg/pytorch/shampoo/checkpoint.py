@@ -5,7 +5,7 @@ file. `Gathering` therefore sends the other ranks' blocks to rank 0 beforehand,
 in the background.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,19 +35,14 @@ class Gathering:
 
   Args:
     ranks: group that shares the work and contains rank 0.
-    version: version of the state that is sent.
     stacks: on rank 0, newly allocated CPU stacks of each other rank's blocks;
       on another rank a single entry, its own stacks.
   """
 
   def __init__(
-    self,
-    ranks: RankGroup,
-    version: int,
-    stacks: Sequence[Sequence[BlockStack]],
+    self, ranks: RankGroup, stacks: Sequence[Sequence[BlockStack]]
   ) -> None:
     assert ranks.saving_group is not None
-    self.version = version
     self.stacks = stacks if ranks.rank == 0 else []
     tensors = [_tensors(theirs) for theirs in stacks]
     self._transfer = GatherToRankZero(ranks.saving_group, tensors[0], tensors)
@@ -57,20 +52,18 @@ class Gathering:
     self._transfer.wait()
 
 
-def why_incomplete(
-  ranks: RankGroup, gathering: Gathering | None, version: int
-) -> str:
+def why_incomplete(ranks: RankGroup, gathered: int | None, version: int) -> str:
   """Return why this rank cannot save the whole state now; '' if it can."""
   if ranks.size == 1:
     return ''
   if ranks.rank != 0 or not ranks.first:
     return 'Saved by a rank other than 0, which holds its own blocks only.'
-  if gathering is None:
+  if gathered is None:
     return (
       'Saved without gather_state_for_checkpoint on all ranks: the other '
       "ranks' blocks are missing."
     )
-  if gathering.version != version:
+  if gathered != version:
     return (
       'Saved after further steps since gather_state_for_checkpoint: '
       "the other ranks' blocks are out of date."
@@ -114,11 +107,14 @@ def save_group(group: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
 def check(
   saved: Mapping[str, Any],
   infos: Sequence[ParameterInfo],
+  options: Iterable[str],
   groups: Sequence[Mapping[str, Any]],
   names: Sequence[Sequence[str]],
   stacks: Sequence[BlockStack],
 ) -> list[dict[str, Any]]:
   """Check a saved state; return its hyperparameters by group.
+
+  A group may lack what others than the optimizer keep there, as schedulers do.
 
   Raises:
     ValueError: if the state is not Shampoo's, is incomplete, or belongs to
@@ -133,8 +129,14 @@ def check(
   check_fields(saved, _KINDS, 'state')
   if not saved['complete']:
     raise ValueError(f'Invalid state: incomplete. {saved.get("reason")}')
-  for group, theirs in zip(groups, saved['param_groups'], strict=False):
-    missing = {*group, 'params'} - {'param_names'} - {*theirs}
+  if len(saved['param_groups']) != len(groups):
+    raise ValueError(
+      f'Invalid state: {len(saved["param_groups"])} parameter groups. Must be '
+      f'{len(groups)}.'
+    )
+  for theirs in saved['param_groups']:
+    _check_mapping(theirs, 'a group')
+    missing = {*options, 'params'} - {*theirs}
     if missing:
       raise ValueError(f'Invalid state: a group lacks {sorted(missing)[0]!r}.')
   if [group['params'] for group in saved['param_groups']] != list(names):
@@ -144,6 +146,7 @@ def check(
     )
   for info in infos:
     theirs = saved['parameters'].get(info.name, {})
+    _check_mapping(theirs, f'the state of {info.name!r}')
     if not {'shape', 'merged', 'blocks'} <= theirs.keys():
       raise ValueError(f'Invalid state of {info.name!r}: it is incomplete.')
     shapes = (list(info.parameter.shape), list(info.merged))
@@ -158,6 +161,7 @@ def check(
   for block, tensors in block_states(stacks).items():
     info = infos[block.parameter]
     theirs = saved['parameters'][info.name]['blocks'][block.index]
+    _check_mapping(theirs, f'block {block.index} of {info.name!r}')
     mine = {name: _kind(tensor) for name, tensor in tensors.items()}
     if {name: _kind(tensor) for name, tensor in theirs.items()} != mine:
       raise ValueError(
@@ -205,8 +209,17 @@ def _hyperparameters(saved: Mapping[str, Any]) -> dict[str, Any]:
   return values | {'betas': betas}
 
 
-def _kind(tensor: torch.Tensor) -> tuple[tuple[int, ...], str]:
-  return tuple(tensor.shape), str(tensor.dtype)
+def _check_mapping(value: Any, subject: str) -> None:
+  if not isinstance(value, Mapping):
+    raise ValueError(
+      f'Invalid state: {subject} is a {type(value).__name__}. Must be a dict.'
+    )
+
+
+def _kind(value: Any) -> tuple[tuple[int, ...], str] | str:
+  if not isinstance(value, torch.Tensor):
+    return type(value).__name__
+  return tuple(value.shape), str(value.dtype)
 
 
 def _difference(

@@ -59,7 +59,8 @@ def form_groups(
       of the number of ranks, or -1 for all.
 
   Raises:
-    ValueError: if `ranks_per_group` does not divide the number of ranks.
+    ValueError: if `ranks_per_group` does not divide the number of ranks, or
+      this rank is none of them.
   """
   if isinstance(ranks_per_group, bool) or not isinstance(ranks_per_group, int):
     raise ValueError(
@@ -67,6 +68,8 @@ def form_groups(
       'Must be an integer >= 1, or -1.'
     )
   initialized = dist.is_available() and dist.is_initialized()
+  if initialized and dist.get_rank(process_group) < 0:
+    raise ValueError('Invalid process_group. Must contain this rank.')
   world = dist.get_world_size(process_group) if initialized else 1
   size = world if ranks_per_group == -1 else ranks_per_group
   if size < 1 or world % size:

@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 from absl import logging
 
-from weightavg.pytorch.distributed import any_rank
 from weightavg.pytorch.schedules import (
   peak_learning_rates,
   warn_of_other_peaks,
@@ -17,6 +16,7 @@ from weightavg.pytorch.shampoo import (
   distribution,
   parameters,
   root_schedule,
+  step_checks,
   validation,
 )
 from weightavg.pytorch.shampoo.block_state import BlockStack, make_stacks
@@ -40,9 +40,9 @@ class DistributedShampoo(torch.optim.Optimizer):
   where a is the direction of the grafting method (P = a before T0) and
   q = exponent_multiplier / (2 order). `reference.py` spells this out. The
   defaults reproduce AlgoPerf v0.5's winning submission, two flaws included (see
-  `step.py`), with these differences: moments of 16-bit parameters are float32,
-  roots have preconditioner_dtype, a root that cannot be computed keeps its last
-  value instead of raising, and .grad is never written.
+  `step.py`), with these differences: use_nesterov is off, moments of 16-bit
+  parameters are float32, roots have preconditioner_dtype, a root that cannot be
+  computed keeps its last value instead of raising, and .grad is never written.
 
   Parameters with a dimension of `diagonal_dim_threshold` or more (embedding
   tables) have no factors and take the step of (N)AdamW. Under DDP every rank
@@ -93,8 +93,9 @@ class DistributedShampoo(torch.optim.Optimizer):
   lists for inv_root_override. Those are for the constructor only.
 
   Attributes:
-    retried_roots: number of decompositions repeated in float64.
-    kept_roots: number of roots that kept their last value after that failed.
+    retried_roots: number of this rank's decompositions repeated in float64.
+    kept_roots: number of this rank's roots that kept their last value after
+      that failed.
     skipped_steps: number of skipped steps.
 
   Raises:
@@ -167,6 +168,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     defaults = validation.with_plain_numbers(defaults)
     groups = [validation.with_plain_numbers(group) for group in groups]
     for group in groups:
+      validation.check_names(group)
       validation.check_group(defaults | group)
     super().__init__(groups, defaults)
     by_torch = set(self.__dict__)
@@ -177,12 +179,17 @@ class DistributedShampoo(torch.optim.Optimizer):
     self.skipped_steps = 0
     # Counts changes of the state: what rank 0 has gathered may be out of date.
     self._version = 0
+    self._gathered: int | None = None
     self._gathering: checkpoint.Gathering | None = None
     self._names = names
     self._infos = parameters.describe(self.param_groups, names)
-    self._averages = list(map(validation.averages_kept, self.param_groups))
+    # Every rank's state is laid out by these, whatever becomes of the groups.
+    self._built = [
+      {key: group[key] for key in ('betas', 'grafting', 'momentum')}
+      for group in self.param_groups
+    ]
     self._blocks = [block for info in self._infos for block in info.blocks]
-    self._phases = root_schedule.phases(self._blocks, self.param_groups)
+    self._root_schedule = root_schedule.RootSchedule(self._blocks)
     self._ranks = distribution.form_groups(
       process_group, num_trainers_per_group
     )
@@ -236,26 +243,26 @@ class DistributedShampoo(torch.optim.Optimizer):
       closure: computes the loss again and returns it.
 
     Raises:
-      ValueError: for a sparse or complex gradient, or a decay betas[0] or
-        momentum that was 0 at construction.
+      ValueError: for a sparse or complex gradient, gradients of other
+        parameters on another rank, or a change of betas[0], momentum or
+        grafting that needs an average without state.
       FloatingPointError: for a non-finite gradient, unless
-        skip_nonfinite_gradients is set. Both errors leave weights and state
-        unchanged.
+        skip_nonfinite_gradients is set. Both errors are raised on all ranks and
+        leave weights and state unchanged.
     """
     loss = None
     if closure is not None:
       with torch.enable_grad():
         loss = closure()
-    for group, kept in zip(self.param_groups, self._averages, strict=True):
-      validation.check_averages(group, kept)
-    parameters.check_gradients(self._infos)
-    bad = parameters.nonfinite_gradients(self._infos, self.preconditioner_dtype)
-    # The ranks exchange their results: a rank that stopped here alone would let
-    # the others wait.
-    everyone = self._ranks.everyone
-    groups = [] if everyone is None else [everyone]
-    if any_rank(bool(bad), groups, self._infos[0].parameter.device):
-      self._refuse(bad)
+    is_bad, names = step_checks.nonfinite(
+      self.param_groups,
+      self._stacks,
+      self._infos,
+      self.preconditioner_dtype,
+      self._ranks.everyone,
+    )
+    if is_bad:
+      self._refuse(names)
       return loss
     with torch.autocast(self._infos[0].parameter.device.type, enabled=False):
       self._step_all()
@@ -264,6 +271,7 @@ class DistributedShampoo(torch.optim.Optimizer):
   def _step_all(self) -> None:
     """Make the step of all groups, their gradients being sound."""
     self._version += 1
+    self._gathering = None
     present = [i for i in self._infos if i.parameter.grad is not None]
     gradients: dict[Block, torch.Tensor] = {}
     weights: dict[Block, torch.Tensor] = {}
@@ -295,10 +303,8 @@ class DistributedShampoo(torch.optim.Optimizer):
     ranks = self._ranks
     if ranks.size == 1 or not ranks.first:
       return
-    if self._gathering is not None:
-      if self._gathering.version == self._version:
-        return
-      self._gathering.wait()
+    if self._gathered == self._version:
+      return
     if ranks.rank == 0:
       cpu = torch.device('cpu')
       stacks = [
@@ -306,18 +312,31 @@ class DistributedShampoo(torch.optim.Optimizer):
       ]
     else:
       stacks = [_flatten(self._stacks)]
-    self._gathering = checkpoint.Gathering(ranks, self._version, stacks)
+    self._gathered = self._version
+    self._gathering = checkpoint.Gathering(ranks, stacks)
 
   def state_dict(self) -> dict[str, Any]:
     """Return the whole state as plain data, on the rank that saves.
 
     With several ranks, that is rank 0 after `gather_state_for_checkpoint` on
     all of them and before the next step. `load_state_dict` refuses a state that
-    was not gathered, with the reason. Tensors are not copied.
+    was not gathered, with the reason, which rank 0 logs at once. Tensors are
+    not copied.
     """
+    for hook in self._optimizer_state_dict_pre_hooks.values():
+      hook(self)
+    state = self._whole_state()
+    for change in self._optimizer_state_dict_post_hooks.values():
+      changed = change(self, state)
+      state = state if changed is None else changed
+    return state
+
+  def _whole_state(self) -> dict[str, Any]:
     reason = checkpoint.why_incomplete(
-      self._ranks, self._gathering, self._version
+      self._ranks, self._gathered, self._version
     )
+    if reason and self._ranks.first and self._ranks.rank == 0:
+      logging.warning('The state of Shampoo cannot be resumed. %s', reason)
     states = checkpoint.block_states(_flatten(self._stacks))
     if not reason and self._gathering is not None:
       self._gathering.wait()
@@ -350,20 +369,30 @@ class DistributedShampoo(torch.optim.Optimizer):
       ValueError: if the state is incomplete or belongs to another model. This
         optimizer is then unchanged.
     """
+    for hook in self._optimizer_load_state_dict_pre_hooks.values():
+      changed = hook(self, state_dict)  # type: ignore[arg-type]
+      state_dict = state_dict if changed is None else changed
     stacks = _flatten(self._stacks)
     groups = checkpoint.check(
-      state_dict, self._infos, self.param_groups, self._names, stacks
+      state_dict,
+      self._infos,
+      self.defaults.keys(),
+      self.param_groups,
+      self._names,
+      stacks,
     )
     peaks = peak_learning_rates(self)
     self._version += 1
+    self._gathering = None
     checkpoint.load_blocks(state_dict, self._infos, stacks)
     for group, saved in zip(self.param_groups, groups, strict=True):
       group.update(saved)
-    self._phases = root_schedule.phases(self._blocks, self.param_groups)
     self.retried_roots = state_dict['retried_roots']
     self.kept_roots = state_dict['kept_roots']
     self.skipped_steps = state_dict['skipped_steps']
     warn_of_other_peaks(self, peaks)
+    for after in self._optimizer_load_state_dict_post_hooks.values():
+      after(self)
 
   def add_param_group(self, param_group: dict[str, Any]) -> None:
     """Raise RuntimeError: blocks are distributed once, by the constructor."""
@@ -385,7 +414,7 @@ class DistributedShampoo(torch.optim.Optimizer):
       self.param_groups[number],
       number,
       self._stacks[number],
-      self._phases,
+      self._root_schedule.phases(self.param_groups),
       [info.name for info in self._infos],
       gradients,
       weights,
@@ -429,7 +458,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     return make_stacks(
       [block for block in self._blocks if self._owners[block] == rank],
       [info.parameter for info in self._infos],
-      self.param_groups,
+      self._built,
       self.preconditioner_dtype,
       device,
     )

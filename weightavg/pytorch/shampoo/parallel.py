@@ -9,6 +9,7 @@ On a GPU the work runs in order on the calling thread.
 import concurrent.futures
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,11 +29,11 @@ def run_all(
     items: arguments of each call, the most expensive first.
     device: device of the tensors.
   """
-  threads = min(torch.get_num_threads(), len(items))
-  if device.type != 'cpu' or threads < 2:
+  threads = torch.get_num_threads()
+  if device.type != 'cpu' or min(threads, len(items)) < 2:
     return [function(*item) for item in items]
   call = functools.partial(_without_gradients, function)
-  return list(_pool(torch.get_num_threads()).map(call, items))
+  return list(_pool(threads).map(call, items))
 
 
 def _without_gradients(function: Callable[..., Any], item: tuple) -> Any:
@@ -41,15 +42,26 @@ def _without_gradients(function: Callable[..., Any], item: tuple) -> Any:
     return function(*item)
 
 
+def _become_serial() -> None:
+  torch.set_num_threads(1)
+  # A thread takes the number of the process when it first asks for one.
+  torch.get_num_threads()
+
+
 @functools.cache
 def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
-  return concurrent.futures.ThreadPoolExecutor(
+  pool = concurrent.futures.ThreadPoolExecutor(
     threads,
     thread_name_prefix='shampoo',
-    # Applies to the worker; the caller keeps its number of threads.
-    initializer=torch.set_num_threads,
-    initargs=(1,),
+    initializer=_become_serial,
   )
+  # The number is the worker's own, and that of any thread yet to come: once all
+  # workers have theirs, the caller sets it back.
+  all_started = threading.Barrier(threads)
+  for _ in pool.map(lambda _: all_started.wait(), range(threads)):
+    pass
+  torch.set_num_threads(threads)
+  return pool
 
 
 # Threads do not outlive a fork.

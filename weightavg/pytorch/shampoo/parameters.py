@@ -1,4 +1,4 @@
-"""Parameters with clean names, cut into blocks; checks of their gradients."""
+"""Parameters with clean names, cut into blocks."""
 
 import collections
 import dataclasses
@@ -47,21 +47,30 @@ def named_groups(
       once; a parameter without a name is called `<group>.<index>`.
 
   Raises:
-    ValueError: if there are no parameters, or two share a name.
+    ValueError: if there are no parameters, no order among them, or two share a
+      name.
   """
-  items = list(params)
+  if isinstance(params, torch.Tensor):
+    raise ValueError('Invalid params: a tensor. Must be a list of parameters.')
+  items = _ordered(params)
   if not items:
     raise ValueError('Invalid params=[]. Must hold at least one parameter.')
+  are_groups = [isinstance(item, Mapping) for item in items]
+  if any(are_groups) and not all(are_groups):
+    raise ValueError(
+      f'Invalid params. Entry {are_groups.index(False)} is no parameter group, '
+      'which others are.'
+    )
   groups = (
-    [dict(item) for item in items]
-    if isinstance(items[0], Mapping)
-    else [{'params': items}]
+    [dict(item) for item in items] if all(are_groups) else [{'params': items}]
   )
   names: list[list[str]] = []
   given: list[str] = []
   for number, group in enumerate(groups):
     members = group.get('params', [])
-    members = [members] if isinstance(members, torch.Tensor) else list(members)
+    members = (
+      [members] if isinstance(members, torch.Tensor) else _ordered(members)
+    )
     if not members:
       raise ValueError(
         f'Invalid params=[] in group {number}. Must hold a parameter.'
@@ -129,56 +138,9 @@ def describe(
   return infos
 
 
-def check_gradients(infos: Sequence[ParameterInfo]) -> None:
-  """Raise ValueError for a sparse or complex gradient, naming the parameter."""
-  for info in infos:
-    gradient = info.parameter.grad
-    if gradient is None:
-      continue
-    if gradient.layout != torch.strided:
-      raise ValueError(
-        f'Invalid sparse gradient of {info.name!r}. Must be dense.'
-      )
-    if gradient.is_complex():
-      raise ValueError(
-        f'Invalid complex gradient of {info.name!r}. Must be real.'
-      )
-
-
-def nonfinite_gradients(
-  infos: Sequence[ParameterInfo], preconditioner_dtype: torch.dtype
-) -> list[str]:
-  """Return the names of parameters whose gradient's norm is not finite.
-
-  The norm covers gradients whose square overflows, which would spoil the factor
-  matrices too. Takes one read of the gradients and one synchronisation.
-
-  Args:
-    infos: the parameters.
-    preconditioner_dtype: of the factors, perhaps narrower than a gradient.
-  """
-  present = [info for info in infos if info.parameter.grad is not None]
-  if not present:
-    return []
-  norms: list[torch.Tensor] = []
-  for dtype, group in itertools.groupby(present, _gradient_dtype):
-    gradients = [g for i in group if (g := i.parameter.grad) is not None]
-    wide = torch.promote_types(dtype, torch.float32)
-    found = list(torch._foreach_norm(gradients, dtype=wide))
-    if torch.promote_types(wide, preconditioner_dtype) != preconditioner_dtype:
-      found = [norm.square().to(preconditioner_dtype) for norm in found]
-    norms += found
-  device = norms[0].device
-  finite = torch.stack([norm.isfinite().to(device) for norm in norms])
-  if finite.all():
-    return []
-  return [
-    info.name
-    for info, good in zip(present, finite.tolist(), strict=True)
-    if not good
-  ]
-
-
-def _gradient_dtype(info: ParameterInfo) -> torch.dtype:
-  assert info.parameter.grad is not None
-  return info.parameter.grad.dtype
+def _ordered(entries: Iterable[Any]) -> list[Any]:
+  if isinstance(entries, (set, frozenset)):
+    raise ValueError(
+      'Invalid params: a set. Must have an order, as a list has.'
+    )
+  return list(entries)

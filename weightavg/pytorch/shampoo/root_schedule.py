@@ -40,6 +40,27 @@ def phases(
   return result
 
 
+class RootSchedule:
+  """Phases of some blocks, which follow a change of their groups' options.
+
+  A resumed run then continues as the undisturbed one: it begins with phases of
+  the options that were saved.
+  """
+
+  def __init__(self, blocks: Sequence[Block]) -> None:
+    self._blocks = blocks
+    self._options: list[tuple[int, bool]] = []
+    self._phases: dict[Block, int] = {}
+
+  def phases(self, groups: Sequence[Mapping[str, Any]]) -> dict[Block, int]:
+    """Return each block's phase at the present options."""
+    options = [(g['precondition_frequency'], g['spread_roots']) for g in groups]
+    if options != self._options:
+      self._options = options
+      self._phases = phases(self._blocks, groups)
+    return self._phases
+
+
 def due_blocks(
   group: Mapping[str, Any], phases: Mapping[Block, int], number: int
 ) -> set[Block]:

@@ -9,15 +9,25 @@ import torch
 from weightavg.config_fields import plain
 from weightavg.pytorch.shampoo.grafting import GRAFTINGS
 
+_OF_ALL_GROUPS = {
+  'communicate_params',
+  'communication_dtype',
+  'num_trainers_per_group',
+  'preconditioner_dtype',
+  'process_group',
+  'skip_nonfinite_gradients',
+}
+
 
 def with_plain_numbers(group: Mapping[str, Any]) -> dict[str, Any]:
   """Return a parameter group with Python's numbers in the place of NumPy's."""
-  return {
-    name: type(value)(map(plain, value))
-    if isinstance(value, (tuple, list))
-    else plain(value)
-    for name, value in group.items()
-  }
+  return {name: _with_plain_numbers(value) for name, value in group.items()}
+
+
+def _with_plain_numbers(value: Any) -> Any:
+  if isinstance(value, tuple):
+    return tuple(map(plain, value))
+  return list(map(plain, value)) if isinstance(value, list) else plain(value)
 
 
 def check_group(group: Mapping[str, Any]) -> None:
@@ -62,24 +72,13 @@ def check_group(group: Mapping[str, Any]) -> None:
   _integer(group, 'step', 0)
 
 
-def averages_kept(group: Mapping[str, Any]) -> dict[str, bool]:
-  """Return which averages of a parameter group have state."""
-  return {'betas[0]': group['betas'][0] > 0, 'momentum': group['momentum'] > 0}
-
-
-def check_averages(group: Mapping[str, Any], kept: Mapping[str, bool]) -> None:
-  """Raise ValueError for a decay whose average has no state.
-
-  Args:
-    group: a parameter group, which schedules may have changed.
-    kept: `averages_kept` of the group with which the state was built.
-  """
-  for name, is_wanted in averages_kept(group).items():
-    if is_wanted and not kept[name]:
-      raise ValueError(
-        f'Invalid {name} > 0. Must stay 0: the optimizer was built with 0 and '
-        'has no state for it.'
-      )
+def check_names(group: Mapping[str, Any]) -> None:
+  """Raise ValueError for an argument that a group cannot have of its own."""
+  for name in _OF_ALL_GROUPS & group.keys():
+    raise ValueError(
+      f'Invalid {name} of a parameter group. Must be given to the constructor, '
+      'for all groups.'
+    )
 
 
 def check_bool(name: str, value: Any) -> None:
