@@ -298,7 +298,7 @@ class DistributedShampoo(torch.optim.Optimizer):
 
     Returns at once; `state_dict` on rank 0 waits. Until the next step rank 0
     holds all other ranks' state in host memory, and each other rank a copy of
-    its own. A second call before that step does nothing.
+    its own until it is sent. A second call before that step does nothing.
     """
     ranks = self._ranks
     if ranks.size == 1 or not ranks.first:
