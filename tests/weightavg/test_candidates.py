@@ -6,18 +6,22 @@ import pytest
 import torch
 import torch.distributed as dist
 from gloo import run_on_ranks
+from placement_runs import (
+  PLACEMENTS,
+  assert_same,
+  averager_of,
+  change,
+  values,
+  weights,
+)
 from torch import nn
 
 from weightavg import AveragingConfig
-from weightavg.pytorch import Averager
 from weightavg.pytorch.choice import RAW
 from weightavg.pytorch.placement import build_placement
 from weightavg.schemes import Candidates, Ema, Lawa, Polynomial, Raw, auto
 
-averager_of = Averager.from_config
-
 NAMES = 'raw, ema 0.2, lawa 0.3, polynomial 1.5, ema 0.4'
-PLACEMENTS = ('device', 'cpu', 'sharded')
 
 
 def config(names=NAMES, **knobs):
@@ -27,32 +31,6 @@ def config(names=NAMES, **knobs):
     averaging_every=0.1,
     **knobs,
   )
-
-
-def weights(dtype=torch.float32):
-  torch.manual_seed(0)
-  return [
-    ('matrix', nn.Parameter(torch.randn(37, 3).to(dtype))),
-    ('empty', nn.Parameter(torch.empty(0, 3, dtype=dtype))),
-    ('scalar', nn.Parameter(torch.randn(()).to(dtype))),
-    ('double', nn.Parameter(torch.randn(7, dtype=torch.float64))),
-  ]
-
-
-def change(named, step):
-  generator = torch.Generator().manual_seed(step)
-  with torch.no_grad():
-    for _, p in named:
-      p.add_(torch.randn(p.shape, generator=generator))
-
-
-def values(named):
-  return [p.detach().clone() for _, p in named]
-
-
-def assert_same(a, b):
-  for x, y in zip(a, b, strict=True):
-    assert torch.equal(x, y)
 
 
 def test_the_default_is_that_of_the_design():
@@ -243,10 +221,11 @@ def test_bytes_are_those_of_the_accumulators():
   placement = build_placement('device', scheme, tensors)
   for _ in range(5):
     placement.add(tensors)
-  one = 4 * (37 * 3 + 1) + 8 * 7
+  # matrix, last, scalar, strided and gaps in float32, double in float64.
+  one = 4 * (37 * 3 + 3 * 4 * 5 * 2 + 1 + 6 * 3 + 3 * 6) + 8 * 7
   # Three running averages and a window of three samples.
   assert placement.nbytes() == 6 * one
-  assert [len(b) for b in placement.buffers()] == [4] * 6
+  assert [len(b) for b in placement.buffers()] == [7] * 6
 
 
 def _sharded(rank, selected):
