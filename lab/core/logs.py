@@ -6,6 +6,8 @@ meta_data_<n>.json and flags_<n>.json of the n-th resumption.
 """
 
 import csv
+import dataclasses
+import io
 import json
 import os
 import platform
@@ -48,35 +50,67 @@ def read_json(path: str) -> Any:
     return None
 
 
-def _read_rows(path: str) -> tuple[list[str], list[Row], bool]:
-  """Return columns and whole rows of a CSV file, and if others were damaged.
+@dataclasses.dataclass(frozen=True)
+class WholeRows:
+  """What can be used of a CSV file.
 
-  A run that was killed while writing leaves a short last line, which is not
-  counted.
+  Args:
+    columns: Names of the columns.
+    rows: The rows with a cell for each column.
+    is_torn: The last line is none of them, as a killed run leaves it: it lacks
+      cells, or its end.
+    is_damaged: Another line is none of them.
+  """
+
+  columns: list[str]
+  rows: list[Row]
+  is_torn: bool
+  is_damaged: bool
+
+
+def read_rows(path: str) -> WholeRows:
+  """Read a CSV file that a killed run or a bad disk may have left.
+
+  Raises:
+    OSError: The file cannot be read.
   """
   columns: list[str] = []
   rows: list[Row] = []
   damaged: list[int] = []
   with open(path, encoding='utf-8', errors='replace', newline='') as file:
     # The csv module stops at a NUL.
-    lines = csv.reader(line.replace('\0', '\ufffd') for line in file)
-    number = 0
-    while True:
-      number += 1
-      try:
-        cells = next(lines)
-      except StopIteration:
-        break
-      except csv.Error:
-        damaged.append(number)
-        continue
-      if not columns:
-        columns = cells
-      elif len(cells) == len(columns):
-        rows.append(dict(zip(columns, cells, strict=True)))
-      else:
-        damaged.append(number)
-  return columns, rows, damaged not in ([], [number - 1])
+    text = file.read().replace('\0', '\ufffd')
+  lines = csv.reader(io.StringIO(text, newline=''))
+  number = 0
+  while True:
+    number += 1
+    try:
+      cells = next(lines)
+    except StopIteration:
+      break
+    except csv.Error:
+      damaged.append(number)
+      continue
+    if not columns:
+      columns = cells
+    elif len(cells) == len(columns):
+      rows.append(dict(zip(columns, cells, strict=True)))
+    else:
+      damaged.append(number)
+  last = [number - 1]
+  if text and text[-1] not in '\r\n' and damaged[-1:] != last:
+    # Its last cell may be cut: a step of 15 may be one of 1500.
+    damaged.append(number - 1)
+    if rows:
+      rows.pop()
+    else:
+      columns = []
+  return WholeRows(
+    columns,
+    rows,
+    is_torn=damaged[-1:] == last,
+    is_damaged=damaged not in ([], last),
+  )
 
 
 def _step(row: Row) -> int | None:
@@ -96,15 +130,23 @@ class Table:
   Args:
     path: The file. Whole rows of an existing file are kept; a file with others
       is copied to <path>.damaged.
+
+  Attributes:
+    columns: Names of the columns.
+    rows: The rows.
+    is_cleaned: Lines of the existing file are left out.
   """
 
   def __init__(self, path: str) -> None:
     self.path = path
     self.columns: list[str] = []
     self.rows: list[Row] = []
+    self.is_cleaned = False
     if os.path.exists(path):
-      self.columns, self.rows, damaged = _read_rows(path)
-      if damaged:
+      found = read_rows(path)
+      self.columns, self.rows = found.columns, found.rows
+      self.is_cleaned = found.is_torn or found.is_damaged
+      if found.is_damaged:
         shutil.copyfile(path, f'{path}.damaged')
         logging.warning(
           '%s: damaged rows are left out. The whole file is %s.damaged.',

@@ -24,9 +24,10 @@ class Progress:
         return
       self._bar = tqdm(total=total, initial=start, unit='step', leave=False)
 
-  def step(self) -> None:
-    """Count one step."""
+  def step(self, total: int | None = None) -> None:
+    """Count one step; `total` replaces that of the beginning."""
     if self._bar is not None:
+      self._bar.total = self._bar.total if total is None else total
       self._bar.update()
 
   def say(self, line: str) -> None:

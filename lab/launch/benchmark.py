@@ -13,10 +13,14 @@ import importlib.util
 import os
 import pathlib
 
+from absl import app, logging
+from absl import flags as absl_flags
+
 from lab.core.errors import InputError
 
 COMMIT = '58491177c1a0cfcf75f6b2331c512a7d6facd842'
 RUNNER = 'submission_runner'
+_BOOLEAN = ('DEFINE_boolean', 'DEFINE_bool')
 # Packages that only some workloads need, beside those of the `algoperf` extra.
 _PACKAGES = {'finewebedu_lm': ('datasets', 'transformers')}
 
@@ -260,15 +264,29 @@ def check_packages(workload: str) -> None:
 
 
 def _flags_of(path: pathlib.Path) -> set[str]:
-  """Names of the flags that a file defines, without importing it."""
-  return {
-    node.args[0].value
+  """Names of the flags that a file takes, without importing it."""
+  kinds = {
+    node.args[0].value: getattr(node.func, 'attr', '')
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
     if isinstance(node, ast.Call)
     and getattr(node.func, 'attr', '').startswith('DEFINE_')
     and node.args
     and isinstance(node.args[0], ast.Constant)
     and isinstance(node.args[0].value, str)
+  }
+  booleans = [name for name, kind in kinds.items() if kind in _BOOLEAN]
+  return {*kinds, *(f'no{name}' for name in booleans), *_flags_of_absl()}
+
+
+def _flags_of_absl() -> set[str]:
+  """Names of the flags that every program of absl takes."""
+  found = absl_flags.FLAGS.flags_by_module_dict()
+  own = [flag for m in (app, logging) for flag in found[m.__name__]]
+  return {
+    'flagfile',
+    'undefok',
+    *(name for flag in own for name in (flag.name, flag.short_name) if name),
+    *(f'no{flag.name}' for flag in own if flag.boolean),
   }
 
 

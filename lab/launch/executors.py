@@ -1,6 +1,7 @@
 """Ways to run a list of runs: here, by submitit, or by whoever reads them."""
 
 import pathlib
+import re
 import shlex
 import shutil
 import sys
@@ -45,28 +46,53 @@ _ENDPOINT = '--rdzv_endpoint="$HEAD_NODE":29500'
 
 
 def run_here(plan: Plan, runs: Sequence[Run], files: jobs.Files) -> int:
-  """Run one after the other; 1 if any failed, else 0."""
-  failed = 0
+  """Run one after the other; 1 if any failed or was not started, else 0."""
+  failed = skipped = 0
   for number, run in enumerate(runs, 1):
     print(f'[{number}/{len(runs)}] {run.name}', flush=True)
+    log = files.log(run)
+    # Attempts before this one are in the same file.
+    begin = log.stat().st_size if log.exists() else 0
     try:
       status = jobs.Job(plan, run, files)()
     except (KeyboardInterrupt, SystemExit):
       print('  stopped. The same command goes on.', flush=True)
       raise
+    except InputError as error:
+      skipped += 1
+      print(f'  not started: {error}', flush=True)
+      continue
     if status:
       failed += 1
-      print(f'  failed: {_last_line(files.log(run))}', flush=True)
-      print(f'  see {files.log(run)}', flush=True)
+      print(f'  failed: {_reason(log, begin)}', flush=True)
+      print(f'  see {log}', flush=True)
   if failed:
     print(f'{failed} of {len(runs)} runs failed.')
-  return 1 if failed else 0
+  if skipped:
+    print(f'{skipped} of {len(runs)} runs were not started.')
+  return 1 if failed or skipped else 0
 
 
-def _last_line(path: pathlib.Path) -> str:
-  lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
-  errors = [line for line in lines if 'error' in line.lower()]
-  return (errors or lines or [''])[-1].strip()
+# From our own line to whatever may tell the reason. What torchrun adds about
+# its processes names an exception without a message.
+_REASONS = (
+  re.compile(r'error: '),
+  re.compile(r'(\[rank\d+\]: )?[\w.]+(Error|Exception): \S'),
+  re.compile(r'.*error', re.IGNORECASE),
+  re.compile(''),
+)
+
+
+def _reason(path: pathlib.Path, begin: int) -> str:
+  """Return the line of a log, from a byte on, that tells why a run failed."""
+  with open(path, 'rb') as file:
+    file.seek(begin)
+    lines = file.read().decode('utf-8', errors='replace').splitlines()
+  for pattern in _REASONS:
+    found = [line for line in lines if pattern.match(line)]
+    if found:
+      return found[-1].strip()
+  return ''
 
 
 def _submitit() -> Any:

@@ -13,6 +13,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,9 @@ from lab.core.errors import InputError
 from lab.core.frameworks import framework_of
 from lab.launch import benchmark, launch_plan, recovery
 from lab.launch.launch_plan import Plan, Rendezvous, Run
+
+# Until a run that was asked to end is killed.
+_SECONDS_TO_END = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,24 +180,32 @@ class Job:
         pass_fds=() if lock is None else (lock,),
       )
       try:
+        # Before `wait`, which holds a lock of `Popen` until the end: submitit
+        # calls `checkpoint` in a handler of signals, which would need it.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         status = self._process.wait()
       finally:
         self.stop()
+        self._process.poll()
     if first:
       update_record(self.files, self.run, exit_status=status, command=words)
     return status
 
   def stop(self) -> None:
-    """End the processes if they still run."""
+    """End the processes if they still run.
+
+    May be called by a handler of signals, wherever it has interrupted this
+    thread: `Popen` may hold its lock there, so none of its methods are used.
+    """
     process = self._process
-    if process is None or process.poll() is not None:
+    if process is None or _has_ended(process):
       return
-    process.send_signal(signal.SIGTERM)
-    try:
-      process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-      process.kill()
-      process.wait()
+    os.kill(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _SECONDS_TO_END
+    while not _has_ended(process):
+      if time.monotonic() > deadline:
+        os.kill(process.pid, signal.SIGKILL)
+      time.sleep(0.05)
 
   def checkpoint(self) -> Any:
     """Return the job that submitit queues after a preemption: it resumes."""
@@ -202,6 +214,17 @@ class Job:
     self.stop()
     again = Job(self.plan, self.run, self.files)
     return submitit.helpers.DelayedSubmission(again)
+
+
+def _has_ended(process: subprocess.Popen) -> bool:
+  """Tell if a process has ended, and leave its status to `Popen`."""
+  if process.returncode is not None:
+    return True
+  options = os.WEXITED | os.WNOWAIT | os.WNOHANG
+  try:
+    return os.waitid(os.P_PID, process.pid, options) is not None
+  except ChildProcessError:
+    return True  # `Popen` has fetched the status and not noted it yet
 
 
 def _with_lab(path: str | None) -> str:

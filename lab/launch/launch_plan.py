@@ -5,11 +5,11 @@ is <experiment_dir>/<submission>/study_<s>/<workload>_<framework>/trial_<t>,
 which the benchmark's scoring reads as it is.
 """
 
-import csv
 import dataclasses
 import hashlib
 import itertools
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -18,6 +18,8 @@ from lab.core.curves import step_of
 from lab.core.frameworks import framework_of
 from lab.launch import benchmark, recovery
 from lab.workloads import WORKLOADS as LOCAL
+
+_FLAG = re.compile(r'--?([A-Za-z_]\w*)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +191,8 @@ def _runner_flags(plan: Plan, run: Run, resume: bool) -> list[str]:
     )
   # The benchmark asks on the terminal about a directory that exists, and it
   # does as soon as another trial has begun; without a checkpoint this flag
-  # changes nothing there. Our runner wants it only where there is one.
+  # changes nothing there. Our runner starts beside other trials, and wants the
+  # flag only for one that has a checkpoint.
   if resume or not run.is_local:
     flags.append('--resume_last_run')
   return [*flags, *plan.extra]
@@ -206,7 +209,7 @@ def command(
   Args:
     plan: What all runs have in common.
     run: The run.
-    resume: Whether to go on from checkpoints in the experiment's directory.
+    resume: Whether to go on from the trial's checkpoints.
     rendezvous: Needed on several nodes.
   """
   module = ['-m', 'lab.run' if run.is_local else benchmark.RUNNER]
@@ -234,9 +237,14 @@ def executable(words: list[str]) -> list[str]:
 
 
 def flag_names(words: list[str]) -> set[str]:
-  """Names of the runner's flags in a command."""
-  flags = words[words.index('-m') + 2 :]
-  return {flag.lstrip('-').partition('=')[0] for flag in flags}
+  """Names of the runner's flags in a command.
+
+  >>> sorted(flag_names(['python', '-m', 'x', '--a=1', '-b', '--c', '-2']))
+  ['a', 'b', 'c']
+  """
+  # A word without dashes, or a negative number, is the value of a flag.
+  matches = map(_FLAG.match, words[words.index('-m') + 2 :])
+  return {match[1] for match in matches if match}
 
 
 def last_score(directory: pathlib.Path) -> dict[str, Any] | None:
@@ -245,8 +253,7 @@ def last_score(directory: pathlib.Path) -> dict[str, Any] | None:
   Both runners end with a row that has a score but is no evaluation.
   """
   try:
-    with open(directory / logs.MEASUREMENTS, newline='') as file:
-      rows = list(csv.DictReader(file))
+    rows = logs.read_rows(str(directory / logs.MEASUREMENTS)).rows
   except OSError:
     return None
   if not rows or not rows[-1].get('score') or rows[-1].get('total_duration'):
@@ -257,8 +264,8 @@ def last_score(directory: pathlib.Path) -> dict[str, Any] | None:
 def last_evaluation(directory: pathlib.Path) -> int | None:
   """Step of the last evaluation."""
   try:
-    with open(directory / logs.EVAL_MEASUREMENTS, newline='') as file:
-      return max(step_of(row) for row in csv.DictReader(file))
+    rows = logs.read_rows(str(directory / logs.EVAL_MEASUREMENTS)).rows
+    return max(map(step_of, rows))
   except (OSError, ValueError, KeyError, TypeError):
     return None
 
@@ -285,8 +292,5 @@ def state_of(plan: Plan, run: Run) -> str:
 
 
 def has_checkpoints(plan: Plan, run: Run) -> bool:
-  """Return True if a trial of the run's experiment has a checkpoint."""
-  folder = plan.directory(run).parent
-  if not folder.is_dir():
-    return False
-  return any(checkpoint_files.steps(str(path)) for path in folder.iterdir())
+  """Return True if the run has a checkpoint, complete or not."""
+  return bool(checkpoint_files.steps(str(plan.directory(run))))

@@ -159,6 +159,14 @@ def parse(
   if '--' in words:
     words, extra = words[: words.index('--')], words[words.index('--') + 1 :]
   values = _parser().parse_args(words)
+  experiment_dir = pathlib.Path(
+    os.path.abspath(values.experiment_dir.expanduser())
+  )
+  if not experiment_dir.name:
+    raise InputError(
+      f'Invalid experiment_dir={values.experiment_dir}. Must have a name, to '
+      "which the launcher's own folder adds _jobs."
+    )
   root = (values.export_dir or ROOT).resolve()
   folder = 'submissions'
   if values.export_dir is not None:
@@ -192,7 +200,7 @@ def parse(
   plan = Plan(
     root=root,
     exported=values.export_dir is not None,
-    experiment_dir=values.experiment_dir.expanduser().absolute(),
+    experiment_dir=experiment_dir,
     data_dir=os.path.abspath(os.path.expanduser(values.data_dir)),
     ruleset=values.tuning_ruleset,
     search_space=None if space is None else os.path.abspath(space),

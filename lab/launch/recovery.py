@@ -6,15 +6,13 @@ between loses the run. So the launcher lets it keep all of them and deletes the
 older ones itself, once two newer ones are complete.
 """
 
-import csv
-import os
 import pathlib
 import shutil
 import threading
 import zipfile
 from types import TracebackType
 
-from lab.core import checkpoint_files, logs
+from lab.core import checkpoint_files, checksums, logs
 from lab.core.curves import step_of
 
 KEPT_CHECKPOINTS = 2
@@ -23,10 +21,18 @@ KEPT_CHECKPOINTS = 2
 def is_complete(path: pathlib.Path) -> bool:
   """Tell if a checkpoint was written to its end.
 
-  A zip file's index is last. JAX's is a folder, which gets its name when it is
+  Those of this laboratory have a checksum. The benchmark's have none: a zip
+  file's index is last, and JAX's is a folder, which gets its name when it is
   whole.
   """
-  return path.is_dir() or (path.is_file() and zipfile.is_zipfile(path))
+  if not path.is_file():
+    return path.is_dir()
+  if not checksums.known(str(path)):
+    return zipfile.is_zipfile(path)
+  try:
+    return checksums.matches(str(path))
+  except OSError:
+    return False
 
 
 def complete_steps(directory: pathlib.Path) -> list[int]:
@@ -69,41 +75,33 @@ def prepare(directory: pathlib.Path) -> int | None:
 
 
 def _drop_rows_after(last: int, path: pathlib.Path) -> None:
-  try:
-    with open(path, newline='', encoding='utf-8') as file:
-      reader = csv.DictReader(file)
-      rows, header = list(reader), list(reader.fieldnames or [])
-  except OSError:
+  if not path.is_file():
     return
-  kept = [row for row in rows if not _is_repeated(row, last)]
-  if len(kept) == len(rows):
-    return
-  new = path.with_name(f'.{path.name}.new')
-  with open(new, 'w', newline='', encoding='utf-8') as file:
-    writer = csv.DictWriter(file, header)
-    writer.writeheader()
-    writer.writerows(kept)
-  os.replace(new, path)
+  table = logs.Table(str(path))
+  kept = [row for row in table.rows if not _is_repeated(row, last)]
+  if table.is_cleaned or len(kept) != len(table.rows):
+    table.rows = kept
+    table.rewrite()
 
 
-def _is_repeated(row: dict[str, str], last: int) -> bool:
+def _is_repeated(row: logs.Row, last: int) -> bool:
   """True for a row that a run from the step `last` on logs again.
 
   An evaluation logs the number of updates before it, an update that of those
-  before itself.
+  before itself. A row without a step is not used.
   """
   step = _step(row)
   if step is None:
-    return False
+    return True
   is_update = 'total_duration' in row and not logs.is_of_evaluation(row)
   return step > last or (step == last and is_update)
 
 
-def _step(row: dict[str, str]) -> int | None:
+def _step(row: logs.Row) -> int | None:
   try:
     return step_of(row)
   except (KeyError, TypeError, ValueError):
-    return None  # a row cut short by the kill
+    return None
 
 
 class Pruner:

@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
       ready.append((make(), path))
     except InputError as error:
       failures.append(error)
-  bar = Progress(len({i for p, _ in ready for i in p.inputs}), 0, visible=True)
+  bar = Progress(0, 0, visible=True)
   written = averaging.write_averages(
     found,
     ready,

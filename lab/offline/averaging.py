@@ -72,8 +72,17 @@ class _Writing:
   ) -> None:
     self._layout = layout
     self._output = Output(self.path, layout, ties, recipe)
+    self._output.pause()
 
-  def put(self, series: Series, chunk: Chunk, total: Sum) -> None:
+  def put_group(
+    self, series: Series, group: Sequence[Chunk], sums: Sequence[Sum]
+  ) -> None:
+    assert self._output is not None
+    for chunk, total in zip(group, sums, strict=True):
+      self._put(series, chunk, total)
+    self._output.pause()
+
+  def _put(self, series: Series, chunk: Chunk, total: Sum) -> None:
     assert self._output is not None
     result = total.result()
     written = result.to(self._layout[chunk.name].dtype)
@@ -98,7 +107,7 @@ def write_averages(
   sum_dtype: torch.dtype = torch.float32,
   statistics: bool = True,
   hashes: bool = True,
-  progress: Callable[[], None] = lambda: None,
+  progress: Callable[[int], object] = lambda passes: None,
 ) -> list[tuple[str, InputError | None]]:
   """Write each planned average to its path.
 
@@ -115,7 +124,7 @@ def write_averages(
     statistics: True averages the running statistics of BatchNorm, False copies
       them from the last input.
     hashes: True adds a digest of each input to the recipe.
-    progress: called after each pass over a checkpoint.
+    progress: called after each pass over a checkpoint with the number of all.
 
   Returns:
     A list of (path, error); the error is None if the file was written.
@@ -137,16 +146,17 @@ def write_averages(
         for name, s in job.last.items()
       }
       job.attempt(job.start, written, ties, recipe)
-    for group in groups(layout, averaged, len(_alive(jobs)), sum_dtype):
+    parts = list(groups(layout, averaged, len(_alive(jobs)), sum_dtype))
+    passes = len(parts) * len(_inputs(jobs))
+    for group in parts:
       sums = {
         job: [_sum(p, job, sum_dtype) for p in group] for job in _alive(jobs)
       }
       for index in _inputs(sums):
         _pass_over(series, index, group, sums, digests, scratch)
-        progress()
-      for i, chunk in enumerate(group):
-        for job in _alive(jobs):
-          job.attempt(job.put, series, chunk, sums[job][i])
+        progress(passes)
+      for job in _alive(jobs):
+        job.attempt(job.put_group, series, group, sums[job])
       del sums
     for job in _alive(jobs):
       job.attempt(job.finish, _recipe(job.plan, series, digests.of))

@@ -99,8 +99,19 @@ def step_of(path: str, pattern: str | None = None) -> int:
 
 
 def matching(patterns: Sequence[str]) -> list[str]:
-  """Return the paths that match any pattern; InputError without a match."""
-  paths = sorted({p for pattern in patterns for p in glob.glob(pattern)})
+  """Return the paths that match any pattern; InputError without a match.
+
+  A pattern that is the name of a path stands for that path.
+  """
+  paths = sorted(
+    {
+      path
+      for pattern in patterns
+      for path in (
+        [pattern] if os.path.lexists(pattern) else glob.glob(pattern)
+      )
+    }
+  )
   if not paths:
     raise InputError(f'No checkpoint matches {" ".join(patterns)}.')
   return paths

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import safe_open
@@ -59,19 +59,31 @@ class Output:
     )
     self._header_bytes = len(self._header(recipe))
     with self._errors():
-      self._file = open(self._temporary, 'wb')  # noqa: SIM115
+      self._file: IO[bytes] = open(self._temporary, 'wb')  # noqa: SIM115
       self._file.write(self._header(recipe))
 
   def write(self, piece: Tensor) -> None:
     """Append the next values in the layout's order and dtype."""
     with self._errors():
+      self._reopen()
       self._file.write(_bytes(piece))
+
+  def pause(self) -> None:
+    """Close the file until the next values: few files may be open at once."""
+    with self._errors():
+      self._file.close()
+
+  def _reopen(self) -> None:
+    if self._file.closed:
+      self._file = open(self._temporary, 'r+b')  # noqa: SIM115
+      self._file.seek(0, os.SEEK_END)
 
   def finish(self, recipe: Mapping[str, Any]) -> None:
     """Move the complete file to its path."""
     header = self._header(recipe)
     assert len(header) == self._header_bytes
     with self._errors():
+      self._reopen()
       self._file.seek(0)
       self._file.write(header)
       self._file.flush()

@@ -58,7 +58,10 @@ flags.DEFINE_boolean(
   'resume_last_run', False, 'Go on from the last checkpoint of each trial.'
 )
 flags.DEFINE_boolean(
-  'overwrite', False, 'Delete an experiment of the same name first.'
+  'overwrite',
+  False,
+  'Delete an experiment of the same name first; with --hparam_start_index or '
+  '--hparam_end_index only the trials that are run.',
 )
 flags.DEFINE_boolean(
   'save_checkpoints', True, 'Save at each evaluation and at the end.'

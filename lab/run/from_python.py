@@ -13,6 +13,7 @@ from lab.run.run_state import RunState
 from lab.run.settings import Settings
 from lab.run.trial import TrialRun
 from lab.run.trial_setup import Trial
+from lab.workloads.device import local_device
 
 
 def train(
@@ -61,7 +62,7 @@ def train(
     workload=workload,
     submission=submission,
     settings=settings,
-    context=Context(),
+    context=Context(device=local_device()),
     hyperparameters=search_space.as_hyperparameters(dict(point)),
     rng_seed=seed,
     batch_size=submission.batch_size(

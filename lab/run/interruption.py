@@ -47,14 +47,17 @@ class Interrupted(Exception):
     number: The signal.
     step: Updates made.
     path: The checkpoint from which the run can be resumed; None without one.
+    saves: Whether checkpoints were asked for.
   """
 
-  def __init__(self, number: int, step: int, path: str | None) -> None:
+  def __init__(
+    self, number: int, step: int, path: str | None, saves: bool = True
+  ) -> None:
     self.status = 128 + number if path is None else CHECKPOINT_WRITTEN
-    end = (
-      'No checkpoint was asked for.'
-      if path is None
-      else f'{path} is written: use --resume_last_run to go on.'
-    )
+    end = 'No checkpoint was asked for.'
+    if path is not None:
+      end = f'{path} is written: use --resume_last_run to go on.'
+    elif saves:
+      end = 'There is no checkpoint yet.'
     name = signal.Signals(number).name
     super().__init__(f'Stopped by {name} at step {step}. {end}')

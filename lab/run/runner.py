@@ -8,8 +8,9 @@ r"""Run a submission on a local workload, as AlgoPerf's submission_runner does.
 Several processes: torchrun --standalone --nproc_per_node=2 -m lab.run ...
 
 After SIGTERM or SIGUSR1 the run ends with the current step, writes a checkpoint
-and exits with status 75 (128 + the signal with --nosave_checkpoints). A process
-that torchrun has started again (--max-restarts) resumes by itself.
+and exits with status 75 (128 + the signal with --nosave_checkpoints and before
+the first step). A process that torchrun has started again (--max-restarts)
+resumes by itself.
 """
 
 import contextlib
@@ -58,9 +59,14 @@ def _agreed(context: Context, function: Callable[[], Any]) -> Any:
 
 
 def _make_directories(settings: Settings, trials: list[Trial]) -> None:
-  if settings.overwrite and os.path.exists(settings.log_dir):
-    logging.info('Removing %s.', settings.log_dir)
-    shutil.rmtree(settings.log_dir)
+  if settings.overwrite:
+    # A command for some of the trials leaves the others alone.
+    replaced = [settings.log_dir]
+    if settings.takes_some_trials:
+      replaced = [trial.directory for trial in trials]
+    for path in filter(os.path.exists, replaced):
+      logging.info('Removing %s.', path)
+      shutil.rmtree(path)
   for trial in trials:
     os.makedirs(trial.directory, exist_ok=True)
     if trial.checkpoint is not None:

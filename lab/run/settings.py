@@ -43,6 +43,19 @@ class Settings:
       f'{self.workload}_{self.framework}',
     )
 
+  @property
+  def takes_some_trials(self) -> bool:
+    """True if the command line picks trials by their index."""
+    indices = (self.hparam_start_index, self.hparam_end_index)
+    return self.tuning_ruleset == 'external' and indices != (None, None)
+
+  def includes_trial(self, number: int) -> bool:
+    """Tell if a trial, counted from 1, is among those to be run."""
+    if not self.takes_some_trials:
+      return True
+    first, end = self.hparam_start_index or 0, self.hparam_end_index
+    return number > first and (end is None or number <= end)
+
   def trial_dir(self, number: int) -> str:
     """Directory of a trial, counted from 1."""
     return os.path.join(self.log_dir, f'trial_{number}')

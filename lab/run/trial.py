@@ -101,6 +101,7 @@ class TrialRun:
       self._saved_at = self.state.global_step
       _skip(queue, self.state.train_state['batches_drawn'])
       logging.info('Resuming from %s.', path)
+      self._warn_of_an_ended_run(path)
     queue = _CountedQueue(queue, self.state.train_state)
     if self._is_main:
       self._keeper = light_checkpoints.Keeper(
@@ -143,7 +144,7 @@ class TrialRun:
       self._save()
     self._progress.close()
     path = checkpoint_files.path_of(directory, step) if saves and step else None
-    raise Interrupted(self._signal, step, path)
+    raise Interrupted(self._signal, step, path, saves)
 
   def stop(self) -> None:
     """End the run after the current step, as a spent budget does."""
@@ -182,6 +183,18 @@ class TrialRun:
       and not state.train_state['training_complete']
       and state.global_step < self.trial.budget
     )
+
+  def _warn_of_an_ended_run(self, path: str) -> None:
+    """Say that a larger budget does not make an ended run go on."""
+    step, budget = self.state.global_step, self.trial.budget
+    if self.state.train_state['training_complete'] and step < budget:
+      logging.warning(
+        'Nothing is trained: the run of %s ended at step %d and does not go on '
+        'to step %d. Use another --experiment_name or --overwrite.',
+        path,
+        step,
+        budget,
+      )
 
   def _open_logs(self, resumed: bool) -> None:
     trial, count = self.trial, self.state.preemption_count

@@ -26,6 +26,7 @@ from lab.run.experiment_lock import ExperimentLock, torchrun_job
 from lab.run.settings import Settings
 from lab.run.trial_setup import Trial, initial_state
 
+_TRIAL = re.compile(r'trial_(\d+)')
 _META_DATA = re.compile(r'meta_data_(\d+)\.json')
 
 
@@ -94,13 +95,28 @@ def check_experiment(settings: Settings) -> None:
       raise InputError(f'Nothing to resume: no checkpoint in {path}.')
   elif os.path.lexists(path):
     if not settings.overwrite:
-      raise InputError(
-        f'The experiment directory {path} exists. Use --overwrite to replace '
-        'it or --resume_last_run to go on with it.'
-      )
-    if os.path.islink(path) or not os.path.isdir(path):
+      if not _holds_other_trials_only(settings):
+        raise InputError(
+          f'The experiment directory {path} exists. Use --overwrite to replace '
+          'it or --resume_last_run to go on with it.'
+        )
+    elif os.path.islink(path) or not os.path.isdir(path):
       raise InputError(f'Cannot overwrite {path}: must be a directory.')
   command_line.check_writable(pathlib.Path(path))
+
+
+def _holds_other_trials_only(settings: Settings) -> bool:
+  """Tell if an experiment holds trials, and none of those to be run."""
+  if not os.path.isdir(settings.log_dir):
+    return False
+  names = [n for n in os.listdir(settings.log_dir) if _TRIAL.fullmatch(n)]
+  return bool(names) and not any(_is_included(settings, n) for n in names)
+
+
+def _is_included(settings: Settings, directory: str) -> bool:
+  """Tell if a directory is that of a trial to be run."""
+  match = _TRIAL.fullmatch(os.path.basename(directory))
+  return match is not None and settings.includes_trial(int(match[1]))
 
 
 def _trials_with_checkpoints(path: str) -> list[str]:
@@ -132,7 +148,10 @@ def _rng_seed(settings: Settings, drawn: int) -> int:
   """The given seed, that of the run to be resumed, or the drawn one."""
   seed = settings.rng_seed
   if settings.resume_last_run:
-    for directory in _trials_with_checkpoints(settings.log_dir):
+    found = _trials_with_checkpoints(settings.log_dir)
+    # Other trials may be of other commands, with other seeds.
+    own = [trial for trial in found if _is_included(settings, trial)]
+    for directory in own or found:
       recorded = _last_meta_data(directory)[1].get('rng_seed')
       if not isinstance(recorded, int) or recorded < 0:
         continue

@@ -106,6 +106,18 @@ def test_the_benchmarks_version_is_looked_at(tmp_path, monkeypatch):
   assert warning.startswith('AlgoPerf 0.7.0 is installed; tested is 1.0, com')
 
 
+def test_flags_that_absl_takes_are_taken(tmp_path):
+  path = tmp_path / 'submission_runner.py'
+  path.write_text(
+    "flags.DEFINE_string('workload', None, '')\n"
+    "flags.DEFINE_boolean('torch_compile', True, '')\n"
+  )
+  taken = benchmark._flags_of(path)
+  assert {'workload', 'torch_compile', 'notorch_compile'} <= taken
+  assert {'verbosity', 'v', 'noalsologtostderr', 'flagfile'} <= taken
+  assert not {'noworkload', 'noverbosity', 'rng_seed', 'false'} & taken
+
+
 def test_without_the_benchmark_its_workloads_are_refused(monkeypatch):
   monkeypatch.setattr(benchmark.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(InputError, match='AlgoPerf is not installed'):

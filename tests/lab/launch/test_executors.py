@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
-from launch_runs import LOCAL, ROOT, RUN, files_of, parse, plan_of
+from launch_runs import LOCAL, ROOT, RUN, files_of, parse, plan_of, scripted
 
 from lab.core.errors import InputError
 from lab.launch import (
@@ -59,6 +60,59 @@ def test_a_stopped_job_ends_its_processes_and_is_submitted_again(tmp_path):
   assert job._process.poll() is not None
   assert isinstance(again, submitit.helpers.DelayedSubmission)
   assert (again.function.plan, again.function.run) == (plan, RUN)
+
+
+@pytest.fixture
+def no_deadlock():
+  """End a test that would hang."""
+
+  def end(number, frame):
+    raise AssertionError('deadlock')
+
+  before = signal.signal(signal.SIGALRM, end)
+  signal.alarm(120)
+  yield
+  signal.alarm(0)
+  signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures('no_deadlock')
+def test_a_signal_stops_a_job_that_waits(tmp_path, monkeypatch):
+  """Submitit handles signals in the thread in which the job waits."""
+  scripted(monkeypatch, 'import time; time.sleep(600)')
+  job, again = jobs.Job(plan_of(tmp_path), RUN, files_of(tmp_path)), []
+
+  def handle(number, frame):
+    again.append(job.checkpoint())
+    sys.exit(-1)
+
+  def preempt():
+    while job._process is None:
+      time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGUSR2)
+
+  before = signal.signal(signal.SIGUSR2, handle)
+  try:
+    threading.Thread(target=preempt).start()
+    with pytest.raises(SystemExit):
+      job()
+  finally:
+    signal.signal(signal.SIGUSR2, before)
+  assert job._process.returncode == -signal.SIGTERM
+  assert [submission.function.run for submission in again] == [RUN]
+  assert not jobs.is_running(files_of(tmp_path), RUN)
+
+
+@pytest.mark.usefixtures('no_deadlock')
+def test_a_job_is_stopped_inside_of_a_method_of_popen(tmp_path):
+  job = jobs.Job(plan_of(tmp_path), RUN, files_of(tmp_path))
+  job._process = subprocess.Popen(
+    [sys.executable, '-c', 'import time; time.sleep(600)']
+  )
+  with job._process._waitpid_lock:
+    job.checkpoint()
+  assert job._process.wait() == -signal.SIGTERM
 
 
 def test_slurm_is_asked_for_by_name(tmp_path, monkeypatch):

@@ -123,6 +123,17 @@ def test_a_benchmark_run_is_torchrun_with_the_runners_flags(tmp_path):
   assert words[12].startswith('--rng_seed=')
 
 
+def test_values_beside_flags_are_no_flags(tmp_path):
+  words = words_of(
+    tmp_path, '--submissions=nadamw', '--workloads=ogbg',
+    '--', '--torch_compile', 'false', '-v=1', '--offset', '-3',
+  )  # fmt: skip
+  names = launch_plan.flag_names(words)
+  assert {'workload', 'rng_seed', 'torch_compile', 'v', 'offset'} <= names
+  assert all(name.isidentifier() for name in names)
+  assert 'false' not in names
+
+
 def test_self_tuning_has_one_trial_and_no_search_space(tmp_path):
   arguments = [
     '--submissions=nadamw_ema',
@@ -254,6 +265,15 @@ def test_bad_input_ends_in_one_line_before_anything_starts(
   assert part in str(error.value)
   assert '\n' not in str(error.value)
   assert os.listdir(tmp_path) == []
+
+
+def test_the_experiment_directory_has_a_name(tmp_path, monkeypatch):
+  with pytest.raises(InputError, match=r'Invalid experiment_dir=/\. Must have'):
+    launcher.main([*LOCAL, '--status', '--experiment_dir=/'])
+  (tmp_path / 'inside').mkdir()
+  monkeypatch.chdir(tmp_path / 'inside')
+  _, plan, _ = launcher.parse([*LOCAL, '--experiment_dir=..'])
+  assert plan.experiment_dir == tmp_path
 
 
 def test_another_budget_needs_another_directory(tmp_path):

@@ -118,6 +118,53 @@ def test_a_failed_run_is_named_and_the_others_go_on(
   assert {state for state, _ in found.values()} == {'failed'}
 
 
+TORCHRUN = """
+import sys
+print('error: no such thing')
+print('raise ChildFailedError(')
+print('torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ')
+print('  traceback : To enable traceback see: https://errors.html')
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+  ('text', 'reason'),
+  [
+    (TORCHRUN, 'error: no such thing'),
+    (TORCHRUN.replace('error: no', '[rank0]: ValueError: no'), None),
+    ('import sys; sys.exit("An error of ours")', 'An error of ours'),
+    ('import sys; sys.exit("Killed")', 'Killed'),
+    ('import sys; sys.exit(1)', ''),
+  ],
+)
+def test_the_reason_is_the_runs_own_line_of_this_attempt(
+  tmp_path, monkeypatch, capsys, text, reason
+):
+  scripted(monkeypatch, text)
+  plan, files = plan_of(tmp_path), files_of(tmp_path)
+  files.log(RUN).parent.mkdir(parents=True)
+  files.log(RUN).write_text('error: of an attempt before\n')
+  assert executors.run_here(plan, [RUN], files) == 1
+  expected = '[rank0]: ValueError: no such thing' if reason is None else reason
+  assert f'  failed: {expected}\n' in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_start_does_not_stop_the_others(
+  tmp_path, monkeypatch, capsys
+):
+  seen = []
+  scripted(monkeypatch, FINISHES, seen)
+  _, plan, runs = parse(tmp_path, *LOCAL, '--studies=1', '--trials=2')
+  files = files_of(tmp_path)
+  with jobs.held(files.lock(runs[0])):
+    assert executors.run_here(plan, runs, files) == 1
+  assert [run for run, _ in seen] == runs[1:]
+  out = capsys.readouterr().out
+  assert f'  not started: {runs[0].name} is running already.' in out
+  assert out.endswith('1 of 2 runs were not started.\n')
+
+
 def test_a_signal_ends_the_study_with_a_word(tmp_path, monkeypatch, capsys):
   def stop(job):
     raise SystemExit(143)

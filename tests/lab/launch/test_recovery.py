@@ -5,6 +5,8 @@ import dataclasses
 import os
 import time
 
+import numpy as np
+import pytest
 from launch_runs import (
   RUN,
   files_of,
@@ -14,7 +16,7 @@ from launch_runs import (
   write_rows,
 )
 
-from lab.core import checkpoint_files
+from lab.core import checkpoint_files, logs
 from lab.launch import (
   benchmark,
   jobs,
@@ -22,6 +24,8 @@ from lab.launch import (
   launcher,
   recovery,
 )
+from lab.run import checkpoints
+from lab.run.run_state import RunState
 
 
 def test_a_cut_off_run_resumes_from_its_last_whole_checkpoint(
@@ -142,8 +146,8 @@ def test_what_a_run_without_a_checkpoint_left_is_not_added_to(
   jobs.Job(plan, RUN, files_of(tmp_path))()
   assert not plan.directory(RUN).exists()
   assert kept.exists()
-  # The other trial's checkpoint lets our runner into the same directory.
-  assert seen == [(RUN, True)]
+  # Our runner starts beside another trial, with or without its checkpoint.
+  assert seen == [(RUN, False)]
 
 
 def test_a_folder_is_a_complete_checkpoint_of_jax(tmp_path):
@@ -154,3 +158,66 @@ def test_a_folder_is_a_complete_checkpoint_of_jax(tmp_path):
   assert recovery.complete_steps(tmp_path) == [5, 10, 15]
   recovery.Pruner(tmp_path).prune()
   assert recovery.complete_steps(tmp_path) == [10, 15]
+
+
+def test_a_checkpoint_of_our_runner_in_jax_is_resumed_from(tmp_path):
+  """It is one file, and no zip file."""
+  pytest.importorskip('flax')
+  plan = plan_of(tmp_path)
+  run = dataclasses.replace(RUN, submission='nadamw_ema_jax')
+  directory = plan.directory(run)
+  directory.mkdir(parents=True)
+  weights = {'w': np.ones(3, np.float32)}
+  state = RunState((weights, None), weights, {}, global_step=5)
+  path = checkpoints.save(state, str(directory))
+  assert launch_plan.state_of(plan, run) == 'cut off'
+  jobs.clear(plan, run)
+  assert os.path.exists(path)
+  with open(path, 'r+b') as file:
+    file.truncate(os.path.getsize(path) - 1)
+  assert launch_plan.state_of(plan, run) == 'waiting'
+
+
+ROWS = b'global_step,total_duration,score\n5,1.0,0.5\n10,2.0,1.0\n'
+
+
+@pytest.mark.parametrize(
+  ('rest', 'is_kept_aside'),
+  [
+    pytest.param(b'15,', False, id='short last line'),
+    pytest.param(b'15,3.0,1', False, id='last line without its end'),
+    pytest.param(b'15,315,3.0,1.5\n', False, id='too many cells at the end'),
+    pytest.param(b'153.0\n20,4.0,2.0\n', True, id='short line'),
+    pytest.param(b'\xff\xfe\x00\n', False, id='no UTF-8'),
+    pytest.param(b'20,4.0,2.0\n\xff,1,\n', False, id='no step'),
+  ],
+)
+def test_torn_and_damaged_lines_are_dropped(tmp_path, rest, is_kept_aside):
+  plan = plan_of(tmp_path)
+  write_checkpoint(plan, RUN, 10)
+  path = plan.directory(RUN) / logs.EVAL_MEASUREMENTS
+  path.write_bytes(ROWS + rest)
+  assert launch_plan.last_evaluation(plan.directory(RUN)) in (10, 20, None)
+  jobs.clear(plan, RUN)
+  assert path.read_bytes().split() == ROWS.split()
+  aside = path.with_name(f'{path.name}.damaged')
+  assert aside.exists() == is_kept_aside
+
+
+def test_a_step_that_is_cut_is_no_step(tmp_path):
+  plan = plan_of(tmp_path)
+  write_checkpoint(plan, RUN, 100)
+  path = plan.directory(RUN) / logs.EVAL_MEASUREMENTS
+  path.write_text('score,global_step\n1.0,50\n2.0,15')
+  jobs.clear(plan, RUN)
+  assert path.read_text().split() == ['score,global_step', '1.0,50']
+
+
+def test_the_state_of_a_run_with_a_damaged_log_is_found(tmp_path):
+  plan = plan_of(tmp_path)
+  write_checkpoint(plan, RUN, 10)
+  for name in (logs.MEASUREMENTS, logs.EVAL_MEASUREMENTS):
+    (plan.directory(RUN) / name).write_bytes(ROWS + b'\xff\n')
+  found = launcher.states(plan, [RUN], files_of(tmp_path))
+  assert found[RUN][0] == 'cut off'
+  assert 'cut off            10' in launcher.table(plan, found)

@@ -2,6 +2,7 @@
 
 import re
 import resource
+import sys
 
 import pytest
 import torch
@@ -178,6 +179,51 @@ def test_many_outputs_share_one_pass_and_equal_single_ones(
           for p in (together, alone)
         )
         assert all(torch.equal(one[k], two[k]) for k in two)
+
+
+def test_outputs_are_not_open_all_at_once(tmp_path, monkeypatch):
+  """The number of open files is limited."""
+  pattern = write(tmp_path, states(4))
+  opened, most = [], []
+
+  def opening(path, mode='r', **kwargs):
+    opened.append(open(path, mode, **kwargs))  # noqa: SIM115
+    most.append(sum(not file.closed for file in opened))
+    return opened[-1]
+
+  monkeypatch.setattr(writers, 'open', opening, raising=False)
+  assert not average(
+    pattern, '--scheme', 'lawa', '--window', '1,2,3,4',
+    '--output', tmp_path / 'avg_{window}.safetensors',
+  )  # fmt: skip
+  assert max(most) == 1
+  assert len(list(tmp_path.glob('avg_*'))) == 4
+
+
+def test_the_bar_is_full_at_the_end(tmp_path, monkeypatch):
+  pattern = write(tmp_path, states(4))
+  bars = []
+
+  class Bar:
+    def __init__(self, total, **kwargs):
+      self.total, self.count = total, 0
+      bars.append(self)
+
+    def update(self):
+      self.count += 1
+
+    def close(self):
+      pass
+
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+  monkeypatch.setattr('tqdm.tqdm', Bar)
+  assert not average(
+    pattern, '--scheme', 'lawa', '--window', '2,3',
+    '--output', tmp_path / 'avg_{window}.pt',
+  )  # fmt: skip
+  # Three inputs, for each group of the model that is summed.
+  assert [(bar.count, bar.count % 3) for bar in bars] == [(bars[0].total, 0)]
+  assert bars[0].total > 3
 
 
 def test_every_value_is_read_once(tmp_path, monkeypatch):

@@ -291,6 +291,16 @@ def test_a_pattern_picks_the_step_out_of_other_numbers():
   assert series.step_of('s_100_loss_0.3.pt', r's_(\d+)_') == 100
 
 
+def test_a_path_with_brackets_is_found_by_its_name(tmp_path):
+  folder = tmp_path / 'run[1]'
+  folder.mkdir()
+  for step in (1, 2):
+    (folder / f'checkpoint_{step}').touch()
+  paths = [str(folder / f'checkpoint_{step}') for step in (1, 2)]
+  assert series.matching(paths) == paths
+  assert series.matching([str(tmp_path / 'run[[]1]' / '*')]) == paths
+
+
 def test_steps_are_sorted_as_numbers_and_must_differ(tmp_path):
   for name in ('c_9', 'c_10', 'c_100'):
     (tmp_path / name).touch()

@@ -105,6 +105,18 @@ def test_the_status_tells_that_nothing_was_saved(folder, monkeypatch):
   assert 'No checkpoint was asked for' in str(error)
 
 
+def test_before_the_first_step_there_is_nothing_to_save(folder, monkeypatch):
+  fakes.register(monkeypatch)
+  asked = Interruption()
+  asked.signal = signal.SIGTERM
+  with pytest.raises(Interrupted) as info:
+    runner.run(fakes.settings(folder), Context(), {}, asked)
+  assert info.value.status == 128 + signal.SIGTERM
+  assert str(info.value) == (
+    'Stopped by SIGTERM at step 0. There is no checkpoint yet.'
+  )
+
+
 def test_a_second_signal_changes_nothing():
   asked = Interruption()
   with asked.awaited():

@@ -196,6 +196,46 @@ def test_nothing_is_deleted_for_a_bad_point(folder, finished, flag):
   assert 'learning_rate=-1' in error_of(folder, **{flag: True})
 
 
+def test_a_command_for_one_trial_leaves_the_others_alone(folder):
+  def go(number, **changes):
+    fakes.run(folder, **picked(number), **changes)
+    return folder / f'runs/x/fake_pytorch/trial_{number}'
+
+  def picked(number):
+    return {
+      'num_tuning_trials': 2,
+      'hparam_start_index': number - 1,
+      'hparam_end_index': number,
+    }
+
+  first = go(1, save_checkpoints=False)
+  before = fakes.tree(first)
+  second = go(2)
+  written = fakes.tree(second)
+  assert 'exists' in error_of(folder, **picked(2))
+  assert 'exists' in error_of(folder, num_tuning_trials=2)
+  go(2, overwrite=True)
+  assert fakes.tree(second).keys() == written.keys()
+  assert fakes.tree(second) != written
+  assert fakes.tree(first) == before
+  assert go(2, overwrite=True, save_checkpoints=False) == second
+  assert not list(second.glob('checkpoint_*'))
+  fakes.run(folder, overwrite=True)
+  assert not second.exists()
+
+
+def test_trials_of_other_commands_may_have_other_seeds(folder):
+  one = {'num_tuning_trials': 2, 'hparam_end_index': 1}
+  two = {'num_tuning_trials': 2, 'hparam_start_index': 1}
+  fakes.run(folder, **one, rng_seed=3)
+  fakes.run(folder, **two, rng_seed=4)
+  for changes, seed in ((one, 3), (two, 4)):
+    state = fakes.run(folder, **changes, rng_seed=None, resume_last_run=True)
+    assert state.preemption_count == 1
+    wrong = error_of(folder, **changes, rng_seed=5, resume_last_run=True)
+    assert f'Must be {seed}' in wrong
+
+
 def test_overwrite_of_a_file(folder):
   path = folder / 'runs' / 'x' / 'fake_pytorch'
   path.parent.mkdir(parents=True)

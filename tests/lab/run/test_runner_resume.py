@@ -274,3 +274,18 @@ def test_a_queue_without_skip_is_drawn_from(
   a = load(trial_of(options, 'whole') / 'checkpoint_20')
   b = load(trial_of(options, 'cut') / 'checkpoint_20')
   assert fakes.differences(without_times(a), without_times(b)) == []
+
+
+def test_an_ended_run_does_not_go_on_and_says_so(tmp_path, monkeypatch, caplog):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  fakes.register(monkeypatch)
+  (tmp_path / 'space.json').write_text(json.dumps(fakes.POINTS))
+  fakes.run(tmp_path, max_global_steps=4)
+  for steps, is_said in ((4, False), (12, True)):
+    caplog.clear()
+    state = fakes.run(tmp_path, max_global_steps=steps, resume_last_run=True)
+    assert state.global_step == 4
+    said = [text for text in caplog.messages if 'Nothing is trained' in text]
+    assert len(said) == is_said
+  assert 'ended at step 4 and does not go on to step 12' in said[0]
