@@ -52,7 +52,7 @@ def read_json(path: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class WholeRows:
-  """What can be used of a CSV file.
+  """Hold the usable lines of a CSV file.
 
   Args:
     columns: Names of the columns.
