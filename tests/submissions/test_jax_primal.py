@@ -4,8 +4,9 @@ import functools
 
 import numpy as np
 import pytest
-from jax_submissions import PRIMAL, REFRESHED, Host, assert_equal, run
+from jax_submissions import PRIMAL, REFRESHED, Host, run
 from jax_support import import_jax
+from jax_trees import assert_equal
 
 from weightavg.schemes import Ema
 

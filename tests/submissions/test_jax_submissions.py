@@ -10,10 +10,10 @@ from jax_submissions import (
   PRIMAL,
   REFRESHED,
   Host,
-  assert_equal,
   is_equal,
 )
 from jax_support import import_jax
+from jax_trees import assert_equal
 
 jax = import_jax('jax')
 spec = import_jax('weightavg.spec')

@@ -1,7 +1,5 @@
 """Short runs of a small model with all kinds of weights, averaged."""
 
-import io
-
 import torch
 from torch import nn
 
@@ -70,16 +68,3 @@ def averaged(scheme, **kwargs):
 
 def weights(model):
   return {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-
-def assert_same(a, b):
-  assert a.keys() == b.keys()
-  for name in a:
-    assert torch.equal(a[name], b[name]), name
-
-
-def through_a_file(state):
-  file = io.BytesIO()
-  torch.save(state, file)
-  file.seek(0)
-  return torch.load(file, weights_only=True)

@@ -187,10 +187,5 @@ class Host:
     self.model_state, self.step = content['rest']
 
 
-def assert_same(a, b):
-  for x, y in zip(a, b, strict=True):
-    assert torch.equal(x, y)
-
-
 def rows(tensors):
   return {tuple(row.tolist()) for tensor in tensors for row in tensor}

@@ -181,7 +181,7 @@ def run_alone(parent, name, point, cwd):
 
 
 def run_here(name, point):
-  """The same three steps with the submission of the repository."""
+  """Run the same three steps with the submission of the repository."""
   module = imports_submission(name)
   scope = {'submission': module, 'point': point, 'json': json}
   exec(compile(steps_of(name), 'STEPS', 'exec'), scope)

@@ -13,11 +13,6 @@ SCHEMES = {
   'polyak': Polynomial(0.0),
   'schedule_free': ScheduleFree(2.0),
 }
-PARAMS = {'a': np.float32([1.0, 2.0]), 'b': {'c': np.float32([[3.0], [4.0]])}}
-
-
-def params(dtype=None):
-  return jax.tree.map(lambda p: jnp.array(p, dtype), PARAMS)
 
 
 def gradients(y, step):
@@ -41,10 +36,6 @@ def train(optimizer, steps, params):
 
 def assert_close(a, b, **tolerance):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
-
-
-def assert_equal(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def build(base=None, **options):

@@ -24,10 +24,6 @@ ONLY = {
 }
 
 
-def assert_equal(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def is_equal(a, b):
   pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   return all(np.array_equal(x, y) for x, y in pairs)

@@ -1,7 +1,7 @@
 """Averaging transformations in JAX by name, and weights to average."""
 
-import numpy as np
 from jax_support import import_jax
+from jax_trees import params
 
 jax, jnp, optax, wj = import_jax('jax', 'jax.numpy', 'optax', 'weightavg.jax')
 
@@ -10,11 +10,6 @@ SCHEMES = {
   'lawa': lambda: wj.lawa_weights(window=2),
   'polynomial': lambda: wj.polynomial_weights(power=1.0),
 }
-PARAMS = {'a': np.float32([1.0, 2.0]), 'b': {'c': np.float32([[3.0], [4.0]])}}
-
-
-def params():
-  return jax.tree.map(jnp.array, PARAMS)
 
 
 def gradients(step):
@@ -33,7 +28,3 @@ def train(optimizer, steps, params):
   for number in range(steps):
     params, state = step(params, state, number)
   return params, state, wj.eval_params(state, params)
-
-
-def assert_trees_equal(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)

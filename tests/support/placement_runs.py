@@ -52,11 +52,6 @@ def values(named):
   return [p.detach().clone() for _, p in named]
 
 
-def assert_same(a, b):
-  for x, y in zip(a, b, strict=True):
-    assert torch.equal(x, y)
-
-
 def trajectory(scheme, placement, dtype, **knobs):
   """Weights during evaluation and the raw weights after it, step by step."""
   named = weights(dtype)

@@ -109,12 +109,6 @@ def contents(model):
   return {k: v.detach().clone() for k, v in model.state_dict().items()}
 
 
-def assert_same(one, other):
-  assert one.keys() == other.keys()
-  for name in one:
-    assert torch.equal(one[name], other[name]), name
-
-
 def saved(model, optimizer, averager):
   """All of a run as a file holds it."""
   file = io.BytesIO()

@@ -6,7 +6,6 @@ from averager_runs import (
   SCHEMES,
   SWAPS,
   Net,
-  assert_same,
   averaged,
   averager_of,
   build,
@@ -15,6 +14,7 @@ from averager_runs import (
   weights,
 )
 from references import explicit_average
+from tensors import assert_same_by_name
 from torch import nn
 
 from weightavg import AveragingConfig
@@ -128,7 +128,7 @@ def test_large_tensors_cut_into_pieces_equal_whole_ones(scheme, monkeypatch):
 
   whole = run()
   monkeypatch.setattr(multi_tensor, 'PIECE', 16)
-  assert_same(whole, run())
+  assert_same_by_name(whole, run())
 
 
 def test_nothing_is_sampled_before_the_start():
@@ -150,7 +150,7 @@ def test_scheme_none_never_touches_the_model():
   averager.update()
   raw = weights(model)
   with averager.evaluating():
-    assert_same(weights(model), raw)
+    assert_same_by_name(weights(model), raw)
   assert averager.state_dict()['buffers'] == []
 
 
@@ -239,7 +239,7 @@ def test_compiled_and_wrapped_names_are_clean():
   wrapped = averager_of(compiled, config('ema'), budget=10)
   plain.update()
   wrapped.update()
-  assert_same(
+  assert_same_by_name(
     plain.state_dict()['buffers'][0], wrapped.state_dict()['buffers'][0]
   )
 
@@ -264,7 +264,7 @@ def test_samples_that_are_not_finite_never_enter(scheme, bad):
     clean.state_dict()['buffers'],
     strict=True,
   ):
-    assert_same(a, b)
+    assert_same_by_name(a, b)
 
 
 def test_a_caller_who_knows_can_say_so():

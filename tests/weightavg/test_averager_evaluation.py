@@ -7,13 +7,13 @@ import torch
 from averager_runs import (
   SCHEMES,
   SWAPS,
-  assert_same,
   averager_of,
   build,
   config,
   train_step,
   weights,
 )
+from tensors import assert_same_by_name
 from torch import nn
 
 from weightavg.pytorch import Averager
@@ -32,11 +32,11 @@ def test_swap_in_and_out_gives_back_every_bit(scheme, swap):
   shown = weights(model)
   assert not torch.equal(shown['conv.weight'], raw['conv.weight'])
   averager.swap_in()
-  assert_same(weights(model), shown)
+  assert_same_by_name(weights(model), shown)
   averager.swap_out()
-  assert_same(weights(model), raw)
+  assert_same_by_name(weights(model), raw)
   averager.swap_out()
-  assert_same(weights(model), raw)
+  assert_same_by_name(weights(model), raw)
 
 
 @pytest.mark.parametrize('swap', SWAPS)
@@ -54,7 +54,7 @@ def test_training_with_evaluations_equals_training_without(scheme, swap):
     with averager.evaluating():
       return weights(model)
 
-  assert_same(run(evaluate=True), run(evaluate=False))
+  assert_same_by_name(run(evaluate=True), run(evaluate=False))
 
 
 def test_exchange_copies_nothing():
@@ -84,7 +84,7 @@ def test_raw_weights_return_when_evaluation_fails():
   raw = weights(model)
   with pytest.raises(KeyError), averager.evaluating():
     raise KeyError
-  assert_same(weights(model), raw)
+  assert_same_by_name(weights(model), raw)
 
 
 def test_update_refuses_while_the_average_is_shown():
@@ -102,7 +102,7 @@ def test_before_the_first_sample_evaluation_sees_the_raw_weights():
   raw = weights(model)
   with averager.evaluating():
     assert not averager.swapped
-    assert_same(weights(model), raw)
+    assert_same_by_name(weights(model), raw)
 
 
 def test_compiled_model_is_evaluated_with_the_average():

@@ -11,14 +11,13 @@ from averager_runs import (
   SCHEMES,
   SWAPS,
   Net,
-  assert_same,
   averager_of,
   build,
   config,
-  through_a_file,
   train_step,
   weights,
 )
+from tensors import assert_same_by_name, through_a_file
 from torch import nn
 
 from weightavg import AveragingConfig
@@ -94,9 +93,9 @@ def test_resume_is_bit_identical(scheme, dtype, stop, shown, model_first, swap):
   fresh_averager.load_state_dict(saved['averager'])
   if not model_first:
     fresh_model.load_state_dict(saved['model'])
-  assert_same(weights(fresh_model), saved['model'])
+  assert_same_by_name(weights(fresh_model), saved['model'])
   go_on(fresh_model, fresh_optimizer, fresh_averager, stop, 9)
-  assert_same(end(fresh_model, fresh_averager), end(model, averager))
+  assert_same_by_name(end(fresh_model, fresh_averager), end(model, averager))
   assert fresh_averager.step == averager.step
 
 
@@ -111,7 +110,7 @@ def test_restoring_over_a_swapped_averager():
   averager.swap_in()
   averager.load_state_dict(saved[1])
   model.load_state_dict(saved[0])
-  assert_same(weights(model), raw)
+  assert_same_by_name(weights(model), raw)
   assert (averager.step, averager.samples) == (1, 1)
 
 
@@ -141,7 +140,7 @@ def test_states_of_other_averagers_are_refused(other, message):
   after = target.state_dict()
   assert (after['step'], after['samples']) == (1, before['samples'])
   for a, b in zip(after['buffers'], before['buffers'], strict=True):
-    assert_same(a, b)
+    assert_same_by_name(a, b)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,11 @@
 """Several averages at once: names, swaps, states, placements."""
 
-import io
-
 import pytest
 import torch
 import torch.distributed as dist
 from gloo import run_on_ranks
-from placement_runs import (
-  PLACEMENTS,
-  assert_same,
-  averager_of,
-  change,
-  values,
-  weights,
-)
+from placement_runs import PLACEMENTS, averager_of, change, values, weights
+from tensors import assert_same, through_a_file
 from torch import nn
 
 from weightavg import AveragingConfig
@@ -152,13 +144,6 @@ def test_every_candidate_is_what_it_would_be_alone(placement, dtype, swap):
         assert several.swapped
         assert_same(values(named), expected)
       assert_same(values(named), raw)
-
-
-def through_a_file(state):
-  file = io.BytesIO()
-  torch.save(state, file)
-  file.seek(0)
-  return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize('selected', [RAW, 0, 2, 3])

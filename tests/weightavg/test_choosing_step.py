@@ -5,7 +5,8 @@ import logging as std_logging
 
 import pytest
 import torch
-from choosing_runs import ROWS, Host, assert_same, batches, rows
+from choosing_runs import ROWS, Host, batches, rows
+from tensors import assert_same
 from torch import nn
 
 from weightavg.pytorch import choosing_step

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.distributed as dist
-from choosing_runs import ROWS, Host, assert_same, batches
+from choosing_runs import ROWS, Host, batches
 from gloo import run_on_ranks
+from tensors import assert_same
 
 
 @pytest.mark.parametrize('placement', ['device', 'cpu', 'sharded'])

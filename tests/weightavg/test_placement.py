@@ -1,6 +1,5 @@
 """Placements give the same bits; training waits for no copy to the host."""
 
-import io
 import time
 
 import pytest
@@ -8,13 +7,13 @@ import torch
 from placement_runs import (
   PLACEMENTS,
   SCHEMES,
-  assert_same,
   build,
   change,
   trajectory,
   values,
   weights,
 )
+from tensors import assert_same, through_a_file
 from torch import nn
 
 from weightavg.pytorch.async_copy import Inline, Worker
@@ -31,13 +30,6 @@ def test_placements_give_the_same_bits(placement, scheme, dtype, swap):
     trajectory(scheme, placement, dtype, averaging_swap=swap),
     trajectory(scheme, 'device', dtype),
   )
-
-
-def through_a_file(state):
-  file = io.BytesIO()
-  torch.save(state, file)
-  file.seek(0)
-  return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize('shown', [False, True])

@@ -8,7 +8,6 @@ import schedulefree
 import torch
 from primal_runs import (
   SCHEMES,
-  assert_same,
   backward,
   batch,
   build,
@@ -20,6 +19,7 @@ from primal_runs import (
   train,
 )
 from references import ReferencePrimal
+from tensors import assert_same_by_name
 from torch import nn
 
 from weightavg import (
@@ -210,7 +210,7 @@ def test_a_refresh_leaves_training_alone():
     torch.manual_seed(5)
     train(*run, range(4))
     run[2].placement.numbers = torch.rand(2)
-  assert_same(contents(refreshed[0]), contents(alone[0]))
+  assert_same_by_name(contents(refreshed[0]), contents(alone[0]))
   assert torch.equal(*(r[2].placement.numbers for r in (refreshed, alone)))
 
 
@@ -220,8 +220,8 @@ def test_a_refresh_that_fails_changes_nothing():
   before, state = contents(run[0]), copy.deepcopy(run[2].state_dict())
   with pytest.raises(ValueError, match='expected 4D'), run[2].refreshing():
     run[0].norm(torch.ones(2, 3))
-  assert_same(contents(run[0]), before)
-  assert_same(run[2].state_dict()['buffers'][0], state['buffers'][0])
+  assert_same_by_name(contents(run[0]), before)
+  assert_same_by_name(run[2].state_dict()['buffers'][0], state['buffers'][0])
 
 
 def test_a_model_without_running_statistics_is_not_refreshed():
@@ -252,7 +252,7 @@ def test_without_interpolation_nothing_is_different(scheme):
       averager.update()
     with averager.evaluating():
       states.append((contents(model), averager.state_dict()))
-  assert_same(states[0][0], states[1][0])
+  assert_same_by_name(states[0][0], states[1][0])
   assert states[0][1].keys() == states[1][1].keys()
   assert states[0][1]['recipe'] == states[1][1]['recipe']
 

@@ -1,7 +1,8 @@
 """Training at an average: its configuration."""
 
 import pytest
-from primal_runs import assert_same, contents, nadamw, network, saved, train
+from primal_runs import contents, nadamw, network, saved, train
+from tensors import assert_same_by_name
 
 from weightavg import AveragingConfig, Ema
 from weightavg.pytorch import Averager
@@ -66,7 +67,7 @@ def test_a_horizon_follows_a_budget_that_is_planned_anew():
     part.load_state_dict(state)
   for one in runs:
     train(*one, [4])
-  assert_same(contents(run[0]), contents(fresh[0]))
+  assert_same_by_name(contents(run[0]), contents(fresh[0]))
   unwatched = Averager.from_config(network(), config, budget=1000)
   with pytest.raises(ValueError, match=r'saved with decay=0\.98, this'):
     unwatched.load_state_dict(run[2].state_dict())

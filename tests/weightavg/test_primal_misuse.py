@@ -10,7 +10,6 @@ import weakref
 import pytest
 import torch
 from primal_runs import (
-  assert_same,
   backward,
   build,
   contents,
@@ -20,6 +19,7 @@ from primal_runs import (
   shampoo,
   train,
 )
+from tensors import assert_same_by_name
 from torch import nn
 
 from weightavg import Auto, Ema, Lawa, ScheduleFree
@@ -118,7 +118,7 @@ def test_a_step_from_y_is_refused_before_it_writes():
       optimizer.step()
     with pytest.raises(RuntimeError, match=r'before_step\(optimizer\) before'):
       averager.update()
-    assert_same(contents(model), before)
+    assert_same_by_name(contents(model), before)
 
 
 def test_a_closure_is_refused():
@@ -302,9 +302,9 @@ def test_a_copy_trains_on_by_itself(clone):
   with pytest.raises(RuntimeError, match=r'before_step\(optimizer\) before'):
     other[1].step()
   train(*other, range(3, 6))
-  assert_same(contents(parts[0]), before)
+  assert_same_by_name(contents(parts[0]), before)
   train(*parts, range(3, 6))
-  assert_same(contents(parts[0]), contents(other[0]))
+  assert_same_by_name(contents(parts[0]), contents(other[0]))
 
 
 def test_the_guard_outlives_another_averager_of_the_model():
@@ -318,7 +318,7 @@ def test_the_guard_outlives_another_averager_of_the_model():
   backward(model, 3)
   with pytest.raises(RuntimeError, match=r'before_step\(optimizer\) before'):
     optimizer.step()
-  assert_same(
+  assert_same_by_name(
     {k: v for k, v in contents(model).items() if 'norm' not in k},
     {k: v for k, v in before.items() if 'norm' not in k},
   )
@@ -340,7 +340,7 @@ def test_the_largest_learning_rate_is_resumed():
       optimizer.param_groups[0]['lr'] = rate
       train(model, optimizer, averager, [step])
     results.append(contents(model))
-  assert_same(*results)
+  assert_same_by_name(*results)
 
 
 def test_states_of_other_libraries_are_refused():

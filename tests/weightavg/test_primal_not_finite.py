@@ -4,7 +4,6 @@ import fakes
 import pytest
 import torch
 from primal_runs import (
-  assert_same,
   backward,
   bad_step,
   batch,
@@ -17,6 +16,7 @@ from primal_runs import (
   spoil,
   train,
 )
+from tensors import assert_same_by_name
 from torch import nn
 
 from weightavg import (
@@ -66,7 +66,7 @@ def test_a_refresh_by_a_bad_batch_is_dropped():
   with averager.refreshing():
     model(torch.full_like(batch(model, 0)[0], float('inf')))
   with averager.evaluating():
-    assert_same(contents(model), before)
+    assert_same_by_name(contents(model), before)
   with averager.refreshing():
     model(batch(model, 0)[0])
   with averager.evaluating():

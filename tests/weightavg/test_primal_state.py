@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from primal_runs import (
   SCHEMES,
-  assert_same,
   backward,
   bad_step,
   build,
@@ -21,6 +20,7 @@ from primal_runs import (
   shampoo,
   train,
 )
+from tensors import assert_same_by_name
 
 from weightavg import (
   Ema,
@@ -44,9 +44,9 @@ def test_training_with_evaluations_equals_training_without(make, swap):
     )
     if step % 2:
       watched[2].swap_out()
-      assert_same(contents(watched[0]), before)
+      assert_same_by_name(contents(watched[0]), before)
   watched[2].swap_out()
-  assert_same(contents(watched[0]), contents(alone[0]))
+  assert_same_by_name(contents(watched[0]), contents(alone[0]))
 
 
 @pytest.mark.parametrize('swap', ['copy', 'exchange'])
@@ -70,7 +70,7 @@ def test_a_second_averager_watches_y_and_leaves_training_alone(make, swap):
     x = alone[2].averaged_model().out.weight
     with averager.evaluating():
       assert torch.equal(model.out.weight, x)
-  assert_same(contents(model), contents(alone[0]))
+  assert_same_by_name(contents(model), contents(alone[0]))
   assert not torch.allclose(weight, x)
 
 
@@ -137,10 +137,10 @@ def test_any_run_of_evaluations_and_resumptions_is_the_undisturbed_one(
       run = restored(saved(*run), averager_first, **options)
   for *_, averager in (run, alone):
     averager.swap_out()
-  assert_same(contents(run[0]), contents(alone[0]))
+  assert_same_by_name(contents(run[0]), contents(alone[0]))
   for *_, averager in (run, alone):
     averager.swap_in()
-  assert_same(contents(run[0]), contents(alone[0]))
+  assert_same_by_name(contents(run[0]), contents(alone[0]))
 
 
 @pytest.mark.parametrize('averager_first', [False, True])
@@ -154,7 +154,7 @@ def test_a_run_can_be_set_back(averager_first):
     run[index].load_state_dict(state[index])
   for one in (run, alone):
     train(*one, [3])
-  assert_same(contents(run[0]), contents(alone[0]))
+  assert_same_by_name(contents(run[0]), contents(alone[0]))
 
 
 @pytest.mark.parametrize('shown', [False, True])
@@ -173,7 +173,7 @@ def test_a_bad_batch_after_a_resumption_returns_to_the_saved_statistics(
   resumed[2].swap_out()
   bad_step(*resumed, 3)
   assert resumed[2].skipped == 1
-  assert_same(contents(resumed[0]), before)
+  assert_same_by_name(contents(resumed[0]), before)
 
 
 def test_kept_statistics_are_checked_and_may_be_missing():
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_an_evaluation_holds_the_average():
   y = contents(run[0])
   run[2].swap_in()
   model, _, averager = saved(*run)
-  assert_same(model, contents(run[0]))
+  assert_same_by_name(model, contents(run[0]))
   for name, value in averager['raw'].items():
     assert torch.equal(value, y[name])
 

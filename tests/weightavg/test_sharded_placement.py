@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from placement_runs import (
   PLACEMENTS,
   SCHEMES,
-  assert_same,
   averager_of,
   build,
   change,
@@ -19,6 +18,7 @@ from placement_runs import (
   values,
   weights,
 )
+from tensors import assert_same
 from torch import nn
 
 from weightavg import AveragingConfig

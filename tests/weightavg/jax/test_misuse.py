@@ -3,13 +3,8 @@
 import numpy as np
 import pytest
 from jax_support import import_jax
-from jax_transformations import (
-  PARAMS,
-  SCHEMES,
-  assert_trees_equal,
-  params,
-  train,
-)
+from jax_transformations import SCHEMES, train
+from jax_trees import PARAMS, assert_equal, params
 
 from weightavg import Ema
 
@@ -103,7 +98,7 @@ def test_a_decay_that_16_bits_round_to_one_is_refused():
     decay=0.999
   )
   *_, shown = train(optax.chain(optax.sgd(0.0), wide), 3, narrow)
-  assert_trees_equal(shown, narrow)
+  assert_equal(shown, narrow)
 
 
 @pytest.mark.parametrize('scheme', [*SCHEMES, 'primal'])

@@ -3,16 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from jax_primal_runs import (
-  SCHEMES,
-  assert_close,
-  assert_equal,
-  build,
-  gradients,
-  params,
-  train,
-)
+from jax_primal_runs import SCHEMES, assert_close, build, gradients, train
 from jax_support import import_jax
+from jax_trees import assert_equal, params
 
 from weightavg import Ema, Polynomial, ScheduleFree
 from weightavg.learning_rate import factor

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from jax_primal_runs import build, params
+from jax_primal_runs import build
 from jax_support import import_jax
+from jax_trees import params
 
 from weightavg import Ema, Lawa, ScheduleFree
 from weightavg.schemes import Auto, Raw, Recursive

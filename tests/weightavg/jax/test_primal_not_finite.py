@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from jax_primal_runs import SCHEMES, assert_equal, build
+from jax_primal_runs import SCHEMES, build
 from jax_support import import_jax
+from jax_trees import assert_equal
 
 from weightavg import Polynomial
 from weightavg.pytorch import Averager, NadamW

@@ -3,15 +3,9 @@
 import functools
 
 import pytest
-from jax_primal_runs import (
-  assert_close,
-  assert_equal,
-  build,
-  gradients,
-  params,
-  train,
-)
+from jax_primal_runs import assert_close, build, gradients, train
 from jax_support import import_jax
+from jax_trees import assert_equal, params
 
 from weightavg import Ema
 

@@ -5,13 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from jax_support import import_jax
-from jax_transformations import (
-  SCHEMES,
-  assert_trees_equal,
-  gradients,
-  params,
-  train,
-)
+from jax_transformations import SCHEMES, gradients, train
+from jax_trees import assert_equal, params
 
 jax, jnp, optax, wj = import_jax('jax', 'jax.numpy', 'optax', 'weightavg.jax')
 
@@ -55,7 +50,7 @@ def test_nested_in_any_way(scheme):
       lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7), shown, expected
     )
     # In a tree of one's own, as training loops keep it.
-    assert_trees_equal(
+    assert_equal(
       wj.eval_params({'step': 3, 'opt': [state, None]}, params()), shown
     )
 
@@ -243,7 +238,7 @@ def test_parameters_and_state_may_be_donated(scheme, every):
     assert all(leaf.is_deleted() for leaf in old)
   # The shown weights survive the donation of what they were made from.
   donating(trained, state, 4)
-  assert_trees_equal(shown, wj.eval_params(kept_state, kept))
+  assert_equal(shown, wj.eval_params(kept_state, kept))
 
 
 @pytest.mark.parametrize('scheme', SCHEMES)

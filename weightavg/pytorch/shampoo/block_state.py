@@ -82,15 +82,15 @@ class BlockStack:
     """Raise ValueError if a changed group needs an average without state."""
     beta1, mu, graft = group['betas'][0], group['momentum'], group['grafting']
     has_second = grafts.has_second_moment(self.grafting(group))
-    for option, is_needed, average in (
-      (f'betas[0]={beta1}', beta1 > 0, self.momentum),
-      (f'grafting={graft!r}', has_second, self.second_moment),
-      (f'momentum={mu}', mu > 0, self.velocity),
+    for option, value, is_needed, average in (
+      ('betas[0]', beta1, beta1 > 0, self.momentum),
+      ('grafting', graft, has_second, self.second_moment),
+      ('momentum', mu, mu > 0, self.velocity),
     ):
       if is_needed and average is None:
         raise ValueError(
-          f'Invalid {option}. The optimizer was built without this average and '
-          'has no state for it.'
+          f'Invalid {option}={value!r}. The optimizer was built without this '
+          'average and has no state for it.'
         )
 
   def __getstate__(self) -> dict[str, Any]:

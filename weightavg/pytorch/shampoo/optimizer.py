@@ -285,9 +285,10 @@ class DistributedShampoo(torch.optim.Optimizer):
       if contiguous is not values:
         copies.append((values, contiguous))
       weights |= info.views(contiguous)
+    phases = self._root_schedule.phases(self.param_groups)
     for number, group in enumerate(self.param_groups):
       group['step'] += 1
-      self._step_group(number, gradients, weights)
+      self._step_group(number, phases, gradients, weights)
     if self._exchange is not None:
       self._exchange.share(weights)
     for values, contiguous in copies:
@@ -406,6 +407,7 @@ class DistributedShampoo(torch.optim.Optimizer):
   def _step_group(
     self,
     number: int,
+    phases: Mapping[Block, int],
     gradients: Mapping[Block, torch.Tensor],
     weights: Mapping[Block, torch.Tensor],
   ) -> None:
@@ -414,7 +416,7 @@ class DistributedShampoo(torch.optim.Optimizer):
       self.param_groups[number],
       number,
       self._stacks[number],
-      self._root_schedule.phases(self.param_groups),
+      phases,
       [info.name for info in self._infos],
       gradients,
       weights,
