@@ -11,6 +11,7 @@ import algoperf_support as support
 import numpy as np
 import pytest
 import torch
+from algoperf_batches import make_batch
 
 pytestmark = support.MARKS
 
@@ -20,7 +21,7 @@ def start(submission, workload, point=None, **kwargs):
     support.load_submission(submission),
     workload,
     point or support.hyperparameters(submission),
-    [support.make_batch('mnist', seed=step) for step in range(4)],
+    [make_batch('mnist', seed=step) for step in range(4)],
     **kwargs,
   )
 
@@ -76,7 +77,7 @@ def test_a_variant_trains_and_evaluates(variant):
     support.load_submission('nadamw_lawa'),
     support.make_workload(variant),
     support.hyperparameters('nadamw_lawa'),
-    [support.make_batch(variant)],
+    [make_batch(variant)],
   )
   run.step()
   run.step()
@@ -190,7 +191,7 @@ def test_the_loss_may_be_compiled_as_the_runner_does():
       support.load_submission('nadamw_lawa'),
       workload,
       support.hyperparameters('nadamw_lawa'),
-      [support.make_batch('ogbg')],
+      [make_batch('ogbg')],
     )
     run.step()
     runs.append(support.fingerprint(run.model))

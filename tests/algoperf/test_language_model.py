@@ -7,6 +7,7 @@ import algoperf_support as support
 import numpy as np
 import pytest
 import torch
+from algoperf_batches import make_batch
 
 from lab.report import targets
 from weightavg.pytorch import train_step
@@ -22,7 +23,7 @@ def start(submission='nadamw_ema', batches=2):
     support.load_submission(submission),
     support.make_workload(NAME),
     support.hyperparameters(submission),
-    [support.make_batch(NAME, seed=step) for step in range(batches)],
+    [make_batch(NAME, seed=step) for step in range(batches)],
   )
 
 

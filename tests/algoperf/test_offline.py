@@ -10,6 +10,7 @@ import algoperf_support as support
 import numpy as np
 import pytest
 import torch
+from algoperf_batches import make_batch
 
 from lab.offline import batch_norm, workload_loader
 from lab.offline.__main__ import main
@@ -132,7 +133,7 @@ def batches(name, numbers):
   """Batches by number, each with its own seed for dropout."""
   for number in numbers:
     torch.manual_seed(number)
-    yield support.make_batch(name, seed=number)
+    yield make_batch(name, seed=number)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_recomputed_statistics_are_means_also_after_an_evaluation(name):
   for numbers in ((1,), (2,), (1, 2)):
     with torch.no_grad():
       workload.model_fn(
-        model, support.make_batch(name), state, spec.ForwardPassMode.EVAL,
+        model, make_batch(name), state, spec.ForwardPassMode.EVAL,
         np.array([0, 1]), update_batch_norm=False,
       )  # fmt: skip
     kept = [dict(vars(layer)) for layer in layers]

@@ -10,6 +10,7 @@ import gc
 import algoperf_support as support
 import pytest
 import torch
+from algoperf_batches import make_batch
 
 pytestmark = support.MARKS
 
@@ -29,7 +30,7 @@ def start(submission, workload, *, seed=0):
     support.load_submission(submission),
     support.make_workload(workload),
     support.hyperparameters(submission),
-    [support.make_batch(workload, seed=step) for step in range(STEPS + 2)],
+    [make_batch(workload, seed=step) for step in range(STEPS + 2)],
     seed=seed,
   )
 

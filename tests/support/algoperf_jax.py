@@ -4,6 +4,7 @@ import contextlib
 import os
 import warnings
 
+import algoperf_batches
 import algoperf_support as support
 import numpy as np
 
@@ -39,7 +40,7 @@ def make_batch(name, seed=0):
   base = registry.get_base_workload_name(name)
   if base == 'ogbg':
     return _ogbg(np.random.default_rng(seed))
-  batch = support.make_batch(name, seed)
+  batch = algoperf_batches.make_batch(name, seed)
   is_image = base in ('mnist', 'cifar', 'imagenet_resnet', 'imagenet_vit')
 
   def convert(key, value):
