@@ -96,6 +96,11 @@ class AveragingConfig:
   )
 
   def __post_init__(self) -> None:
+    if not isinstance(self.scheme, Scheme):
+      raise ValueError(
+        f'Invalid scheme={self.scheme!r}. Must be a scheme such as '
+        'Ema(decay=0.999); AveragingConfig.from_point takes names.'
+      )
     check_fields(self)
     self._check_effect()
     self._check_cadence()
@@ -139,7 +144,7 @@ class AveragingConfig:
       ValueError: naming a key that is unknown, ill-typed, out of range, without
         effect or in contradiction with another.
     """
-    if averaging_scheme not in SCHEMES:
+    if not isinstance(averaging_scheme, str) or averaging_scheme not in SCHEMES:
       raise ValueError(
         f'Invalid {SCHEME_KEY}={averaging_scheme!r}. Must be one of '
         f'{", ".join(SCHEMES)}.'
@@ -311,13 +316,16 @@ def samples_in(fraction: float, budget: int, every: int) -> int:
   return samples
 
 
-def check_storage(batch_norm: str | None, placement: str, swap: str) -> None:
+def check_storage(
+  batch_norm: str | None, placement: str, swap: str, checkpoints: bool
+) -> None:
   """Raise ValueError for a value that the fields of the same names exclude."""
   fields = fields_by_key(AveragingConfig)
   for name, value in (
     ('batch_norm', batch_norm),
     ('placement', placement),
     ('swap', swap),
+    ('checkpoints', checkpoints),
   ):
     check_value(name, fields[f'averaging_{name}'], value)
 

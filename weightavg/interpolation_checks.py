@@ -5,7 +5,7 @@ optimizer's iterate z. mu is the interpolation.
 """
 
 from weightavg.config_fields import check_steps, plain
-from weightavg.schemes import SCHEMES, Recursive, Scheme
+from weightavg.schemes import SCHEMES, Auto, Recursive, Scheme
 
 # A forward pass is a third of a training step.
 DEFAULT_REFRESH_EVERY = 10
@@ -30,7 +30,9 @@ def check_interpolation(
     placement_name: likewise.
   """
   interpolation = plain(interpolation)
-  if not isinstance(interpolation, int | float) or not 0 <= interpolation < 1:
+  is_number = isinstance(interpolation, int | float)
+  is_number &= not isinstance(interpolation, bool)
+  if not is_number or not 0 <= interpolation < 1:
     raise ValueError(f'Invalid {name}={interpolation!r}. Must be in [0, 1).')
   if interpolation == 0.0:
     if scheme.default_interpolation > 0.0:
@@ -38,6 +40,13 @@ def check_interpolation(
         f'Invalid {name}=0.0. Must be in (0, 1) for {scheme.name}; without '
         'interpolation polynomial is the average of that kind.'
       )
+    candidates = scheme.schemes if isinstance(scheme, Auto) else ()
+    for candidate in candidates:
+      if candidate.default_interpolation > 0.0:
+        raise ValueError(
+          f'Invalid averaging_candidates. {candidate} needs an {name}, without '
+          'which polynomial is the average of that kind.'
+        )
     return
   if not isinstance(scheme, Recursive):
     names = [key for key, one in SCHEMES.items() if issubclass(one, Recursive)]

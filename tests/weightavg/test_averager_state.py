@@ -165,6 +165,11 @@ def test_states_of_other_models_are_refused(change, message, part):
     build('ema')[2].load_state_dict(state)
 
 
+def test_what_is_no_dict_is_refused():
+  with pytest.raises(ValueError, match=r'Invalid averager state: a NoneType\.'):
+    Averager(nn.Linear(1, 1), Ema(0.5)).load_state_dict(None)
+
+
 def test_unknown_format_is_refused():
   with pytest.raises(ValueError, match='format None'):
     build('ema')[2].load_state_dict({})

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from placement_runs import PLACEMENTS
 from swap_models import SWAPS, model
+from tensors import through_a_file
 from torch import nn
 
 from weightavg import Ema, Lawa, Polynomial
@@ -72,6 +74,10 @@ def change_dtype(net):
   net[0].weight = nn.Parameter(net[0].weight.double())
 
 
+def enlarge(net):
+  net[0].weight.data = torch.ones(3, 2)
+
+
 def drop(net):
   del net[1]
 
@@ -91,9 +97,14 @@ def grow(net):
     (change_dtype, r"'0\.weight' is \(2, 2\) of torch\.float64, was"),
     (
       convert,
-      r"'0\.weight' is torch\.float64 on cpu, was torch\.float32 on cpu",
+      r"'0\.weight' is \(2, 2\) of torch\.float64 on cpu, was \(2, 2\) of "
+      r'torch\.float32 on cpu',
     ),
-    (move, r"'0\.weight' is torch\.float32 on meta, was torch\.float32 on cpu"),
+    (move, r"'0\.weight' is \(2, 2\) of torch\.float32 on meta, was \(2, 2\)"),
+    (
+      enlarge,
+      r"'0\.weight' is \(3, 2\) of torch\.float32 on cpu, was \(2, 2\)",
+    ),
     (drop, r"'1\.weight' is another, frozen parameter"),
     (unfreeze, r"'2\.weight' is trained now and is not averaged"),
     (grow, r"'3\.weight' is trained now and is not averaged"),
@@ -130,8 +141,48 @@ def test_pairs_of_another_dtype_are_named():
   averager = Averager([('p', p)], Ema(0.5))
   averager.update()
   p.data = p.data.double()
-  with pytest.raises(RuntimeError, match=r"'p' is torch\.float64 on cpu, was"):
+  with pytest.raises(
+    RuntimeError, match=r"'p' is \(1,\) of torch\.float64 on cpu, was"
+  ):
     averager.swap_in()
+
+
+@pytest.mark.parametrize('scheme', [Ema(0.5), Lawa(3)], ids=['ema', 'lawa'])
+@pytest.mark.parametrize('placement', PLACEMENTS)
+@pytest.mark.parametrize('swap', SWAPS)
+def test_a_model_may_be_made_channels_last_between_samples(
+  scheme, placement, swap
+):
+  torch.manual_seed(0)
+  net = nn.Conv2d(3, 4, 3)
+  averager = Averager(net, scheme, every=1, placement=placement, swap=swap)
+  samples = []
+  for step in range(3):
+    with torch.no_grad():
+      net.weight.add_(torch.randn_like(net.weight))
+    samples.append(net.weight.detach().double())
+    averager.update()
+    if step == 0:
+      net.to(memory_format=torch.channels_last)
+  assert net.weight.stride() != torch.empty(4, 3, 3, 3).stride()
+  expected = sum(w * x for w, x in zip(scheme.weights(3), samples, strict=True))
+  saved = through_a_file(averager.state_dict())
+  other = nn.Conv2d(3, 4, 3)
+  other.load_state_dict(net.state_dict())
+  restored = Averager(other, scheme, every=1, placement=placement)
+  restored.load_state_dict(saved)
+  for one, a in ((net, averager), (other, restored)):
+    with a.evaluating():
+      # Three roundings of numbers below 4.
+      torch.testing.assert_close(
+        one.weight.double(), expected, rtol=0, atol=1e-6
+      )
+    assert torch.equal(one.weight.double(), samples[-1])
+
+
+def test_weights_without_a_shape_are_refused():
+  with pytest.raises(ValueError, match=r"'weight' has no shape yet\. Call"):
+    Averager(nn.LazyLinear(2), Ema(0.5))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks import timm_ema
 from weightavg import Auto, Ema, Lawa, Polynomial
-from weightavg.pytorch import Averager
+from weightavg.pytorch import Averager, finite
 
 
 class Tied(nn.Module):
@@ -291,6 +291,26 @@ def test_ema_pytorch_reads_our_average_and_we_read_its():
   assert torch.equal(
     fresh.averaged_state_dict()['head.weight'], state['head.weight']
   )
+
+
+def test_a_look_at_the_last_sample_is_no_look_at_an_imported_average():
+  """On an accelerator the look is still under way when the state comes."""
+  model, averager = trained(Ema(0.5), steps=1)
+  theirs = AveragedModel(model)
+  theirs.update_parameters(model)
+  averager._looker.look = lambda *args: finite.Look(torch.ones(()))
+  averager.update()
+  averager.import_state(theirs.state_dict(), 'torch', samples=10)
+  assert (averager.samples, averager.skipped) == (10, 1)
+
+
+def test_a_bool_is_no_number_of_samples():
+  model, averager = trained(Ema(0.5), steps=1)
+  theirs = AveragedModel(model)
+  with pytest.raises(
+    ValueError, match=r'Invalid samples=True\. Must be an int'
+  ):
+    averager.import_state(theirs.state_dict(), 'torch', samples=True)
 
 
 def test_ema_pytorch_continues_an_average_that_is_old_enough():

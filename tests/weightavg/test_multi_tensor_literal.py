@@ -157,6 +157,18 @@ def test_a_lerp_is_left_out_if_a_number_says_so(dtype):
     multi_tensor.skipping_lerp_(averages, samples[:2], 0.25, torch.ones(()))
 
 
+def test_fused_kernels_get_tensors_of_one_dense_layout():
+  dense = torch.zeros(2, 3, 4, 5)
+  last = dense.to(memory_format=torch.channels_last)
+  for one, other, is_alike in (
+    (dense, dense.double(), True),
+    (last, last, True),
+    (dense, last, False),
+    (dense[:, ::2], dense[:, ::2], False),
+  ):
+    assert multi_tensor._is_laid_out_alike(one, other) == is_alike
+
+
 def test_a_copy_is_left_out_if_a_number_says_so():
   targets, sources = full(1.0, 2.0), full(NAN, 4.0)
   multi_tensor.skipping_copy_(targets, sources, torch.ones(()))

@@ -28,6 +28,62 @@ from weightavg.pytorch.shampoo import DistributedShampoo
 from weightavg.schemes import Raw
 
 
+@pytest.mark.parametrize('make', [sgd, nadamw])
+def test_a_step_that_was_interrupted_while_it_wrote_is_refused(
+  make, monkeypatch
+):
+  net, optimizer, averager = build(make=make)
+  train(net, optimizer, averager, range(2))
+  saved = copy.deepcopy([net.state_dict(), averager.state_dict()])
+  backward(net, 2)
+  with monkeypatch.context() as patched:
+
+    def interrupt(placement):
+      raise KeyboardInterrupt
+
+    patched.setattr(type(averager.placement), '_exchange', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      averager.before_step(optimizer)
+  for call in (
+    lambda: averager.before_step(optimizer),
+    averager.update,
+    averager.swap_in,
+    averager.state_dict,
+    averager.averaged_state_dict,
+  ):
+    with pytest.raises(RuntimeError, match=r'interrupted.*Load a state'):
+      call()
+  net.load_state_dict(saved[0])
+  averager.load_state_dict(saved[1])
+  assert_same_by_name(
+    averager.state_dict()['buffers'][0], saved[1]['buffers'][0]
+  )
+  train(net, optimizer, averager, range(2, 3))
+
+
+def test_nothing_is_refreshed_before_the_first_sample():
+  net = nn.BatchNorm1d(2)
+  averager = Averager(net, Ema(0.5), interpolation=0.5, batch_norm='refreshed')
+  with (
+    pytest.raises(RuntimeError, match='Nothing is averaged yet'),
+    averager.refreshing(),
+  ):
+    pass
+
+
+@pytest.mark.parametrize('interpolation', [False, True])
+def test_a_bool_is_no_interpolation(interpolation):
+  with pytest.raises(
+    ValueError, match=r'Invalid interpolation=(Fals|Tru)e\. M'
+  ):
+    Averager(nn.Linear(1, 1), Ema(0.5), interpolation=interpolation)
+
+
+def test_schedule_free_is_no_candidate():
+  with pytest.raises(ValueError, match=r'Invalid averaging_candidates\. Sched'):
+    Averager(nn.Linear(1, 1), Auto([ScheduleFree(), Ema(0.5)]), every=1)
+
+
 def test_a_step_that_was_not_made_hands_nothing_to_a_later_one():
   """GradScaler left out the call of step(): the next one is not left out."""
   p, q = (nn.Parameter(torch.zeros(1)) for _ in range(2))
@@ -404,7 +460,7 @@ def test_a_step_that_cannot_begin_is_not_counted():
   averager = Averager(model, Ema(0.5), interpolation=0.9)
   optimizer = NadamW(model.parameters(), betas=(0.0, 0.9))
   model(torch.tensor([1])).sum().backward()
-  with pytest.raises(Exception, match='sparse'):
+  with pytest.raises(RuntimeError, match='NadamW takes no sparse tensors'):
     averager.before_step(optimizer)
   assert averager.samples == 0
   averager.state_dict()  # which a step that has begun refuses

@@ -1,5 +1,7 @@
 """Averages divided over the ranks: shares, resumption, statistics."""
 
+import copy
+import pickle
 from unittest import mock
 
 import pytest
@@ -59,7 +61,30 @@ def sharded_ranks(rank, folder):
     _sharded_equals_unsharded(scheme)
     _sharded_resumes(rank, scheme, f'{folder}/{scheme}')
   _states_that_cannot_be_loaded(rank)
+  _layouts_may_change()
+  _cannot_be_copied()
   _is_a_share(rank)
+
+
+def _layouts_may_change():
+  named = [('p', nn.Parameter(torch.randn(3, 4, 5, 2)))]
+  averager = build(named, 'lawa', 'sharded')
+  averager.update()
+  before = values(named)
+  named[0][1].data = named[0][1].to(memory_format=torch.channels_last)
+  averager.update()
+  with averager.evaluating():
+    # Both samples are the same, and doubling and halving is exact.
+    assert_same(values(named), before)
+
+
+def _cannot_be_copied():
+  averager = build(weights(), 'ema', 'sharded')
+  for copies in (copy.deepcopy, pickle.dumps):
+    with pytest.raises(
+      RuntimeError, match=r'sharded over several ranks cannot'
+    ):
+      copies(averager)
 
 
 def _sharded_equals_unsharded(scheme):

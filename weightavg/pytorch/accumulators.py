@@ -48,6 +48,9 @@ class Accumulator(Protocol):
         `retract` is called before the next sample.
     """
 
+  def reserve(self, tensors: Sequence[Tensor]) -> None:
+    """Allocate what `add` needs; nothing changes where memory lacks."""
+
   def retract(self) -> None:
     """Forget that the last sample, which was to be skipped, was added."""
 
@@ -84,6 +87,9 @@ class RunningAccumulator:
     self.scheme = scheme
     self.count = 0
     self._averages = [allocate(t, average_dtype(t.dtype)) for t in tensors]
+
+  def reserve(self, tensors: Sequence[Tensor]) -> None:
+    """Nothing to do: the average has its memory."""
 
   def add(self, tensors: Sequence[Tensor], skip: Tensor | None = None) -> None:
     """Take the tensors in as the next sample."""
@@ -152,6 +158,8 @@ class WindowAccumulator:
     self.count = 0
     self._allocate = allocate
     self._samples: list[list[Tensor]] = []
+    # Memory of the next sample, where no old one gives it.
+    self._reserved: list[Tensor] | None = None
     # The last sample has the memory of the one that was the oldest.
     self._replaced_oldest = False
     self._mean: list[Tensor] | None = None
@@ -159,13 +167,20 @@ class WindowAccumulator:
   def _new_sample(self, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [self._allocate(t, t.dtype) for t in tensors]
 
+  def reserve(self, tensors: Sequence[Tensor]) -> None:
+    """Allocate the next sample, unless the oldest gives its memory."""
+    if self._reserved is None and len(self._samples) < self.scheme.size:
+      self._reserved = self._new_sample(tensors)
+
   def add(self, tensors: Sequence[Tensor], skip: Tensor | None = None) -> None:
     """Take the tensors in as the next sample."""
+    self.reserve(tensors)
     self._replaced_oldest = len(self._samples) == self.scheme.size
     if self._replaced_oldest:
       slot = self._samples.pop(0)
     else:
-      slot = self._new_sample(tensors)
+      assert self._reserved is not None
+      slot, self._reserved = self._reserved, None
     if skip is None or not self._replaced_oldest:
       multi_tensor.copy_(slot, tensors)
     else:
@@ -206,6 +221,7 @@ class WindowAccumulator:
     """Continue from saved samples, oldest first."""
     self.count = count
     self._samples = [self._new_sample(tensors) for _ in buffers]
+    self._reserved = None
     for slot, saved in zip(self._samples, buffers, strict=True):
       multi_tensor.copy_(slot, saved)
 
@@ -245,6 +261,9 @@ def add_to_all(
   skip: Tensor | None = None,
 ) -> None:
   """Take one sample into all; several running averages share one read of it."""
+  # All or none take the sample in.
+  for accumulator in accumulators:
+    accumulator.reserve(tensors)
   running = [
     accumulator
     for accumulator in accumulators

@@ -67,7 +67,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
 
   While the average is shown, an optimizer's step on the model and a
   `load_state_dict` of it raise before they write, and so does another averager.
-  Other writes are lost with swap='copy' and change the average with
+  Other writes are lost with swap='copy' and may change the average with
   swap='exchange'; `swap_out` logs those that do not go through `.data`. The
   running statistics of an average may be written to, as
   torch's `update_bn` does: they and their counts of batches are as before after
@@ -180,7 +180,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
       )
     if interpolation is None:
       interpolation = scheme.default_interpolation
-    averaging_config.check_storage(batch_norm, placement, swap)
+    averaging_config.check_storage(batch_norm, placement, swap, checkpoints)
     check_interpolation(scheme, interpolation, placement)
     batch_norm = batch_norm_of(batch_norm, interpolation)
     check_refresh(batch_norm, refresh_every, interpolation)
@@ -254,6 +254,11 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
       steps_per_epoch: steps; for averaging_preset='kaddour2022' only.
       collective: as in the constructor.
     """
+    if not isinstance(config, AveragingConfig):
+      raise ValueError(
+        f'Invalid config: a {type(config).__name__}. Must be an '
+        'AveragingConfig, as AveragingConfig.from_point(**point) is.'
+      )
     sampling, scheme = config.resolve(budget, steps_per_epoch)
     return cls(
       weights,
@@ -299,15 +304,19 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
     self._refuse_shown('update()')
     if self._primal is not None:
       self._end_step(self._primal, finite)
-    elif isinstance(self.placement, DevicePlacement):
-      self.step += 1
-      if self.sampling.is_sampled(self.step):
-        self._sample(self.placement, finite)
-    else:
-      self.step += 1
+      return
+    step = self.step + 1
+    if isinstance(self.placement, DevicePlacement) and self.sampling.is_sampled(
+      step
+    ):
+      self._sample(self.placement, finite, step)
+    # Not counted where an error was raised.
+    self.step = step
 
   @outside_autograd
-  def _sample(self, placement: DevicePlacement, is_finite: bool | None) -> None:
+  def _sample(
+    self, placement: DevicePlacement, is_finite: bool | None, step: int
+  ) -> None:
     self._settle()
     self._weights.follow()
     shown.check_not_shown(self._weights.parameters, 'update()')
@@ -318,11 +327,11 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
       result = self._looker.look(tensors, self._weights.distributed)
     if isinstance(result, finite.Look):
       placement.add(tensors, result)
-      self._look = (result, self.step)
+      self._look = (result, step)
     elif result:
       placement.add(tensors)
     else:
-      self._skip(self.step)
+      self._skip(step)
 
 
 def _checked_collective(

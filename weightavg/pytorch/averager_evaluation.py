@@ -64,7 +64,9 @@ class AveragerEvaluation(AveragerParts):
       allow_load: let `load_state_dict` of the model write to the average until
         `swap_out`, as an evaluation does that averages the model over ranks.
         By default it is refused, as it is mostly a mistake. With
-        swap='exchange' what is loaded into the parameters stays in the average.
+        swap='exchange' what is loaded into the parameters stays in the average
+        where the model holds the average's own memory: a running average in the
+        weights' dtype on their device. It is lost elsewhere.
 
     Raises:
       RuntimeError: another averager shows its average in the same weights, or
@@ -96,6 +98,7 @@ class AveragerEvaluation(AveragerParts):
     """Put the raw weights back; nothing happens if they are in place."""
     was_swapped = self.swapped
     self._swap.undo()
+    self.choice.give_up()
     if was_swapped and self._primal is not None:
       self._primal.note_put_back()
 
@@ -110,22 +113,17 @@ class AveragerEvaluation(AveragerParts):
     Raises:
       RuntimeError: an average is shown already and another one is asked for.
     """
-    was_swapped, selected = self.swapped, self.choice.selected
-    is_made = self.choice.is_made
-    if which is not None and which != selected:
-      self.select(which)
-    # What is asked for needs no choice.
-    self.choice.is_made |= which is not None
+    was_swapped = self.swapped
+    if which is not None:
+      if which != self.choice.selected:
+        self._refuse_shown(f'evaluating({which})')
+      self.choice.attempt(which)
     try:
       self.swap_in()
       yield
     finally:
       if not was_swapped:
         self.swap_out()
-      self.choice.selected = selected
-      if which is not None:
-        # One that was tried is not chosen.
-        self.choice.is_made = is_made
 
   def _check_unchanged(self) -> None:
     """With an interpolation the average is computed from the weights."""

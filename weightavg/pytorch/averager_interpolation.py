@@ -97,7 +97,8 @@ class AveragerInterpolation(AveragerParts):
     its buffers and the random numbers are as before after the block.
 
     Raises:
-      RuntimeError: an average is shown, or batch_norm is not 'refreshed'.
+      RuntimeError: an average is shown, there is no sample yet, or batch_norm
+        is not 'refreshed'.
 
     >>> from weightavg import Ema
     >>> from weightavg.pytorch import Averager
@@ -115,6 +116,10 @@ class AveragerInterpolation(AveragerParts):
       )
     self._refuse_shown('refreshing()')
     self._refuse_in_step('refreshing()')
+    if not self.samples:
+      raise RuntimeError(
+        'Nothing is averaged yet. Enter refreshing() where refresh_due is true.'
+      )
     self._weights.follow()
     with torch.no_grad():
       average = self._primal.shown(self._weights.data())

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightavg.config_fields import plain
+from weightavg.config_fields import is_integer, plain
 from weightavg.pytorch import (
   averager_state_checks,
   dtensors,
@@ -37,6 +37,8 @@ class AveragerState(AveragerEvaluation):
     """
     self._settle()
     self._refuse_in_step('state_dict()')
+    if self._primal is not None:
+      self._primal.check_whole()
     buffers = [] if self.placement is None else self.placement.buffers()
     primal: dict[str, Any] = {}
     if self._primal is not None:
@@ -44,6 +46,7 @@ class AveragerState(AveragerEvaluation):
       if statistics := self._primal.kept_statistics():
         primal['statistics'] = statistics
     counters = self._swap.counters()
+    chosen, is_made = self.choice.chosen
     return {
       'format': averager_state_checks.FORMAT,
       'recipe': dict(self._recipe),
@@ -51,6 +54,8 @@ class AveragerState(AveragerEvaluation):
       'samples': self.samples,
       'skipped': self._skipped,
       'selected': self.choice.selected,
+      'chosen': chosen,
+      'choice_is_made': is_made,
       'swapped': self.swapped,
       'complete': buffers is not None,
       'buffers': [self._by_name(tensors) for tensors in buffers or []],
@@ -90,9 +95,11 @@ class AveragerState(AveragerEvaluation):
       raw = {name: tensor.clone() for name, tensor in raw.items()}
       self.swap_out()
     self._settle()
+    if isinstance(self.placement, DevicePlacement):
+      # Before anything is written: an old sample may have failed.
+      self.placement.settle()
     self.step = state_dict['step']
     self._skipped = state_dict['skipped']
-    self.choice.selected = state_dict['selected']
     saved = [self._in_order(named) for named in state_dict['buffers']]
     samples = state_dict['samples']
     if self._primal is not None:
@@ -103,7 +110,15 @@ class AveragerState(AveragerEvaluation):
       multi_tensor.copy_(self._weights.data(), self._in_order(raw))
     if self._primal is not None:
       self._primal.restart_statistics(state_dict.get('statistics'))
-    if state_dict['swapped']:
+    self.choice.restore(
+      state_dict['selected'],
+      # Not in states of earlier versions.
+      state_dict.get('chosen'),
+      state_dict.get('choice_is_made'),
+    )
+    if not state_dict['swapped']:
+      self.choice.give_up()
+    else:
       self.swap_in()
       # Not the model's own: it may be restored only after this.
       self._swap.set_counters(state_dict.get('counters', {}))
@@ -143,7 +158,7 @@ class AveragerState(AveragerEvaluation):
       )
     averages, count = export.from_library(state, library, self._weights.names)
     samples = plain(count if samples is None else samples)
-    if not isinstance(samples, int) or samples < 1:
+    if not is_integer(samples) or samples < 1:
       raise ValueError(
         f'Invalid samples={samples!r}. Must be an integer in [1, inf): the '
         'number of updates of the average, which has to have one.'
@@ -156,6 +171,7 @@ class AveragerState(AveragerEvaluation):
     # The step of the last of these samples: the next one is `every` later.
     first = self.sampling.steps(last=0).start
     last = first + (samples - 1) * self.sampling.every
+    self._settle()
     self.step = max(self.step, last)
     self.placement.restore(
       samples, [self._in_order(buffers)], self._weights.data()

@@ -71,6 +71,10 @@ def check(
     live_statistics: running statistics and counts of its model, by name.
   """
   candidates = len(scheme.parts)
+  if not isinstance(state_dict, Mapping):
+    raise ValueError(
+      f'Invalid averager state: a {type(state_dict).__name__}. Must be a dict.'
+    )
   if state_dict.get('format') != FORMAT:
     raise ValueError(
       f'Invalid averager state: format {state_dict.get("format")!r}. Must be '
@@ -97,11 +101,16 @@ def check(
         f'Invalid averager state: saved with {key}={saved!r}, this averager '
         f'has {key}={own!r}.'
       )
-  if state_dict['selected'] >= candidates:
-    raise ValueError(
-      f'Invalid averager state: selected={state_dict["selected"]}. Must be '
-      f'below {candidates}.'
-    )
+  # Not in states of earlier versions.
+  optional = {'chosen': int, 'choice_is_made': bool}
+  given = {key: kind for key, kind in optional.items() if key in state_dict}
+  check_fields(state_dict, given, SUBJECT, {'chosen': RAW})
+  for key in {'selected', 'chosen'} & state_dict.keys():
+    if state_dict[key] >= candidates:
+      raise ValueError(
+        f'Invalid averager state: {key}={state_dict[key]}. Must be below '
+        f'{candidates}.'
+      )
   if 'averaging_interpolation' in own_recipe:
     _check_weighting(state_dict.get('weighting'))
     # Not in states of earlier versions; nothing to keep without a model.

@@ -1,6 +1,7 @@
 """The choice of the average that evaluation sees."""
 
 import math
+import operator
 from collections.abc import Sequence
 
 from absl import logging
@@ -26,6 +27,9 @@ class Choice:
     self.names = scheme.part_names
     self.selected = RAW if self.names else 0
     self.is_made = not self.names
+    # To what it returns once another average has been tried, and whether that
+    # was chosen.
+    self._before: tuple[int, bool] | None = None
 
   def select(self, which: int) -> None:
     """Choose what is shown from now on.
@@ -37,10 +41,55 @@ class Choice:
       ValueError: for an index that no candidate has.
     """
     count = len(self._parts)
-    if not RAW <= which < count:
-      raise ValueError(f'Invalid {which=}. Must be in [-1, {count}).')
-    self.selected = which
+    try:
+      # Checkpoints hold Python's integers alone, not those of NumPy or torch.
+      index = count if isinstance(which, bool) else operator.index(which)
+    except TypeError:
+      index = count
+    if not RAW <= index < count:
+      raise ValueError(
+        f'Invalid {which=}. Must be an integer in [-1, {count}).'
+      )
+    self.selected = index
     self.is_made = True
+
+  def attempt(self, which: int) -> None:
+    """Show another average until `give_up`; it is not chosen by that.
+
+    Raises:
+      ValueError: for an index that no candidate has.
+    """
+    before = self.chosen
+    self.select(which)
+    self._before = before
+
+  def give_up(self) -> None:
+    """Return to the average that was chosen; nothing happens if it is shown."""
+    if self._before is not None:
+      (self.selected, self.is_made), self._before = self._before, None
+
+  @property
+  def chosen(self) -> tuple[int, bool]:
+    """The index that was chosen, and whether anybody chose it."""
+    return self._before or (self.selected, self.is_made)
+
+  def restore(
+    self, shown: int, chosen: int | None, is_made: bool | None
+  ) -> None:
+    """Continue from a saved choice.
+
+    Args:
+      shown: index of the average that was shown.
+      chosen: index of the choice; None for that, as in earlier versions.
+      is_made: whether anybody chose it; None for any average.
+    """
+    self.selected = shown if chosen is None else chosen
+    self.is_made = (
+      not self.names or self.selected != RAW if is_made is None else is_made
+    )
+    self._before = None
+    if shown != self.selected:
+      self.attempt(shown)
 
   def lowest(self, losses: Sequence[float]) -> int:
     """Index of the lowest finite loss, the first of equals; RAW for none.

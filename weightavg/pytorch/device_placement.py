@@ -48,8 +48,9 @@ class DevicePlacement:
       look: at a sample that may have to be skipped; `retract` is called before
         the next one if so.
     """
-    self.count += 1
     self._accumulate(tensors, None if look is None else look.skip)
+    # Not before: memory for a sample may lack.
+    self.count += 1
 
   def _accumulate(
     self, tensors: Sequence[Tensor], skip: Tensor | None = None
@@ -77,6 +78,9 @@ class DevicePlacement:
       a if a.dtype == t.dtype else a.to(t.dtype)
       for a, t in zip(averages, tensors, strict=True)
     ]
+
+  def settle(self) -> None:
+    """Wait for samples that are being taken in; here none is."""
 
   def collect(self) -> None:
     """Start to bring together what `buffers` needs; called on all ranks."""

@@ -187,7 +187,11 @@ def skipping_lerp_(
   """
   for average, sample in by_device_and_dtype(averages, samples):
     cast = [s.to(a.dtype) for a, s in zip(average, sample, strict=True)]
-    if average[0].is_cuda and not average[0].is_complex():
+    if (
+      average[0].is_cuda
+      and not average[0].is_complex()
+      and all(map(_is_laid_out_alike, average, cast))
+    ):
       torch._fused_sgd_(
         average,
         cast,
@@ -205,6 +209,11 @@ def skipping_lerp_(
     else:
       for a, s in zip(average, cast, strict=True):
         a.lerp_(torch.where(skip > 0, a, s), weight)
+
+
+def _is_laid_out_alike(one: Tensor, other: Tensor) -> bool:
+  """True for equal strides without gaps, which fused kernels ask for."""
+  return one.stride() == other.stride() and flat(one) is not None
 
 
 def skipping_copy_(

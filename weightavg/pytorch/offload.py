@@ -66,17 +66,30 @@ class HostPlacement(DevicePlacement):
     return host.pin_memory() if self._pinned else host
 
   def _settle(self) -> None:
-    """Wait until the staging buffer is free and the averages complete."""
-    if self._under_way is not None:
-      self._under_way.result()
-      self._under_way = None
+    """Wait until the staging buffer is free and the averages complete.
+
+    Raises once what a sample could not be taken in for, as where memory lacks.
+    That sample is then forgotten.
+    """
+    if self._under_way is None:
+      return
+    # Where the waiting itself is interrupted, the sample is still under way.
+    error = self._under_way.exception()
+    self._under_way = None
+    if error is not None:
+      self.count -= 1
+      raise error
+
+  def settle(self) -> None:
+    """Wait for the sample under way."""
+    self._settle()
 
   def add(self, tensors: Sequence[Tensor], look: Look | None = None) -> None:
     """Start taking the tensors in as the next sample."""
     self._settle()
-    self.count += 1
     self._transfers.copy_out(self._staging, tensors)
     self._under_way = self._worker.submit(lambda: self._take_in(look))
+    self.count += 1
 
   def _take_in(self, look: Look | None) -> None:
     self._transfers.wait()

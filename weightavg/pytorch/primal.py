@@ -103,6 +103,8 @@ class PrimalPlacement:
     ]
     self._kept = KeptStatistics(weights)
     self._step: PrimalStep | None = None
+    # True while `begin` writes, and after it was interrupted there.
+    self._is_torn = False
     # To the optimizers, by the last step that had some.
     self._handed: Followers | None = None
     # The last step, until its result is known.
@@ -113,7 +115,7 @@ class PrimalPlacement:
     training_point.guard(self)
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update({'_handed': None} | state)
+    self.__dict__.update({'_handed': None, '_is_torn': False} | state)
     training_point.guard(self)
 
   @property
@@ -169,6 +171,7 @@ class PrimalPlacement:
       self.count, self._weighting = before
       raise
     self._undo = before[1] if is_sampled else None
+    self._is_torn = True
     if step.followers is None:
       multi_tensor.lerp_(y, self._other, step.before)
     self._exchange()
@@ -178,6 +181,7 @@ class PrimalPlacement:
         zip(self._weights.parameters, self._other, strict=True)
       )
     self._step = step
+    self._is_torn = False
 
   def stepped_by(self, optimizer: torch.optim.Optimizer) -> None:
     """Note which optimizer begins to step z."""
@@ -203,6 +207,7 @@ class PrimalPlacement:
     Raises:
       RuntimeError: `begin` was not called.
     """
+    self.check_whole()
     step = self._step
     if step is None:
       raise RuntimeError(
@@ -279,8 +284,17 @@ class PrimalPlacement:
     statistics = zip(self._statistics, raw[count:], strict=True)
     return list(x) + [s.to(own.dtype) for s, own in statistics]
 
+  def check_whole(self) -> None:
+    """Raise RuntimeError if `begin` was interrupted while it wrote."""
+    if self._is_torn:
+      raise RuntimeError(
+        'before_step() was interrupted: the weights are y in part. Load a '
+        'state of the model and of this averager.'
+      )
+
   def check_unchanged(self) -> None:
     """Raise RuntimeError if y was changed since the last `end`."""
+    self.check_whole()
     name = self._unchanged.changed() if self.count else None
     if name is not None:
       raise RuntimeError(
@@ -318,6 +332,7 @@ class PrimalPlacement:
         'load_state_dict().'
       )
     self.count = count
+    self._is_torn = False
     self._weighting, self._undo = Weighting(**weighting), None
     for saved in buffers:
       multi_tensor.copy_([*self._other, *self._statistics], saved)

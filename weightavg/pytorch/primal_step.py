@@ -84,6 +84,10 @@ class PrimalStep:
     if not own or not stepped.issuperset(own):
       return
     gradients = [dtensors.local(p.grad) for p in own]  # type: ignore[arg-type]
+    if any(g.layout != torch.strided for g in gradients):
+      # They would say so after z has been handed to them.
+      names = ', '.join(sorted({type(leader).__name__ for leader in leaders}))
+      raise RuntimeError(f'Invalid gradient. {names} takes no sparse tensors.')
     self.look = look_at(gradients)
     skip: Tensor | Literal[True] | None = skip_of(self.look)
     if self.look is False:

@@ -7,6 +7,7 @@ the average together.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -87,15 +88,15 @@ def _like(flat: Tensor, template: Tensor) -> Tensor:
   return flat.as_strided(template.shape, template.stride(), offset)
 
 
-def _laid_out_like(saved: Tensor, template: Tensor) -> Tensor:
-  """`saved` with its memory in the order of the template's elements."""
-  if saved.stride() == template.stride():
-    return saved
+def _laid_out_like(tensor: Tensor, template: Tensor) -> Tensor:
+  """`tensor` with its memory in the order of the template's elements."""
+  if tensor.stride() == template.stride():
+    return tensor
   if multi_tensor.flat(template) is None:
-    return saved.contiguous()
-  return torch.empty_like(template, device='cpu', dtype=saved.dtype).copy_(
-    saved
-  )
+    return tensor.contiguous()
+  return torch.empty_like(
+    template, device=tensor.device, dtype=tensor.dtype
+  ).copy_(tensor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +143,13 @@ class ShardedPlacement(DevicePlacement):
       )
     self._layout = Layout(tensors, self._world_size)
     self._segments = self._layout.segments(self._rank)
-    super().__init__(scheme, self._share_of(tensors))
+    # The layout of the shares, whatever becomes of the weights': a model may be
+    # made channels-last later.
     self._templates = [
       torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device='meta')
       for t in tensors
     ]
+    super().__init__(scheme, self._share_of(tensors))
     self._checkpoints = checkpoints
     self._group = None
     if self._world_size > 1 and checkpoints:
@@ -160,9 +163,21 @@ class ShardedPlacement(DevicePlacement):
     # Whole buffers that a checkpoint gave, until the next sample.
     self._restored: list[list[Tensor]] | None = None
 
+  def __getstate__(self) -> dict[str, Any]:
+    """Refuse a copy or pickle of what several ranks share."""
+    if self._world_size > 1:
+      raise RuntimeError(
+        'Invalid copy. An average that is sharded over several ranks cannot be '
+        'copied: build another Averager and load the state_dict.'
+      )
+    return self.__dict__.copy()
+
   def _share_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [
-      in_memory_order(tensors[s.index])[s.begin : s.end] for s in self._segments
+      in_memory_order(
+        _laid_out_like(tensors[s.index], self._templates[s.index])
+      )[s.begin : s.end]
+      for s in self._segments
     ]
 
   def add(self, tensors: Sequence[Tensor], look: Look | None = None) -> None:
@@ -189,12 +204,14 @@ class ShardedPlacement(DevicePlacement):
       )
       all_gather(whole, share, self._ranks)
     result = []
-    for tensor, offset in zip(tensors, self._layout.offsets, strict=True):
-      nbytes = tensor.numel() * tensor.element_size()
-      flat = whole[offset : offset + nbytes].view(tensor.dtype)
+    for template, offset in zip(
+      self._templates, self._layout.offsets, strict=True
+    ):
+      nbytes = template.numel() * template.element_size()
+      flat = whole[offset : offset + nbytes].view(template.dtype)
       # A copy: tensors that share one storage under several dtypes cannot be
       # saved, and any one of them would be saved with all the others.
-      result.append(_like(flat.clone(), tensor))
+      result.append(_like(flat.clone(), template))
     return result
 
   def collect(self) -> None:
@@ -305,8 +322,8 @@ class ShardedPlacement(DevicePlacement):
     """
     whole = [
       [
-        _laid_out_like(saved, tensor)
-        for saved, tensor in zip(buffer, tensors, strict=True)
+        _laid_out_like(saved, template)
+        for saved, template in zip(buffer, self._templates, strict=True)
       ]
       for buffer in buffers
     ]

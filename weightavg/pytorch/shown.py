@@ -24,16 +24,13 @@ _VERSIONS: dict[int, int] = {}
 
 
 class Showing:
-  """The time between a swap in and a swap out.
+  """The time between a swap in and a swap out, which `begin` begins.
 
   Args:
     owner: shows its average.
     tensors: the parameters that are swapped.
     modules: the modules that hold them.
     allow_load: let `load_state_dict` write to the average.
-
-  Raises:
-    RuntimeError: another owner shows an average in one of the tensors.
   """
 
   def __init__(
@@ -43,13 +40,26 @@ class Showing:
     modules: Iterable[nn.Module],
     allow_load: bool = False,
   ) -> None:
-    check_not_shown(tensors, 'swap_in()')
+    self._owner = weakref.ref(owner)
     self._tensors = list(tensors)
-    self._ids = [id(tensor) for tensor in tensors]
-    _OWNERS.update(dict.fromkeys(self._ids, weakref.ref(owner)))
-    self._hooks: list[Any] = [register_optimizer_step_pre_hook(_refuse_step)]
-    for module in modules:
-      if not allow_load:
+    self._modules = list(modules)
+    self._allow_load = allow_load
+    # What `end` takes back, however far `begin` came.
+    self._ids: list[int] = []
+    self._hooks: list[Any] = []
+
+  def begin(self) -> None:
+    """Put the guards up.
+
+    Raises:
+      RuntimeError: another owner shows an average in one of the tensors.
+    """
+    check_not_shown(self._tensors, 'swap_in()')
+    self._ids = [id(tensor) for tensor in self._tensors]
+    _OWNERS.update(dict.fromkeys(self._ids, self._owner))
+    self._hooks.append(register_optimizer_step_pre_hook(_refuse_step))
+    for module in self._modules:
+      if not self._allow_load:
         self._hooks.append(
           module.register_load_state_dict_pre_hook(_refuse_load)
         )

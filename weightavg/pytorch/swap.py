@@ -43,6 +43,7 @@ class Swap:
     self.__dict__.update(state)
     if self.raw is not None:
       self._showing = self._guard()
+      self._showing.begin()
       self._showing.note_versions()
 
   def _guard(self, allow_load: bool = False) -> shown.Showing:
@@ -67,8 +68,9 @@ class Swap:
       RuntimeError: another averager shows its average in the same weights.
     """
     self._showing = self._guard(allow_load)
-    shown.clear_autocast_cache()
     try:
+      self._showing.begin()
+      shown.clear_autocast_cache()
       self.set_counters(self._weights.counters())
       if self._exchange:
         self._exchange_in(raw, average)
@@ -87,6 +89,8 @@ class Swap:
     Writes to the parameters are logged, once for all swaps.
     """
     if self.raw is None:
+      # A swap that was interrupted may have left guards.
+      self._end_guard()
       return
     self._warn_of_writes()
     # Whole copies of sharded parameters are dropped first. Where the model has
@@ -119,7 +123,9 @@ class Swap:
       '%r was written to while the model held the average%s. %s',
       self._weights.names[written[0]],
       f', and {len(written) - 1} more' if written[1:] else '',
-      'The average has changed.' if self._exchange else 'That is lost now.',
+      'The average may have changed.'
+      if self._exchange
+      else 'That is lost now.',
     )
 
   def counters(self) -> dict[str, Tensor]:

@@ -192,26 +192,21 @@ class Weights:
     self.ids = {id(p) for p in parameters}
     # Asked for at each sample and swap.
     self.distributed = [p for p in parameters if dtensors.is_dtensor(p)]
-    self._dtypes = [p.dtype for p in parameters]
-    self._devices = [p.device for p in parameters]
+    self._places = [_place(p) for p in parameters]
 
   def _check_places(self, parameters: Sequence[Tensor]) -> None:
-    """Refuse what `model.to(...)` does, which keeps the parameters' identity.
+    """Refuse what keeps a parameter's identity, as `model.to(...)` does.
 
     Raises:
-      RuntimeError: a parameter has another dtype or is on another device.
+      RuntimeError: a parameter has another dtype or shape or is on another
+        device.
     """
-    if [p.dtype for p in parameters] == self._dtypes and [
-      p.device for p in parameters
-    ] == self._devices:
+    now = [_place(p) for p in parameters]
+    if now == self._places:
       return
-    for name, p, dtype, device in zip(
-      self.names, parameters, self._dtypes, self._devices, strict=False
-    ):
-      if (p.dtype, p.device) != (dtype, device):
-        raise _changed(
-          f'{name!r} is {p.dtype} on {p.device}, was {dtype} on {device}'
-        )
+    for name, place, before in zip(self.names, now, self._places, strict=False):
+      if place != before:
+        raise _changed(f'{name!r} is {_text(place)}, was {_text(before)}')
 
   def reshard(self) -> None:
     """Drop whole copies of sharded parameters, which a swap does not reach."""
@@ -241,11 +236,18 @@ _FROZEN = object()
 
 
 def _trained(model: nn.Module) -> list[tuple[str, Tensor]]:
-  return [
+  trained: list[tuple[str, Tensor]] = [
     (name, parameter)
     for name, parameter in models.named_parameters(model)
     if parameter.requires_grad
   ]
+  for name, parameter in trained:
+    if nn.parameter.is_lazy(parameter):
+      raise ValueError(
+        f'Invalid weights: {name!r} has no shape yet. Call the model once '
+        'before its averager is built.'
+      )
+  return trained
 
 
 def _checked(pair: Any) -> tuple[str, Tensor]:
@@ -265,6 +267,15 @@ def _not_weights(found: Any) -> ValueError:
     f'Invalid weights: found a {type(found).__name__}. Must be a model, or '
     'pairs of a name and a tensor such as model.named_parameters().'
   )
+
+
+def _place(tensor: Tensor) -> tuple[torch.dtype, torch.device, torch.Size]:
+  return tensor.dtype, tensor.device, tensor.shape
+
+
+def _text(place: tuple[torch.dtype, torch.device, torch.Size]) -> str:
+  dtype, device, shape = place
+  return f'{tuple(shape)} of {dtype} on {device}'
 
 
 def _kind(tensor: Tensor) -> str:
