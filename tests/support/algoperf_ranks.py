@@ -1,4 +1,4 @@
-"""What two ranks do with the real benchmark's checkpoints.
+"""Run two ranks on the real benchmark's checkpoints.
 
 Importing this module imports neither algoperf nor TensorFlow; calls do.
 """
