@@ -38,7 +38,9 @@ def main() -> None:
   )
   arguments = parser.parse_args()
   given = ','.join(arguments.names) or 'all'
-  for name in command_line.names_of(given, QUESTIONS, 'names'):
+  names = command_line.names_of(given, QUESTIONS, 'names')
+  measure.check_output(arguments.output)
+  for name in names:
     results = importlib.import_module(f'benchmarks.{name}').measure()
     measure.report(results, arguments.output)
 

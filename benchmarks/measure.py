@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from lab.core import logs
+from lab.core import command_line, logs
+from lab.core.errors import InputError
 
 # Committed results, which the documentation shows, and those of this machine.
 COMMITTED = pathlib.Path(__file__).parents[1] / 'results' / 'bench'
@@ -97,6 +98,16 @@ def compare(
     other = statistics.median(times[name]) * (scale or {}).get(name, 1.0)
     results[name] = Ratio(own / other, own * 1e3, other * 1e3, against, repeats)
   return results
+
+
+def check_output(path: pathlib.Path) -> None:
+  """Raise InputError unless `report` can write to a path, before minutes pass.
+
+  Its folder need not exist yet.
+  """
+  if path.is_dir():
+    raise InputError(f'Invalid output={str(path)!r}. Must be a file.')
+  command_line.check_writable(path.parent)
 
 
 def report(results: dict[str, Ratio], path: pathlib.Path | None) -> None:

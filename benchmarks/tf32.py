@@ -41,6 +41,7 @@ from benchmarks.tf32_products import (
   tf32_products,
 )
 from lab.core import command_line, logs
+from lab.core.errors import InputError
 from lab.workloads import build_workload
 from weightavg.pytorch.shampoo import DistributedShampoo, symmetric_pairs
 from weightavg.pytorch.shampoo.inverse_roots import half_roots
@@ -346,12 +347,14 @@ def main() -> None:
   parser.add_argument('--variant', choices=list(VARIANTS), default='float32')
   parser.add_argument('--seed', type=int, default=0)
   arguments = parser.parse_args()
+  seeds = command_line.seeds_of(arguments.seeds)
+  if arguments.seed < 0:
+    raise InputError(f'Invalid seed={arguments.seed}. Must be in [0, inf).')
   if arguments.part == 'run':
     print(json.dumps(train_to_target(arguments.variant, arguments.seed)))
     return
   OUTPUT.mkdir(parents=True, exist_ok=True)
   path = OUTPUT / f'{arguments.part}.json'
-  seeds = [int(seed) for seed in arguments.seeds.split(',')]
   parts: dict[str, Callable[[], Any]] = {
     'spectra': spectra,
     'gradients': gradients,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.measure import LOCAL, TIME_BREAKDOWN
+from benchmarks.measure import LOCAL, TIME_BREAKDOWN, check_output
 from lab.core import command_line, logs
 from lab.run import profile_report
 from lab.workloads import build_workload
@@ -62,6 +62,7 @@ def main() -> None:
     '--output', type=pathlib.Path, default=LOCAL / TIME_BREAKDOWN
   )
   arguments = parser.parse_args()
+  check_output(arguments.output)
   results = {}
   with tempfile.TemporaryDirectory() as folder:
     for title, knobs in CADENCES.items():

@@ -2,8 +2,12 @@
 
 import contextlib
 import os
+import re
+import secrets
 from collections.abc import Callable
 from typing import IO, Any
+
+_TEMPORARY = re.compile(r'.+\.[0-9a-f]{16}\.temporary')
 
 
 def replace(
@@ -16,20 +20,23 @@ def replace(
 ) -> None:
   """Write a file under another name, then rename it.
 
-  A killed process leaves the former file, and at most the temporary one. An
-  error removes the temporary one.
+  A killed process leaves the former file, and at most the temporary one, which
+  `leftovers` finds. An error removes the temporary one. Of several writers of a
+  file the last one wins; a reader sees the whole content of one of them.
 
   Args:
     path: The file.
     write: Called with the open temporary file.
-    temporary: Its path, in the same directory; `<path>.temporary` by default.
+    temporary: Its path, in the same directory, where one writer alone uses it;
+      by default a path that no other writer has, `<path>.<random>.temporary`.
     binary: Open it for bytes instead of text in UTF-8.
     before_rename: Called when the content is on the disk.
 
   Raises:
     OSError: The file cannot be written; the former one is as it was.
   """
-  temporary = temporary or f'{path}.temporary'
+  # Not the process's number: threads share it, and so may two machines.
+  temporary = temporary or f'{path}.{secrets.token_hex(8)}.temporary'
   text: dict[str, Any] = {'encoding': 'utf-8', 'newline': ''}
   try:
     with open(
@@ -45,6 +52,18 @@ def replace(
       os.remove(temporary)
     raise
   sync_directory(os.path.dirname(path))
+
+
+def leftovers(directory: str) -> list[str]:
+  """Return the temporary files that `replace` has named in a directory.
+
+  Those of a process that still writes are among them. There are none in a
+  directory that does not exist.
+  """
+  if not os.path.isdir(directory):
+    return []
+  names = filter(_TEMPORARY.fullmatch, os.listdir(directory))
+  return [os.path.join(directory, name) for name in sorted(names)]
 
 
 def sync_directory(directory: str) -> None:

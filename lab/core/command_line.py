@@ -44,6 +44,21 @@ def names_of(text: str, allowed: Sequence[str], what: str) -> list[str]:
   return names
 
 
+def seeds_of(text: str) -> list[int]:
+  """Numbers in a comma-separated list.
+
+  Raises:
+    InputError: one is not a number, or is given twice.
+  """
+  names = [name.strip() for name in text.split(',')]
+  for name in names:
+    if not name.isdecimal():
+      raise InputError(f'Invalid seeds={name!r}. Must be integers in [0, inf).')
+    if names.count(name) > 1:
+      raise InputError(f'Invalid seeds={text}. {name} is given twice.')
+  return [int(name) for name in names]
+
+
 def check_writable(folder: pathlib.Path) -> None:
   """Raise InputError unless a folder is writable or can be created."""
   existing = folder

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from absl import logging
 
-from lab.core import checkpoint_files, checksums, torch_files
+from lab.core import atomic_files, checkpoint_files, checksums, torch_files
 from lab.core.checkpoint_files import path_of, steps
 from lab.core.errors import InputError
 from lab.run.run_state import RunState, new_train_state
@@ -287,10 +287,22 @@ def restore(state: RunState, path: str, device: torch.device) -> None:
 
 
 def remove_temporary(directory: str) -> None:
-  """Remove what a run that was killed while saving left behind."""
-  for path in (os.path.join(directory, TEMPORARY), *_orphans(directory)):
+  """Remove what a run that was killed while writing left behind.
+
+  Call it where no other process writes in the trial's directory.
+  """
+  found = [os.path.join(directory, TEMPORARY), *_orphans(directory)]
+  # Of its logs, and of the checksums in the folders of lab.offline.
+  for folder in (directory, *_folders(directory)):
+    found += atomic_files.leftovers(folder)
+  for path in found:
     with contextlib.suppress(FileNotFoundError):
       os.remove(path)
+
+
+def _folders(directory: str) -> list[str]:
+  with os.scandir(directory) as entries:
+    return [entry.path for entry in entries if entry.is_dir()]
 
 
 def _orphans(directory: str) -> list[str]:

@@ -110,6 +110,7 @@ def calibrate(name: str, runs: str, jobs: int) -> dict[str, Any]:
       f'--workload={name} --method=nadamw --promote first.'
     )
   wanted = [training(name, tuned_point(name), seed) for seed in SEEDS]
+  execution.warn_of_other_code(wanted, runs)
   rows = [row_of(r) for r in execution.run_all(wanted, runs, jobs)]
   record = {
     'workload': name,

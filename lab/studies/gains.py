@@ -202,7 +202,7 @@ def long_table(rows: Sequence[Row]) -> str:
 
 
 def _by_place(rows: Sequence[Row]) -> pd.DataFrame:
-  """Compute medians over seeds; infinite where most runs never arrive."""
+  """Compute medians over seeds; infinite where half or more never arrive."""
   keys = ['workload', 'length', 'candidate', 'place']
   lines = [
     (row['workload'], row['length'], row['candidate'], place, ratio)

@@ -124,6 +124,8 @@ def main(arguments: Sequence[str]) -> None:
     )
   if options.steps < 20:
     raise InputError(f'Invalid steps={options.steps}. Must be in [20, inf).')
+  if options.seed < 0:
+    raise InputError(f'Invalid seed={options.seed}. Must be in [0, inf).')
   model, _ = build_workload(options.workload).init_model_fn((0, 0))
   if not any(models.running_statistics(model)):
     raise InputError(

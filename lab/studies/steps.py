@@ -197,7 +197,9 @@ def best_horizons(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
   """Find, by optimizer and kind, the average that is best over all workloads.
 
   That is the one with the lowest median over workloads of the median ratio
-  over seeds, at the raw weights' point.
+  over seeds, at the raw weights' point. Of equal ones the first row decides:
+  rows are in the order of the candidates, the shortest horizon or the lowest
+  power of a kind first.
   """
   data = _read(rows, 'raw')
   found = {}
@@ -214,7 +216,7 @@ def equal_budget(rows: Sequence[Row]) -> str:
   A kind of average has two columns: the single length that is best over all
   workloads, at the raw weights' point; and, at the point that won the kind's
   own search (the raw weights' where there was none), the length that is best on
-  the workload in hindsight.
+  the workload in hindsight; of equal ones the first, as in `best_horizons`.
   """
   data = frame.read(rows)
   single = best_horizons(rows)

@@ -220,16 +220,15 @@ def tune(
   runs = str(folder / 'runs')
   points = _points(method, ranges, number, record['ranges'])
   trials: list[Result] = []
+  made: list[Training] = []
   for start in range(0, number, search.COHORT):
     limits = search.limits(trials, higher)
-    trials += execution.run_all(
-      [
-        training(workload, method, point, SEED, limits)
-        for point in points[start : start + search.COHORT]
-      ],
-      runs,
-      jobs,
-    )
+    cohort = [
+      training(workload, method, point, SEED, limits)
+      for point in points[start : start + search.COHORT]
+    ]
+    trials += execution.run_all(cohort, runs, jobs)
+    made += cohort
     rows = [row_of(i, points[i], t) for i, t in enumerate(trials)]
     # Rows whose runs are elsewhere stay until these are as many.
     if len(rows) >= before:
@@ -239,15 +238,14 @@ def tune(
   ]
   if incumbent is not None and incumbent not in points:
     chosen.append(('incumbent', incumbent))
-  found = execution.run_all(
-    [
-      training(workload, method, point, seed)
-      for _, point in chosen
-      for seed in FINAL_SEEDS
-    ],
-    runs,
-    jobs,
-  )
+  again = [
+    training(workload, method, point, seed)
+    for _, point in chosen
+    for seed in FINAL_SEEDS
+  ]
+  found = execution.run_all(again, runs, jobs)
+  # Which runs there are follows from their results: it is known at the end.
+  execution.warn_of_other_code([*made, *again], runs)
   size = len(FINAL_SEEDS)
   finals = [
     (name, point, found[size * place : size * (place + 1)])

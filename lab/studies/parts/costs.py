@@ -73,9 +73,14 @@ def describe(runs: Iterable[Training], jobs: int) -> str:
 def describe_missing(
   runs: Sequence[Training], directory: str, jobs: int
 ) -> str:
-  """Number of runs, and what those cost that `directory` does not keep yet."""
+  """Number of runs, and what those cost that `directory` does not keep yet.
+
+  A last line says if runs that it keeps were trained by other code.
+  """
   missing = [run for run in runs if execution.kept(run, directory) is None]
-  return f'{len(runs)} runs, of which are missing:\n{describe(missing, jobs)}'
+  text = f'{len(runs)} runs, of which are missing:\n{describe(missing, jobs)}'
+  note = execution.note_on_code(runs, directory)
+  return text if note is None else f'{text}\n{note}'
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:

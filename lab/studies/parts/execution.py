@@ -1,7 +1,9 @@
 """Runs on all cores, each kept on the disk and never made twice.
 
 A result is kept in a file named after the run's content, beside that content.
-A run that changed in any way has another name and is made anew.
+A run whose content changed has another name and is made anew. A change of the
+code beneath (`code.of_training`) makes no run anew: its digest is kept, too,
+and a study says how many results are of other code.
 """
 
 import concurrent.futures
@@ -9,29 +11,68 @@ import multiprocessing
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from absl import logging
 from tqdm import tqdm
 
 from lab.core import logs
+from lab.studies.parts import code
 from lab.studies.parts.training import Result, Training
 
 # Of hours: how many a second are made says nothing.
 _BAR = '{l_bar}{bar}| {elapsed} so far, {remaining} left'
+# Key of a kept file: the digest of the code that trained the run.
+TRAINED_BY = 'trained_by'
 
 
 def _path(training: Training, directory: str) -> pathlib.Path:
   return pathlib.Path(directory, f'{training.name}.json')
 
 
-def kept(training: Training, directory: str) -> Result | None:
-  """The run's result, if it is finished."""
+def _record(training: Training, directory: str) -> dict[str, Any] | None:
+  """Return the run's file, if it is finished."""
   found = logs.read_json(str(_path(training, directory)))
   if not isinstance(found, dict) or found.get('content') != training.content:
     return None
-  return found['result']
+  return found
+
+
+def kept(training: Training, directory: str) -> Result | None:
+  """The run's result, if it is finished."""
+  found = _record(training, directory)
+  return None if found is None else found['result']
+
+
+def note_on_code(trainings: Iterable[Training], directory: str) -> str | None:
+  """Say how many of the finished runs were trained by other code.
+
+  Returns:
+    A line; None where all were trained by this code, or nobody knows: files of
+    earlier versions do not say by what.
+  """
+  records = {t.name: _record(t, directory) for t in trainings}
+  found = {name: record for name, record in records.items() if record}
+  others = [
+    name
+    for name, record in found.items()
+    if TRAINED_BY in record and record[TRAINED_BY] != code.of_training()
+  ]
+  if not others:
+    return None
+  return (
+    f'{len(others)} of the {len(found)} finished runs in {directory}, such as '
+    f'{others[0]}, were trained by other code of weightavg or lab.workloads '
+    'than this; a run whose file is deleted is made again.'
+  )
+
+
+def warn_of_other_code(trainings: Iterable[Training], directory: str) -> None:
+  """Print `note_on_code` on standard error."""
+  if note := note_on_code(trainings, directory):
+    print(f'Warning: {note}', file=sys.stderr, flush=True)
 
 
 def finished(trainings: Sequence[Training], directory: str) -> list[Result]:
@@ -48,9 +89,14 @@ def _prepare_process() -> None:
 
 def execute(training: Training, directory: str) -> Result:
   """Run in this process and keep the result."""
+  trained_by = code.of_training()
   result = training.execute(directory)
-  content = {'content': training.content, 'result': result}
-  logs.write_json(str(_path(training, directory)), content)
+  record = {
+    'content': training.content,
+    TRAINED_BY: trained_by,
+    'result': result,
+  }
+  logs.write_json(str(_path(training, directory)), record)
   return result
 
 

@@ -94,7 +94,7 @@ def _bold_lowest(column: pd.Series) -> list[str]:
 def table(rows: Sequence[Row]) -> str:
   """Make the table of steps over those of NadamW; the lowest are bold.
 
-  A dash means that most runs never reach the target within T.
+  A dash means that half or more of the runs never reach the target within T.
   """
   data = frame.read(rows)
   found = medians(data, 'ratio_to_nadamw')

@@ -90,21 +90,6 @@ def parser_of(name: str, text: str) -> command_line.Parser:
   return parser
 
 
-def seeds_of(text: str) -> list[int]:
-  """Numbers in a comma-separated list.
-
-  Raises:
-    InputError: one is not a number, or is given twice.
-  """
-  names = [name.strip() for name in text.split(',')]
-  for name in names:
-    if not name.isdecimal():
-      raise InputError(f'Invalid seeds={name!r}. Must be integers in [0, inf).')
-    if names.count(name) > 1:
-      raise InputError(f'Invalid seeds={text}. {name} is given twice.')
-  return [int(name) for name in names]
-
-
 def values_of(text: str, allowed: Sequence[Any], name: str) -> list[Any]:
   """Known values in a comma-separated list, in its order.
 
@@ -175,7 +160,7 @@ def _options(
   for option in lists:
     given = getattr(options, option.name)
     setattr(options, option.name, values_of(given, option.values, option.name))
-  options.seeds = seeds_of(options.seeds)
+  options.seeds = command_line.seeds_of(options.seeds)
   options.jobs = jobs_of(options.jobs)
   return options
 
@@ -227,6 +212,7 @@ def main(name: str, text: str, study: Study, arguments: Sequence[str]) -> None:
     return
   # A damaged file is an error before the runs, not after them.
   _read(study, folder)
+  execution.warn_of_other_code(trainings, str(runs))
   if options.report_only:
     results = execution.finished(trainings, str(runs))
   else:

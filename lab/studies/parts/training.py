@@ -1,10 +1,8 @@
 """One training run of a study, and the content by which it is kept."""
 
-import ast
 import dataclasses
 import functools
 import hashlib
-import importlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from lab.core.frameworks import framework_of
 from lab.run import from_python
 from lab.run.observers import Observer
 from lab.run.trial import TrialRun
+from lab.studies.parts import code
 from lab.studies.parts.methods import METHODS
 from lab.workloads import build_workload
 
@@ -92,10 +91,14 @@ class Training:
 
   @functools.cached_property
   def content(self) -> dict[str, Any]:
-    """Everything that the result depends on, as plain values.
+    """Plain values by which a kept result is told apart.
 
     That is the run's description, the workload's data, sizes and target, and
-    the code of the rule, of the submission's file and of the workload.
+    the code of the rule, of the submission's file and of the workload's own
+    module. The code beneath them, such as the optimizers of `weightavg` and the
+    base class of the workloads, is not among it: it changes often without
+    another result, and days of runs would be made again. `code.of_training` is
+    kept beside the result instead.
     """
     fields = {
       field.name: getattr(self, field.name)
@@ -113,8 +116,8 @@ class Training:
       'target': build_workload(self.workload).validation_target_value
       if self.needs_target
       else None,
-      'code': {name: _module_digest(name) for name in modules}
-      | {self.submission: _file_digest(self.submission_path)},
+      'code': {name: code.of_module(name) for name in modules}
+      | {self.submission: code.of_file(self.submission_path)},
       'torch': torch.__version__,
     }
     # Tuples are lists in a file.
@@ -206,36 +209,6 @@ def _identity(name: str) -> dict[str, Any]:
 @functools.cache
 def _fingerprint(name: str) -> str:
   return build_workload(name).data_fingerprint()
-
-
-@functools.cache
-def _module_digest(name: str) -> str:
-  """Hash of a module's code, or of that of all modules in a package."""
-  path = importlib.import_module(name).__file__
-  assert path is not None
-  file = pathlib.Path(path)
-  files = (
-    sorted(file.parent.glob('*.py')) if file.stem == '__init__' else [file]
-  )
-  return ' '.join(_file_digest(str(file)) for file in files)
-
-
-def _file_digest(path: str) -> str:
-  """Hash of a file's code without comments, docstrings and layout."""
-  tree = ast.parse(pathlib.Path(path).read_text(encoding='utf-8'))
-  for node in ast.walk(tree):
-    body = getattr(node, 'body', None)
-    if isinstance(body, list):
-      node.body = [s for s in body if not _is_text(s)]  # type: ignore[attr-defined]
-  return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
-
-
-def _is_text(statement: ast.stmt) -> bool:
-  return (
-    isinstance(statement, ast.Expr)
-    and isinstance(statement.value, ast.Constant)
-    and isinstance(statement.value.value, str)
-  )
 
 
 def tuned_path(workload: str, optimizer: str = 'nadamw') -> pathlib.Path:

@@ -74,11 +74,20 @@ def test_what_a_killed_save_leaves_is_removed(tmp_path):
   checkpoints.save(make(), str(tmp_path))
   (tmp_path / checkpoints.TEMPORARY).write_bytes(b'half')
   (tmp_path / '.checkpoint_4.sha256').write_text('of a file that never came')
+  # As former versions have named it.
   (tmp_path / '.checkpoint_4.sha256.temporary').write_text('half')
+  unfinished = '0123456789abcdef.temporary'
+  (tmp_path / f'.checkpoint_4.sha256.{unfinished}').write_text('half')
+  (tmp_path / f'measurements.csv.{unfinished}').write_text('half')
+  for name in ('weights', 'posthoc'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / f'.state_4.pt.sha256.{unfinished}').write_text('half')
   checkpoints.remove_temporary(str(tmp_path))
-  assert sorted(os.listdir(tmp_path)) == [
+  assert sorted(p.name for p in tmp_path.rglob('*')) == [
     '.checkpoint_3.sha256',
     'checkpoint_3',
+    'posthoc',
+    'weights',
   ]
 
 

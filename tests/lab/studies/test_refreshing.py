@@ -43,6 +43,7 @@ def test_a_run_refreshes_every_tenth_step(shrink, tmp_path, capsys):
   [
     (['--workload=x'], "Invalid workload='x'. Must be among click_dlrm"),
     (['--steps=5'], 'Invalid steps=5. Must be in'),
+    (['--seed=-3'], r'Invalid seed=-3. Must be in \[0, inf\).'),
     (['--workload=click_dlrm'], 'Its model has no running statistics'),
   ],
 )

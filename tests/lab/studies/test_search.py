@@ -17,6 +17,7 @@ from lab.studies.parts import (
   tuned,
 )
 from lab.studies.parts.methods import METHODS
+from lab.workloads import denoise_unet
 from weightavg.pytorch.shampoo import DistributedShampoo
 
 
@@ -37,6 +38,27 @@ def test_points_fill_the_ranges_and_more_begin_with_the_same():
       assert np.histogram(place, 4, (0, 1))[0].min() >= 12
     else:
       assert set(values) == set(span['feasible_points'])
+
+
+def test_a_workload_without_a_regularizer_does_not_search_over_it(
+  monkeypatch, tmp_path
+):
+  seen = []
+
+  def run_all(trainings, directory, jobs):
+    seen.extend(run.point for run in trainings)
+    return [trial(raw=1.0) | {'seed': 0, 'budget_steps': 9, 'rungs': []}] * len(
+      trainings
+    )
+
+  monkeypatch.setattr(execution, 'run_all', run_all)
+  monkeypatch.setattr(training, 'ROOT', tmp_path)
+  assert denoise_unet.Workload.regularizers == ('dropout_rate',)
+  tune.tune('denoise_unet', 'shampoo', search.RANGES, 2, tmp_path, 1)
+  full = search.points(search.RANGES, 2, tune.SEED)
+  assert seen[:2] == [
+    {k: v for k, v in point.items() if k != 'label_smoothing'} for point in full
+  ]
 
 
 def ranges(**changes):

@@ -128,6 +128,21 @@ def test_methods_are_compared_at_their_own_points():
   assert found['ema, best'] == '0.62 (ema 3 %)'
 
 
+def test_of_equal_averages_the_one_with_the_shortest_horizon_is_best():
+  at_raw = runs(80, 70)[0]
+  # By name, 10 % would be before 3 %.
+  for name in ('ema 3 %', 'ema 10 %', 'polynomial 9', 'polynomial 19'):
+    at_raw['curves'][name] = curve(60)
+  rows = steps.rows_of([at_raw])
+  best = steps.best_horizons(rows)
+  assert best['nadamw', 'ema'] == 'ema 3 %'
+  assert best['nadamw', 'polynomial'] == 'polynomial 9'
+  assert best['nadamw', 'lawa'] == 'lawa 0.5 %'
+  header, line = lines(steps.equal_budget(rows))
+  found = dict(zip(header, line, strict=True))
+  assert found['ema, best'] == '0.75 (ema 3 %)'
+
+
 def test_gains_of_the_final_metric_are_in_units_of_the_seeds_range():
   results = []
   for seed, raw in enumerate((0.40, 0.44, 0.50)):

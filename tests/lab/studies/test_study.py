@@ -10,7 +10,7 @@ import pytest
 from pages import ROOT
 
 from lab.core.errors import InputError
-from lab.studies.parts import execution, study
+from lab.studies.parts import code, execution, study
 from lab.studies.parts.kept_rows import BY_SEED
 
 
@@ -106,6 +106,26 @@ def test_runs_of_one_seed_leave_the_rows_of_others(more, run, tmp_path, capsys):
   assert '[0, 1]' in printed.out
   assert '1 odd' in printed.out
   assert drawn == [[_row(1)], whole]
+
+
+@pytest.mark.parametrize('more', [[], ['--report_only']])
+def test_runs_of_other_code_are_used_and_counted_in_one_line(
+  more, run, tmp_path, capsys, monkeypatch
+):
+  declared = _declared(run, [], BY_SEED)
+  runs = tmp_path / 'runs'
+  for seed in (0, 1):
+    execution.execute(dataclasses.replace(run, seed=seed), str(runs))
+  command = ['--jobs=1', f'--output_dir={tmp_path}', *more]
+  study.main('none', 'Text.', declared, command)
+  assert not capsys.readouterr().err
+  monkeypatch.setattr(code, 'of_training', lambda: 'changed')
+  study.main('none', 'Text.', declared, command)
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(
+    f'Warning: 2 of the 2 finished runs in {runs}, such as'
+  )
+  assert _contents(tmp_path)['r.json'] == [_row(0), _row(1)]
 
 
 @pytest.mark.parametrize('joins', [(), BY_SEED])

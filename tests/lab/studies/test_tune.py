@@ -10,6 +10,7 @@ from study_runs import POINT, lines, trial
 from lab.core.errors import InputError
 from lab.studies import tune
 from lab.studies.parts import (
+  code,
   execution,
   finals,
   methods,
@@ -18,9 +19,6 @@ from lab.studies.parts import (
   tuned,
 )
 from lab.studies.parts.methods import METHODS
-from lab.workloads import (
-  denoise_unet,
-)
 
 
 @pytest.fixture
@@ -75,8 +73,12 @@ def test_a_search_is_resumed_extended_and_refuses_other_ranges(
 
   # What is finished is not trained again.
   number = len(in_process)
+  monkeypatch.setattr(code, 'of_training', lambda: 'changed')
   tune.main([*command, '--trials=4'])
   assert len(in_process) == number
+  # A search has trials, and runs of the best ones.
+  warning = f'Warning: {number} of the {number} finished runs in {folder}/runs,'
+  assert capsys.readouterr().err.count(warning) == 1
   assert json.loads((folder / 'search.json').read_text()) == first
 
   other = tmp_path / 'ranges.json'
@@ -324,27 +326,6 @@ def test_the_incumbent_takes_part_in_the_finals(monkeypatch, tmp_path):
   # A point that lacks a hyperparameter cannot take part.
   path.write_text(json.dumps([{'learning_rate': 0.1}]))
   assert tuned.incumbent('click_dlrm', 'nadamw', POINT) is None
-
-
-def test_a_workload_without_a_regularizer_does_not_search_over_it(
-  monkeypatch, tmp_path
-):
-  seen = []
-
-  def run_all(trainings, directory, jobs):
-    seen.extend(run.point for run in trainings)
-    return [trial(raw=1.0) | {'seed': 0, 'budget_steps': 9, 'rungs': []}] * len(
-      trainings
-    )
-
-  monkeypatch.setattr(execution, 'run_all', run_all)
-  monkeypatch.setattr(training, 'ROOT', tmp_path)
-  assert denoise_unet.Workload.regularizers == ('dropout_rate',)
-  tune.tune('denoise_unet', 'shampoo', search.RANGES, 2, tmp_path, 1)
-  full = search.points(search.RANGES, 2, tune.SEED)
-  assert seen[:2] == [
-    {k: v for k, v in point.items() if k != 'label_smoothing'} for point in full
-  ]
 
 
 @pytest.mark.parametrize(
