@@ -87,9 +87,9 @@ def _librispeech(rng):
   }
 
 
-def _ogbg(rng):
+def graphs(rng, **options):
+  """A batch of four random molecules, by the benchmark's own pipeline."""
   pipeline = quiet_import('algoperf.workloads.ogbg.input_pipeline')
-  torch_side = quiet_import('algoperf.workloads.ogbg.ogbg_pytorch.workload')
   tf = quiet_import('tensorflow')
 
   def molecules():
@@ -106,8 +106,12 @@ def _ogbg(rng):
       }
       yield {key: tf.constant(value) for key, value in example.items()}
 
-  batches = pipeline._get_batch_iterator(molecules(), 4, 1, shard_dim=True)
-  batch = next(batches)
+  return next(pipeline._get_batch_iterator(molecules(), 4, 1, **options))
+
+
+def _ogbg(rng):
+  torch_side = quiet_import('algoperf.workloads.ogbg.ogbg_pytorch.workload')
+  batch = graphs(rng, shard_dim=True)
   targets = torch.as_tensor(batch['targets'])
   weights = torch.as_tensor(batch['weights'], dtype=torch.bool)
   return {

@@ -39,7 +39,7 @@ def make_batch(name, seed=0):
   registry = support.quiet_import('algoperf.workloads.workloads')
   base = registry.get_base_workload_name(name)
   if base == 'ogbg':
-    return _ogbg(np.random.default_rng(seed))
+    return algoperf_batches.graphs(np.random.default_rng(seed))
   batch = algoperf_batches.make_batch(name, seed)
   is_image = base in ('mnist', 'cifar', 'imagenet_resnet', 'imagenet_vit')
 
@@ -54,27 +54,6 @@ def make_batch(name, seed=0):
     return value
 
   return {k: convert(k, v) for k, v in batch.items() if v is not None}
-
-
-def _ogbg(rng):
-  pipeline = support.quiet_import('algoperf.workloads.ogbg.input_pipeline')
-  tf = support.quiet_import('tensorflow')
-
-  def molecules():
-    while True:
-      nodes, edges = 20, 40
-      labels = rng.integers(2, size=128).astype(np.float32)
-      labels[rng.random(128) < 0.3] = np.nan
-      example = {
-        'num_nodes': np.array([nodes]),
-        'edge_index': rng.integers(nodes, size=(edges, 2)),
-        'node_feat': rng.normal(size=(nodes, 9)).astype(np.float32),
-        'edge_feat': rng.normal(size=(edges, 3)).astype(np.float32),
-        'labels': labels,
-      }
-      yield {key: tf.constant(value) for key, value in example.items()}
-
-  return next(pipeline._get_batch_iterator(molecules(), 4, 1))
 
 
 @contextlib.contextmanager
