@@ -184,5 +184,7 @@ def test_a_single_average_can_be_left_out_and_selected_again():
   averager.select(0)
   with averager.evaluating():
     assert model.weight.item() == 2.0  # (0.5 * 0 + 1 * 3) / 1.5
-  with pytest.raises(ValueError, match=r'which=1\. Must be in \[-1, 1\)'):
+  with pytest.raises(
+    ValueError, match=r'which=1\. Must be an integer in \[-1, 1\)'
+  ):
     averager.select(1)

@@ -192,7 +192,7 @@ def test_a_choice_needs_the_raw_weights_in_place_and_a_candidate():
   named = weights()
   averager = averager_of(named, config(), budget=10)
   for which in (-2, 5):
-    with pytest.raises(ValueError, match=r'Must be in \[-1, 5\)'):
+    with pytest.raises(ValueError, match=r'an integer in \[-1, 5\)'):
       averager.select(which)
   averager.update()
   averager.select(1)

@@ -110,7 +110,7 @@ class Recorded:
     class Future:
       done = False
 
-      def result(self):
+      def exception(self):
         if not self.done:
           recorded.events.append('training waits')
           job()
@@ -126,7 +126,7 @@ def test_training_waits_only_for_a_sample_that_is_not_in_yet():
   placement = HostPlacement(Ema(0.5), [p], recorded, recorded)
   placement.add([p])
   assert recorded.events == ['copy starts', 'job queued']
-  recorded.jobs[0].result()  # the worker gets to it before the next sample
+  recorded.jobs[0].exception()  # the worker gets to it before the next sample
   recorded.events.clear()
   placement.add([p * 3])
   assert recorded.events == ['copy starts', 'job queued']

@@ -53,6 +53,8 @@ def note_on_code(trainings: Iterable[Training], directory: str) -> str | None:
     A line; None where all were trained by this code, or nobody knows: files of
     earlier versions do not say by what.
   """
+  if not pathlib.Path(directory).is_dir():
+    return None
   records = {t.name: _record(t, directory) for t in trainings}
   found = {name: record for name, record in records.items() if record}
   others = [
