@@ -317,3 +317,17 @@ def test_tied_parameters_in_pairs_count_once_in_training_too():
     assert list(averager.named_weights()) == ['0.weight']
     found.append(model[0].weight.detach().clone())
   assert torch.equal(*found)
+
+
+def test_an_averager_takes_no_point_for_a_configuration():
+  with pytest.raises(
+    ValueError, match=r'Invalid config: a dict\. Must be an A'
+  ):
+    Averager.from_config(nn.Linear(1, 1), {'averaging_scheme': 'ema'}, 100)
+
+
+def test_checkpoints_are_switched_by_a_bool():
+  with pytest.raises(
+    ValueError, match=r"Invalid checkpoints='no'\. Must be tr"
+  ):
+    Averager(nn.Linear(1, 1), Ema(0.5), placement='sharded', checkpoints='no')

@@ -9,10 +9,8 @@ import re
 
 import numpy as np
 import pytest
-from torch import nn
 
 from weightavg.averaging_config import AveragingConfig, point_fields
-from weightavg.pytorch import Averager
 from weightavg.pytorch.build_nadamw import (
   NADAMW,
   NADAMW_PRIMAL,
@@ -196,20 +194,6 @@ def test_bad_points_are_refused_in_one_line(point, message):
 def test_what_is_no_scheme_is_refused(scheme):
   with pytest.raises(ValueError, match=r'Must be a scheme such as Ema'):
     AveragingConfig(scheme=scheme)
-
-
-def test_an_averager_takes_no_point_for_a_configuration():
-  with pytest.raises(
-    ValueError, match=r'Invalid config: a dict\. Must be an A'
-  ):
-    Averager.from_config(nn.Linear(1, 1), {'averaging_scheme': 'ema'}, 100)
-
-
-def test_checkpoints_are_switched_by_a_bool():
-  with pytest.raises(
-    ValueError, match=r"Invalid checkpoints='no'\. Must be tr"
-  ):
-    Averager(nn.Linear(1, 1), Ema(0.5), placement='sharded', checkpoints='no')
 
 
 def test_a_scheme_is_named_by_a_string():

@@ -55,7 +55,7 @@ class HostPlacement(DevicePlacement):
 
   def __getstate__(self) -> dict[str, Any]:
     # A future cannot be copied; what it computes is in the averages then.
-    self._settle()
+    self.settle()
     return self.__dict__.copy()
 
   def _allocate(self, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -65,7 +65,7 @@ class HostPlacement(DevicePlacement):
     # Pinned memory makes the way back at evaluation fast, too.
     return host.pin_memory() if self._pinned else host
 
-  def _settle(self) -> None:
+  def settle(self) -> None:
     """Wait until the staging buffer is free and the averages complete.
 
     Raises once what a sample could not be taken in for, as where memory lacks.
@@ -80,13 +80,9 @@ class HostPlacement(DevicePlacement):
       self.count -= 1
       raise error
 
-  def settle(self) -> None:
-    """Wait for the sample under way."""
-    self._settle()
-
   def add(self, tensors: Sequence[Tensor], look: Look | None = None) -> None:
     """Start taking the tensors in as the next sample."""
-    self._settle()
+    self.settle()
     self._transfers.copy_out(self._staging, tensors)
     self._under_way = self._worker.submit(lambda: self._take_in(look))
     self.count += 1
@@ -102,7 +98,7 @@ class HostPlacement(DevicePlacement):
 
   def shown(self, tensors: Sequence[Tensor], which: int = 0) -> list[Tensor]:
     """An average, copied to the weights' device."""
-    self._settle()
+    self.settle()
     averages = self._accumulators[which].average()
     return [
       average.to(device=t.device, dtype=t.dtype, non_blocking=True)
@@ -111,7 +107,7 @@ class HostPlacement(DevicePlacement):
 
   def buffers(self) -> list[list[Tensor]]:
     """The buffers themselves."""
-    self._settle()
+    self.settle()
     return self._own_buffers()
 
   def restore(
@@ -122,10 +118,10 @@ class HostPlacement(DevicePlacement):
   ) -> None:
     """Continue from whole buffers, which are copied."""
     del tensors
-    self._settle()
+    self.settle()
     super().restore(count, buffers, self._staging)
 
   def nbytes(self) -> int:
     """Bytes in host memory, the staging buffer included."""
-    self._settle()
+    self.settle()
     return super().nbytes() + accumulators.nbytes(self._staging)

@@ -89,9 +89,17 @@ def _prepare_process() -> None:
   logging.set_verbosity(logging.WARNING)
 
 
-def execute(training: Training, directory: str) -> Result:
-  """Run in this process and keep the result."""
-  trained_by = code.of_training()
+def execute(
+  training: Training, directory: str, trained_by: str | None = None
+) -> Result:
+  """Run in this process and keep the result.
+
+  Args:
+    training: the run.
+    directory: where the result is kept.
+    trained_by: `code.of_training`, where it has been computed.
+  """
+  trained_by = trained_by or code.of_training()
   result = training.execute(directory)
   record = {
     'content': training.content,
@@ -137,6 +145,8 @@ def run_all(
     disable=None,
   )
   if missing:
+    # Here and not in each of the processes: it takes seconds.
+    trained_by = code.of_training()
     # spawn: a forked child would inherit torch's thread pool, half dead.
     with concurrent.futures.ProcessPoolExecutor(
       min(jobs, len(missing)),
@@ -144,7 +154,7 @@ def run_all(
       initializer=_prepare_process,
     ) as pool:
       futures = {
-        pool.submit(execute, training, directory): name
+        pool.submit(execute, training, directory, trained_by): name
         for name, training in missing.items()
       }
       try:
