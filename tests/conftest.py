@@ -10,6 +10,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import algoperf_outcomes
 import code_commit
 import pytest
+import small_workloads
 import torch
 
 # `make gpu` runs some tests where hypothesis may be missing.
@@ -30,27 +31,8 @@ def seeded():
 
 @pytest.fixture
 def shrink(monkeypatch):
-  """A function that makes a local workload small for the test.
-
-  It sets public attributes of the class: few evaluation examples, and where
-  they are given the number of steps, the distance of evaluations in steps and
-  the targets.
-  """
-
-  def apply(workload, steps=None, eval_every_steps=None, target=None, size=32):
-    changes = {
-      'sizes': {'eval_train': size, 'validation': size, 'test': size},
-      'evaluation_batch_size': size,
-      'step_hint': steps,
-      'eval_every_steps': eval_every_steps,
-      'validation_target_value': target,
-      'test_target_value': target,
-    }
-    for name, value in changes.items():
-      if value is not None:
-        monkeypatch.setattr(workload, name, value)
-
-  return apply
+  """A function that makes a local workload small for the test."""
+  return small_workloads.shrinker(monkeypatch)
 
 
 def pytest_configure(config):

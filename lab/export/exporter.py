@@ -14,6 +14,7 @@ Nothing is written unless everything can be; each folder appears at once.
 """
 
 import ast
+import functools
 import json
 import os
 import pathlib
@@ -131,19 +132,24 @@ def _modules(graph: Graph) -> Files:
   return files
 
 
+@functools.cache
+def _imported_tops(text: str, path: str) -> frozenset[str]:
+  """Top-level names of a file's absolute imports."""
+  names: list[str] = []
+  for node in ast.walk(ast.parse(text, path)):
+    if isinstance(node, ast.Import):
+      names += [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and not node.level:
+      names.append(node.module or '')
+  return frozenset(name.partition('.')[0] for name in names)
+
+
 def _check_sources(files: Files) -> None:
   """Every file compiles and imports nothing of this repository by name."""
+  inner = {PACKAGE, 'lab', 'submissions', 'tests'}
   for path, text in files.items():
-    if not path.endswith('.py'):
-      continue
-    for node in ast.walk(ast.parse(text, path)):
-      names = [getattr(node, 'module', None) or '']
-      if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-      elif not isinstance(node, ast.ImportFrom) or node.level:
-        continue
-      tops = {name.partition('.')[0] for name in names}
-      assert not tops & {PACKAGE, 'lab', 'submissions', 'tests'}, path
+    if path.endswith('.py'):
+      assert not _imported_tops(text, path) & inner, path
 
 
 def contents(

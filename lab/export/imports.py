@@ -9,6 +9,7 @@ drag in what the package offers to others.
 
 import ast
 import dataclasses
+import functools
 import pathlib
 import sys
 from typing import TypeGuard
@@ -33,7 +34,9 @@ class Import:
   bound: str | None = None
 
 
-def imports_of(source: str, path: str) -> list[Import]:
+# Many submissions reach the same modules: each is parsed once.
+@functools.cache
+def imports_of(source: str, path: str) -> tuple[Import, ...]:
   """All imports of a file.
 
   Raises:
@@ -59,7 +62,7 @@ def imports_of(source: str, path: str) -> list[Import]:
         f'Invalid import in {path}:{node.lineno}. Must be an import '
         'statement: what is imported by name cannot be followed.'
       )
-  return found
+  return tuple(found)
 
 
 def _is_dynamic(node: ast.AST) -> TypeGuard[ast.Call]:

@@ -4,24 +4,27 @@ Each rank averages the piece that it holds, so an average is a DTensor of the
 parameter's own placements. Nothing is gathered by an update or a swap.
 """
 
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-try:
-  from torch.distributed.tensor import DTensor, distribute_tensor
-except ImportError:  # torch was built without torch.distributed
-  DTensor = None  # type: ignore[assignment,misc]
-try:
-  from torch.distributed.fsdp import FSDPModule
-except ImportError:  # older than torch 2.6, or built without it
-  FSDPModule = None  # type: ignore[assignment,misc]
+
+def _loaded(module: str, name: str) -> Any:
+  """A class of PyTorch's, or None as long as nothing can be one of it.
+
+  Importing these modules takes as long as importing torch, and some builds and
+  versions lack them. Whoever makes a DTensor or wraps a module has them loaded.
+  """
+  return getattr(sys.modules.get(f'torch.distributed.{module}'), name, None)
 
 
 def is_dtensor(tensor: Tensor) -> bool:
   """True for a tensor that is distributed over the ranks of a mesh."""
-  return DTensor is not None and isinstance(tensor, DTensor)
+  dtensor = _loaded('tensor', 'DTensor')
+  return dtensor is not None and isinstance(tensor, dtensor)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -41,6 +44,8 @@ def wrap(piece: Tensor, like: Tensor) -> Tensor:
   """
   if not is_dtensor(like):
     return piece
+  from torch.distributed.tensor import DTensor
+
   return DTensor.from_local(
     piece,
     like.device_mesh,  # type: ignore[attr-defined]
@@ -65,6 +70,8 @@ def piece_of(value: Tensor, like: Tensor) -> Tensor:
     return value.full_tensor() if is_dtensor(value) else value  # type: ignore[attr-defined]
   mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
   if not is_dtensor(value):
+    from torch.distributed.tensor import distribute_tensor
+
     # Each rank has the whole: it cuts its own piece, without a broadcast.
     value = distribute_tensor(
       value.to(mesh.device_type), mesh, placements, src_data_rank=None
@@ -79,10 +86,11 @@ def reshard(model: nn.Module) -> None:
 
   They are copies: a forward pass after a swap would see what they held before.
   """
-  if FSDPModule is None:
+  fsdp = _loaded('fsdp', 'FSDPModule')
+  if fsdp is None:
     return
   for module in model.modules():
-    if isinstance(module, FSDPModule):
+    if isinstance(module, fsdp):
       module.reshard()
 
 
@@ -95,12 +103,11 @@ def check_wrapper(model: nn.Module) -> None:
   Raises:
     ValueError: a module is wrapped by FullyShardedDataParallel.
   """
-  if not dist.is_available():
+  fsdp = _loaded('fsdp', 'FullyShardedDataParallel')
+  if fsdp is None:
     return
-  from torch.distributed.fsdp import FullyShardedDataParallel
-
   for name, module in model.named_modules():
-    if isinstance(module, FullyShardedDataParallel):
+    if isinstance(module, fsdp):
       raise ValueError(
         f'Invalid weights: {name or "the model"!r} is wrapped by '
         'FullyShardedDataParallel (FSDP1), whose parameters are views of flat '

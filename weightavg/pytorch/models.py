@@ -1,12 +1,12 @@
 """A model without its wrappers, and its tensors under clean names."""
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator, Set
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 _COMPILED = '_orig_mod'
@@ -22,10 +22,17 @@ def unwrap(model: nn.Module) -> nn.Module:
   while True:
     if isinstance(model, DistributedDataParallel | DataParallel):
       model = model.module
-    elif isinstance(model, OptimizedModule):
+    elif _is_compiled(model):
       model = getattr(model, _COMPILED)
     else:
       return model
+
+
+def _is_compiled(model: nn.Module) -> bool:
+  # Without torch._dynamo there is no compiled model, and importing it takes
+  # as long as importing torch.
+  dynamo = sys.modules.get('torch._dynamo')
+  return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
 
 
 def clean_name(name: str) -> str:

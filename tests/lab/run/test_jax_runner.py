@@ -51,7 +51,10 @@ def results(state):
   return [metrics['validation/loss'] for _, metrics in state.eval_results]
 
 
-@pytest.mark.parametrize('submission', ['nadamw_ema', 'nadamw_primal'])
+@pytest.mark.parametrize(
+  'submission',
+  ['nadamw_primal', pytest.param('nadamw_ema', marks=pytest.mark.slow)],
+)
 def test_trains_as_pytorch_does(folder, submission):
   """Losses of averaged weights: the same numbers but for float32's rounding."""
   in_jax = results(run(folder, submission=submission))

@@ -35,15 +35,34 @@ def torchrun(script, *arguments):
   ]
 
 
+# One of each kind: an average that watches and one that trains over either
+# optimizer, and a choice.
+QUICK = ['fake', 'nadamw_auto', 'nadamw_primal', 'shampoo_lawa']
+RAN = {
+  'quick': QUICK,
+  'slow': [name for name in SUBMISSIONS if name not in QUICK],
+}
+
+
+def parameters(make):
+  """Parameters of tests that ask for `ran`, those of long runs marked so."""
+  return [
+    pytest.param(group, *more, marks=[pytest.mark.slow] * (group == 'slow'))
+    for group, names in RAN.items()
+    for name in names
+    for more in make(name)
+  ]
+
+
 @pytest.fixture(scope='module')
-def ran(tmp_path_factory):
+def ran(request, tmp_path_factory):
   """Folder with what all scenarios left, run in one pair of processes."""
   folder = tmp_path_factory.mktemp('ddp')
   package = folder / 'fake_package'
   package.mkdir()
   (package / 'submission.py').write_text(fakes.SUBMISSION)
   done = subprocess.run(
-    torchrun(SUPPORT / 'ddp_scenarios.py', folder, *SUBMISSIONS),
+    torchrun(SUPPORT / 'ddp_scenarios.py', folder, *RAN[request.param]),
     capture_output=True,
     text=True,
     env=fakes.environment(),
@@ -57,12 +76,9 @@ def load(folder, name, experiment, rank):
   return torch.load(path, weights_only=True)
 
 
-CASES = [
-  (name, cut) for name in SUBMISSIONS for cut in ddp_scenarios.cuts_of(name)
-]
-
-
-@pytest.mark.parametrize('name', SUBMISSIONS)
+@pytest.mark.parametrize(
+  ('ran', 'name'), parameters(lambda name: [(name,)]), indirect=['ran']
+)
 def test_both_ranks_hold_the_same_weights(ran, name):
   for experiment in ('whole', *ddp_scenarios.cuts_of(name)):
     ranks = [load(ran, name, experiment, rank) for rank in (0, 1)]
@@ -73,7 +89,11 @@ def test_both_ranks_hold_the_same_weights(ran, name):
     assert fakes.differences(*ranks) == []
 
 
-@pytest.mark.parametrize(('name', 'cut'), CASES)
+@pytest.mark.parametrize(
+  ('ran', 'name', 'cut'),
+  parameters(lambda name: [(name, cut) for cut in ddp_scenarios.cuts_of(name)]),
+  indirect=['ran'],
+)
 def test_resumed_run_equals_the_undisturbed_one(ran, name, cut):
   whole, resumed = (load(ran, name, kind, 0) for kind in ('whole', cut))
   assert fakes.differences(whole, resumed) == []
@@ -88,6 +108,7 @@ def test_resumed_run_equals_the_undisturbed_one(ran, name, cut):
     assert fakes.differences(states[0][key], states[1][key]) == []
 
 
+@pytest.mark.parametrize('ran', ['quick'], indirect=True)
 def test_only_rank_0_writes_and_both_ranks_read_its_files(ran):
   (trial,) = ran.glob('runs/fake/whole/*/trial_1')
   evals = (trial / 'eval_measurements.csv').read_text().splitlines()
@@ -97,6 +118,7 @@ def test_only_rank_0_writes_and_both_ranks_read_its_files(ran):
   assert int((ran / 'saves_1').read_text()) == 0
 
 
+@pytest.mark.parametrize('ran', ['quick'], indirect=True)
 def test_an_error_of_one_rank_is_an_error_of_all(ran):
   messages = [(ran / f'error_{rank}').read_text() for rank in (0, 1)]
   assert messages == ['of rank 1'] * 2

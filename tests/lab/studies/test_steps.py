@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+from small_workloads import shrinker
 from study_runs import curve, lines, result
 
 from lab.run import validation
@@ -17,12 +18,25 @@ from lab.workloads import build_workload, click_dlrm
 STEPS = 300
 
 
-@pytest.fixture
-def short(shrink):
-  """A run with three evaluations."""
+def _shorten(shrink):
   shrink(
     click_dlrm.Workload, steps=STEPS, eval_every_steps=100, target=0.0, size=64
   )
+
+
+@pytest.fixture
+def short(shrink):
+  """A run has three evaluations."""
+  _shorten(shrink)
+
+
+@pytest.fixture(scope='module')
+def followed(tmp_path_factory):
+  """What a study keeps of one short run with all averages."""
+  with pytest.MonkeyPatch.context() as patch:
+    _shorten(shrinker(patch))
+    run = steps.trainings(options())[0]
+    return run.execute(str(tmp_path_factory.mktemp('study')))
 
 
 def options(**changes):
@@ -32,9 +46,8 @@ def options(**changes):
 
 
 @pytest.mark.parametrize('scheme', ['lawa', 'ema', 'polynomial'])
-def test_each_curve_is_that_of_its_own_submission(scheme, short, tmp_path):
-  run = steps.trainings(options())[0]
-  followed = run.execute(str(tmp_path / 'study'))
+@pytest.mark.usefixtures('short')
+def test_each_curve_is_that_of_its_own_submission(scheme, followed, tmp_path):
   name = {'polynomial': 'polynomial 4'}.get(scheme, f'{scheme} 1 %')
   settings = Settings(
     workload='click_dlrm',
@@ -60,12 +73,10 @@ def test_each_curve_is_that_of_its_own_submission(scheme, short, tmp_path):
   assert [step for step, _ in expected] == [100, 200, 300]
 
 
-def test_an_average_costs_seconds_beside_those_of_training(short, tmp_path):
-  run = steps.trainings(options())[0]
-  found = run.execute(str(tmp_path))
-  own = found['averaging_seconds']
+def test_an_average_costs_seconds_beside_those_of_training(followed):
+  own = followed['averaging_seconds']
   assert own['raw'] < own['lawa 10 %']
-  seconds = {name: curve[-1][1] for name, curve in found['curves'].items()}
+  seconds = {name: curve[-1][1] for name, curve in followed['curves'].items()}
   assert len(set(seconds.values())) == len(seconds)
   for name, total in seconds.items():
     billed = seconds['raw'] - own['raw']
