@@ -8,8 +8,6 @@ import contextlib
 import csv
 import dataclasses
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import pathlib
 import signal
@@ -20,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import fakes
+import fork_server
 import jax_support
 import torch
 
@@ -29,7 +28,6 @@ from lab.run.trial import TrialRun
 from weightavg import spec
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-HERE = pathlib.Path(__file__).resolve().parent
 TIMES = ('score', 'total_duration', 'preemption_count')
 # Windows of a run in which a kill is harmful, beside all of it.
 PHASES = ('anywhere', 'writing', 'shown', 'logging')
@@ -212,27 +210,6 @@ def run_in_child(
     sys.stderr.flush()
 
 
-def start_server() -> Any:
-  """Start the fork server of this process; the context of its children."""
-  context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['fault_runs'])
-  added = {
-    'PYTHONPATH': os.pathsep.join([str(ROOT), str(HERE)]),
-    'OMP_NUM_THREADS': '1',
-  }
-  before = {name: os.environ.get(name) for name in added}
-  os.environ.update(added)
-  try:
-    multiprocessing.forkserver.ensure_running()
-  finally:
-    for name, value in before.items():
-      if value is None:
-        del os.environ[name]
-      else:
-        os.environ[name] = value
-  return context
-
-
 class Server:
   """Starts runs as processes of their own.
 
@@ -241,7 +218,7 @@ class Server:
   """
 
   def __init__(self, folder: pathlib.Path) -> None:
-    self._context = start_server()
+    self._context = fork_server.start()
     self._folder = folder
     self._number = 0
 

@@ -5,6 +5,7 @@ import gc
 import tempfile
 import traceback
 
+import fork_server
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -34,6 +35,10 @@ def _rank_main(rank, world_size, rendezvous, function, args):
 def run_on_ranks(world_size, function, *args):
   """Call function(rank, *args) on every rank; a failure on any is raised."""
   with tempfile.TemporaryDirectory() as rendezvous:
-    mp.spawn(
-      _rank_main, (world_size, rendezvous, function, args), nprocs=world_size
+    fork_server.start()
+    mp.start_processes(
+      _rank_main,
+      (world_size, rendezvous, function, args),
+      nprocs=world_size,
+      start_method='forkserver',
     )

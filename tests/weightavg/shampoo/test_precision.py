@@ -1,9 +1,8 @@
 """Full float32 products inside a block; the host's setting after it."""
 
-import subprocess
-import sys
 import threading
 
+import fork_server
 import pytest
 import torch
 
@@ -67,29 +66,33 @@ def test_blocks_overlap_in_threads(host):
   assert torch.get_float32_matmul_precision() == host
 
 
-# torch refuses to mix both interfaces in one process, so each runs in its own.
-_PER_BACKEND = """
-import sys
-import torch
-from weightavg.pytorch.shampoo.precision import full_float32_products
-backends = torch.backends
-matmul = backends.cuda.matmul
-if not hasattr(matmul, 'fp32_precision'):
-  sys.exit()
-levels = (backends, backends.cudnn, backends.mkldnn, matmul,
-          backends.mkldnn.matmul, backends.cudnn.conv)
-exec(sys.argv[1])
-before = [level.fp32_precision for level in levels]
-assert 'bf16' in before or 'tf32' in before[:-1]
-with full_float32_products():
-  for level in (matmul, backends.mkldnn.matmul):
-    assert level.fp32_precision in ('ieee', 'none')
-assert [level.fp32_precision for level in levels] == before
-backends.fp32_precision = 'ieee'
-print(matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision)
-"""
+HAS_SETTINGS_BY_BACKEND = hasattr(torch.backends.cuda.matmul, 'fp32_precision')
 
 
+def _set_by_backend(connection, host):
+  """Products within a host's settings; sends what settings are afterwards."""
+  backends = torch.backends
+  matmul = backends.cuda.matmul
+  levels = (
+    *(backends, backends.cudnn, backends.mkldnn, matmul),
+    *(backends.mkldnn.matmul, backends.cudnn.conv),
+  )
+  exec(host)
+  before = [level.fp32_precision for level in levels]
+  assert 'bf16' in before or 'tf32' in before[:-1]
+  with full_float32_products():
+    for level in (matmul, backends.mkldnn.matmul):
+      assert level.fp32_precision in ('ieee', 'none')
+  assert [level.fp32_precision for level in levels] == before
+  backends.fp32_precision = 'ieee'
+  connection.send(
+    [matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision]
+  )
+
+
+@pytest.mark.skipif(
+  not HAS_SETTINGS_BY_BACKEND, reason='this torch has no settings by backend'
+)
 @pytest.mark.parametrize(
   ('host', 'later'),
   [
@@ -102,10 +105,15 @@ print(matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision)
 )
 def test_a_setting_by_backend_returns_and_follows_the_host(host, later):
   """`later` is what a host that sets 'ieee' for all finds afterwards."""
-  command = [sys.executable, '-c', _PER_BACKEND, host]
-  found = subprocess.run(command, check=True, capture_output=True, text=True)
-  if hasattr(torch.backends.cuda.matmul, 'fp32_precision'):
-    assert found.stdout.split() == later.split()
+  # torch refuses to mix both interfaces in one process, so each has its own.
+  context = fork_server.start()
+  receiver, sender = context.Pipe(duplex=False)
+  child = context.Process(target=_set_by_backend, args=(sender, host))
+  child.start()
+  sender.close()
+  assert receiver.recv() == later.split()
+  child.join()
+  assert child.exitcode == 0
 
 
 @pytest.mark.filterwarnings('ignore:.*torch.jit.script:DeprecationWarning')
