@@ -32,7 +32,7 @@ from weightavg.schemes import Raw
 def test_a_step_that_was_interrupted_while_it_wrote_is_refused(
   make, monkeypatch
 ):
-  net, optimizer, averager = build(make=make)
+  net, optimizer, averager = build(make=make, batch_norm='refreshed')
   train(net, optimizer, averager, range(2))
   saved = copy.deepcopy([net.state_dict(), averager.state_dict()])
   backward(net, 2)
@@ -50,6 +50,7 @@ def test_a_step_that_was_interrupted_while_it_wrote_is_refused(
     averager.swap_in,
     averager.state_dict,
     averager.averaged_state_dict,
+    averager.refreshing().__enter__,
   ):
     with pytest.raises(RuntimeError, match=r'interrupted.*Load a state'):
       call()

@@ -97,8 +97,8 @@ class AveragerInterpolation(AveragerParts):
     its buffers and the random numbers are as before after the block.
 
     Raises:
-      RuntimeError: an average is shown, there is no sample yet, or batch_norm
-        is not 'refreshed'.
+      RuntimeError: an average is shown, there is no sample yet, batch_norm is
+        not 'refreshed', or `before_step` was interrupted.
 
     >>> from weightavg import Ema
     >>> from weightavg.pytorch import Averager
@@ -116,6 +116,7 @@ class AveragerInterpolation(AveragerParts):
       )
     self._refuse_shown('refreshing()')
     self._refuse_in_step('refreshing()')
+    self._primal.check_whole()
     if not self.samples:
       raise RuntimeError(
         'Nothing is averaged yet. Enter refreshing() where refresh_due is true.'
