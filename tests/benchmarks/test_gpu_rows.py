@@ -1,4 +1,4 @@
-"""What the sections of `make gpu` measure, without a GPU."""
+"""Rows of the sections of `make gpu`, measured without a GPU."""
 
 import importlib.util
 import math

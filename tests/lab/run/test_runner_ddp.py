@@ -1,5 +1,6 @@
 """The runner on two gloo processes, as torchrun starts them."""
 
+import functools
 import json
 import pathlib
 import signal
@@ -38,37 +39,44 @@ def torchrun(script, *arguments):
 # One of each kind: an average that watches and one that trains over either
 # optimizer, and a choice.
 QUICK = ['fake', 'nadamw_auto', 'nadamw_primal', 'shampoo_lawa']
-RAN = {
-  'quick': QUICK,
-  'slow': [name for name in SUBMISSIONS if name not in QUICK],
-}
 
 
 def parameters(make):
-  """Parameters of tests that ask for `ran`, those of long runs marked so."""
+  """Parameters of a test for all submissions, those of long runs marked so."""
   return [
-    pytest.param(group, *more, marks=[pytest.mark.slow] * (group == 'slow'))
-    for group, names in RAN.items()
-    for name in names
-    for more in make(name)
+    pytest.param(*values, marks=[pytest.mark.slow] * (name not in QUICK))
+    for name in SUBMISSIONS
+    for values in make(name)
   ]
 
 
 @pytest.fixture(scope='module')
-def ran(request, tmp_path_factory):
-  """Folder with what all scenarios left, run in one pair of processes."""
-  folder = tmp_path_factory.mktemp('ddp')
-  package = folder / 'fake_package'
-  package.mkdir()
-  (package / 'submission.py').write_text(fakes.SUBMISSION)
-  done = subprocess.run(
-    torchrun(SUPPORT / 'ddp_scenarios.py', folder, *RAN[request.param]),
-    capture_output=True,
-    text=True,
-    env=fakes.environment(),
-  )
-  assert done.returncode == 0, done.stderr
-  return folder
+def ran(tmp_path_factory):
+  """A function: the folder with what the scenarios of a submission left.
+
+  Those of all quick ones, and of all others, run in one pair of processes.
+  """
+
+  @functools.cache
+  def run(names):
+    folder = tmp_path_factory.mktemp('ddp')
+    package = folder / 'fake_package'
+    package.mkdir()
+    (package / 'submission.py').write_text(fakes.SUBMISSION)
+    done = subprocess.run(
+      torchrun(SUPPORT / 'ddp_scenarios.py', folder, *names),
+      capture_output=True,
+      text=True,
+      env=fakes.environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+  groups = [
+    tuple(n for n in SUBMISSIONS if (n in QUICK) == is_quick)
+    for is_quick in (True, False)
+  ]
+  return lambda name: run(groups[name not in QUICK])
 
 
 def load(folder, name, experiment, rank):
@@ -76,12 +84,10 @@ def load(folder, name, experiment, rank):
   return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize(
-  ('ran', 'name'), parameters(lambda name: [(name,)]), indirect=['ran']
-)
+@pytest.mark.parametrize('name', parameters(lambda name: [(name,)]))
 def test_both_ranks_hold_the_same_weights(ran, name):
   for experiment in ('whole', *ddp_scenarios.cuts_of(name)):
-    ranks = [load(ran, name, experiment, rank) for rank in (0, 1)]
+    ranks = [load(ran(name), name, experiment, rank) for rank in (0, 1)]
     for content in ranks:
       # Each rank keeps BatchNorm statistics of its own batches.
       for key in [k for k in content['model'] if 'running' in k]:
@@ -90,17 +96,16 @@ def test_both_ranks_hold_the_same_weights(ran, name):
 
 
 @pytest.mark.parametrize(
-  ('ran', 'name', 'cut'),
+  ('name', 'cut'),
   parameters(lambda name: [(name, cut) for cut in ddp_scenarios.cuts_of(name)]),
-  indirect=['ran'],
 )
 def test_resumed_run_equals_the_undisturbed_one(ran, name, cut):
-  whole, resumed = (load(ran, name, kind, 0) for kind in ('whole', cut))
+  whole, resumed = (load(ran(name), name, kind, 0) for kind in ('whole', cut))
   assert fakes.differences(whole, resumed) == []
   # Averages, raw weights and the optimizer's state: what rank 0 saved.
   files = [
-    *ran.glob(f'runs/{name}/whole/*/trial_1/checkpoint_20'),
-    *ran.glob(f'runs/{name}/{cut}/*/trial_1/checkpoint_20'),
+    *ran(name).glob(f'runs/{name}/whole/*/trial_1/checkpoint_20'),
+    *ran(name).glob(f'runs/{name}/{cut}/*/trial_1/checkpoint_20'),
   ]
   states = [torch.load(file, weights_only=True) for file in files]
   assert len(states) == 2
@@ -108,19 +113,17 @@ def test_resumed_run_equals_the_undisturbed_one(ran, name, cut):
     assert fakes.differences(states[0][key], states[1][key]) == []
 
 
-@pytest.mark.parametrize('ran', ['quick'], indirect=True)
 def test_only_rank_0_writes_and_both_ranks_read_its_files(ran):
-  (trial,) = ran.glob('runs/fake/whole/*/trial_1')
+  (trial,) = ran('fake').glob('runs/fake/whole/*/trial_1')
   evals = (trial / 'eval_measurements.csv').read_text().splitlines()
   assert len(evals) == 1 + 4
   assert checkpoint_files.steps(str(trial)) == [5, 10, 15, 20]
-  assert int((ran / 'saves_0').read_text()) > 0
-  assert int((ran / 'saves_1').read_text()) == 0
+  assert int((ran('fake') / 'saves_0').read_text()) > 0
+  assert int((ran('fake') / 'saves_1').read_text()) == 0
 
 
-@pytest.mark.parametrize('ran', ['quick'], indirect=True)
 def test_an_error_of_one_rank_is_an_error_of_all(ran):
-  messages = [(ran / f'error_{rank}').read_text() for rank in (0, 1)]
+  messages = [(ran('fake') / f'error_{rank}').read_text() for rank in (0, 1)]
   assert messages == ['of rank 1'] * 2
 
 

@@ -32,7 +32,7 @@ def short(shrink):
 
 @pytest.fixture(scope='module')
 def followed(tmp_path_factory):
-  """What a study keeps of one short run with all averages."""
+  """The result of one short run that all averages follow."""
   with pytest.MonkeyPatch.context() as patch:
     _shorten(shrinker(patch))
     run = steps.trainings(options())[0]
