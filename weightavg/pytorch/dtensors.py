@@ -4,26 +4,17 @@ Each rank averages the piece that it holds, so an average is a DTensor of the
 parameter's own placements. Nothing is gathered by an update or a swap.
 """
 
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-
-def _loaded(module: str, name: str) -> Any:
-  """A class of PyTorch's, or None as long as nothing can be one of it.
-
-  Importing these modules takes as long as importing torch, and some builds and
-  versions lack them. Whoever makes a DTensor or wraps a module has them loaded.
-  """
-  return getattr(sys.modules.get(f'torch.distributed.{module}'), name, None)
+from weightavg.pytorch.loaded import loaded_class
 
 
 def is_dtensor(tensor: Tensor) -> bool:
   """True for a tensor that is distributed over the ranks of a mesh."""
-  dtensor = _loaded('tensor', 'DTensor')
+  dtensor = loaded_class('torch.distributed.tensor', 'DTensor')
   return dtensor is not None and isinstance(tensor, dtensor)
 
 
@@ -86,7 +77,7 @@ def reshard(model: nn.Module) -> None:
 
   They are copies: a forward pass after a swap would see what they held before.
   """
-  fsdp = _loaded('fsdp', 'FSDPModule')
+  fsdp = loaded_class('torch.distributed.fsdp', 'FSDPModule')
   if fsdp is None:
     return
   for module in model.modules():
@@ -103,7 +94,7 @@ def check_wrapper(model: nn.Module) -> None:
   Raises:
     ValueError: a module is wrapped by FullyShardedDataParallel.
   """
-  fsdp = _loaded('fsdp', 'FullyShardedDataParallel')
+  fsdp = loaded_class('torch.distributed.fsdp', 'FullyShardedDataParallel')
   if fsdp is None:
     return
   for name, module in model.named_modules():

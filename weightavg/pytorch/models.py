@@ -1,13 +1,14 @@
 """A model without its wrappers, and its tensors under clean names."""
 
 import dataclasses
-import sys
 from collections.abc import Iterable, Iterator, Set
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from weightavg.pytorch.loaded import loaded_class
 
 _COMPILED = '_orig_mod'
 # Prefix of DistributedDataParallel and DataParallel.
@@ -19,20 +20,14 @@ _COUNTER = 'num_batches_tracked'
 
 def unwrap(model: nn.Module) -> nn.Module:
   """The module inside DistributedDataParallel, DataParallel, torch.compile."""
+  compiled = loaded_class('torch._dynamo', 'OptimizedModule')
   while True:
     if isinstance(model, DistributedDataParallel | DataParallel):
       model = model.module
-    elif _is_compiled(model):
+    elif compiled is not None and isinstance(model, compiled):
       model = getattr(model, _COMPILED)
     else:
       return model
-
-
-def _is_compiled(model: nn.Module) -> bool:
-  # Without torch._dynamo there is no compiled model, and importing it takes
-  # as long as importing torch.
-  dynamo = sys.modules.get('torch._dynamo')
-  return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
 
 
 def clean_name(name: str) -> str:
