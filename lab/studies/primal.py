@@ -13,7 +13,10 @@ A method that was not searched on a workload has the point of its base with the
 submission's defaults; its rows say so.
 
 Runs of some methods, on all workloads and seeds, leave the rows of the others
-as long as the runs of NadamW that come with them give the rows of before.
+as long as the runs of NadamW that come with them give the rows of before. With
+--keep_baseline NadamW is not trained, and they are compared with its committed
+rows, which must come from the same arithmetic: a machine on which one seed of
+NadamW gives its row. Levels need NadamW's curves and are left out then.
 
 Writes primal.json (a row for each workload, method and seed), levels.json
 (steps to the levels that NadamW's raw weights reach at 0.5 to 0.9 of T) and
@@ -25,6 +28,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lab.core.errors import InputError
 from lab.studies import steps
 from lab.studies.parts import frame, levels, primal_tables, tuned
 from lab.studies.parts.frame import Row
@@ -79,8 +83,19 @@ def runs(workload: str, method: str, seed: int) -> list[Training]:
 
 
 def chosen(options: argparse.Namespace) -> list[str]:
-  """Methods to run; NadamW, to which all are compared, is among them."""
-  return list(dict.fromkeys((BASELINE, *options.methods)))
+  """Methods to run; NadamW, to which all are compared, is the first.
+
+  Raises:
+    InputError: its rows are kept, and it is among the methods.
+  """
+  if not options.keep_baseline:
+    return list(dict.fromkeys((BASELINE, *options.methods)))
+  if BASELINE in options.methods:
+    raise InputError(
+      f'Invalid keep_baseline with the method {BASELINE}, which it is about. '
+      'Name the other methods to run.'
+    )
+  return list(options.methods)
 
 
 def trainings(options: argparse.Namespace) -> list[Training]:
@@ -92,6 +107,23 @@ def trainings(options: argparse.Namespace) -> list[Training]:
     for method in chosen(options)
     for run in runs(workload, method, seed)
   ]
+
+
+def _trainings_of_study(options: argparse.Namespace) -> list[Training]:
+  """All runs.
+
+  Raises:
+    InputError: rows of levels.json would stay that are of other runs.
+  """
+  if options.keep_baseline:
+    committed = STUDY.committed('levels.json') or []
+    known = {row['method'] for row in committed} & {*options.methods}
+    if known:
+      raise InputError(
+        f'Invalid keep_baseline with the method {min(known)}, which has rows '
+        "in levels.json. New ones need NadamW's runs."
+      )
+  return trainings(options)
 
 
 def is_searched(workload: str, method: str) -> bool:
@@ -144,6 +176,7 @@ def method_rows(
   single: Mapping[tuple[str, str], str] | None = None,
   baseline: Mapping[str, Any] | None = None,
   further: Sequence[Row] = (),
+  kept: Sequence[Row] = (),
 ) -> list[Row]:
   """Rows of the compared methods with every column.
 
@@ -152,11 +185,14 @@ def method_rows(
     single: as in `methods_of`; found in the results if None.
     baseline: further columns of NadamW's rows, to which others are compared.
     further: rows of averages that watch other runs.
+    kept: finished rows of NadamW, to which others are compared.
   """
   watched = [r for r in results if r['optimizer'] in steps.OPTIMIZERS]
   others = [r for r in results if r['optimizer'] not in steps.OPTIMIZERS]
   rows = frame.rows_of(
-    [*steps.by_kind(watched), *others], {**steps.BASELINE, **(baseline or {})}
+    [*steps.by_kind(watched), *others],
+    {**steps.BASELINE, **(baseline or {})},
+    kept=kept,
   )
   rows += further
   if single is None:
@@ -171,7 +207,30 @@ def method_rows(
     for row in rows
     for method in methods_of(row, single)
   ]
-  return sorted(found, key=primal_tables.place)
+  return sorted([*found, *kept], key=primal_tables.place)
+
+
+def kept_baseline(
+  results: Sequence[Result],
+  committed: Sequence[Row] | None,
+  setting: Mapping[str, Any] | None = None,
+) -> list[Row]:
+  """Return committed rows of NadamW for runs that have none beside them.
+
+  Args:
+    results: of finished runs.
+    committed: rows of a file, or None.
+    setting: further columns of the rows to which others are compared.
+  """
+  there = {_key(r) for r in results if r['optimizer'] == BASELINE}
+  needed = {_key(result) for result in results} - there
+  wanted = {'method': BASELINE, **(setting or {})}
+  return [
+    row
+    for row in committed or []
+    if _key(row) in needed
+    and all(row[name] == value for name, value in wanted.items())
+  ]
 
 
 def rows_of_steps(results: Sequence[Result]) -> list[Row]:
@@ -212,7 +271,8 @@ def _baseline(rows: Sequence[Row]) -> dict[tuple[str, int], list[Any]]:
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
   """Rows of primal.json; ratios are to NadamW of the same seed."""
-  rows = method_rows(results, further=rows_of_steps(results))
+  kept = kept_baseline(results, STUDY.committed('primal.json'))
+  rows = method_rows(results, further=rows_of_steps(results), kept=kept)
   return frame.select(rows, COLUMNS)
 
 
@@ -264,7 +324,7 @@ def _values(result: Result, name: str) -> list[float]:
 STUDY = Study(
   folder='primal',
   seeds=(0, 1, 2, 3, 4),
-  trainings=trainings,
+  trainings=_trainings_of_study,
   files={'primal.json': rows_of, 'levels.json': levels_of},
   tables={
     'Steps to target over those of NadamW': ('primal.json', table),
@@ -277,6 +337,10 @@ STUDY = Study(
     Option('methods', tuple(METHODS), 'methods; nadamw is always among them'),
   ),
   order=('workload', 'optimizer', 'seed', 'tuned_for'),
+  switches={
+    'keep_baseline': 'train no NadamW: compare with its committed rows; '
+    'levels.json gets no rows'
+  },
   # The average that is best in hindsight depends on all workloads and seeds.
   joins=Units(('method',), compared_with=({'method': BASELINE},)),
   place=primal_tables.place,

@@ -173,8 +173,10 @@ def _settings(result: Result) -> list[Result]:
 def rows_of(results: Sequence[Result]) -> list[Row]:
   """Rows of robustness.json; ratios are to NadamW's raw weights at T."""
   found = [one for result in results for one in _settings(result)]
-  rows = select(primal.method_rows(found, {}, SETTING), COLUMNS)
-  return sorted(rows, key=place)
+  committed = STUDY.committed('robustness.json')
+  kept = primal.kept_baseline(found, committed, SETTING)
+  rows = primal.method_rows(found, {}, SETTING, kept=kept)
+  return sorted(select(rows, COLUMNS), key=place)
 
 
 def place(row: Row) -> tuple[Any, ...]:
@@ -204,6 +206,7 @@ STUDY = Study(
     Option('changes', CHANGES, 'what differs'),
   ),
   order=('workload', 'optimizer', 'seed', 'tuned_for', 'budget_steps'),
+  switches=primal.STUDY.switches,
   # Ratios are to NadamW at T, losses to the same method at T.
   joins=Units(
     ('workload', 'seed', *SETTING, 'method'),

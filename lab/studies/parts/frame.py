@@ -39,6 +39,7 @@ def rows_of(
   results: Iterable[Result],
   baseline: Mapping[str, Any],
   by: Sequence[str] = ('workload', 'seed'),
+  kept: Iterable[Row] = (),
 ) -> list[Row]:
   """A row for each run and candidate, with all columns that are known.
 
@@ -46,12 +47,17 @@ def rows_of(
     results: of finished runs.
     baseline: values of columns that a row has to which others are compared.
     by: columns that a row and its baseline share.
+    kept: rows of a file to which others are compared where no run has one.
   """
   rows = [row for result in results for row in _rows_of_run(result)]
-  plain = {
-    tuple(row[key] for key in by): row['steps_to_target']
+  compared = [
+    row
     for row in rows
     if all(row[key] == value for key, value in baseline.items())
+  ]
+  plain = {
+    tuple(row[key] for key in by): row['steps_to_target']
+    for row in (*kept, *compared)
   }
   for row in rows:
     steps = row['steps_to_target']

@@ -43,6 +43,7 @@ class Study:
     figures: name of a PNG file to a file of `files` and a function that draws
       its rows to a path.
     options: flags beside --workloads and --seeds.
+    switches: flags without a value, and the help of each.
     workloads: by default.
     order: keys of a result by which the results are sorted.
     joins: units of rows, of which one of the files has a column for the target;
@@ -62,6 +63,7 @@ class Study:
     str, tuple[str, Callable[[list[Row], pathlib.Path], None]]
   ] = dataclasses.field(default_factory=dict)
   options: tuple[Option, ...] = ()
+  switches: Mapping[str, str] = dataclasses.field(default_factory=dict)
   workloads: tuple[str, ...] = tuple(sorted(WORKLOADS))
   order: tuple[str, ...] = ('workload', 'seed')
   joins: kept_rows.Units | None = None
@@ -133,6 +135,8 @@ def _options(
     parser.add_argument(
       f'--{option.name}', default=default, help=f'{option.help} (%(default)s)'
     )
+  for switch, meaning in study.switches.items():
+    parser.add_argument(f'--{switch}', action='store_true', help=meaning)
   seeds = ','.join(map(str, study.seeds))
   parser.add_argument(
     '--seeds', default=seeds, help='of the runs (%(default)s)'

@@ -7,6 +7,7 @@ import pathlib
 import pytest
 from study_runs import cells, curve, lines, result
 
+from lab.core.errors import InputError
 from lab.studies import primal, steps
 from lab.studies.parts import (
   execution,
@@ -146,6 +147,49 @@ def test_a_method_joins_the_others_and_a_seed_does_not():
     joined(primal.rows_of(base), [run for run in base if run['seed']])
 
 
+def test_a_method_joins_kept_rows_of_nadamw(monkeypatch):
+  found = results()
+  base = [run for run in found if run['optimizer'] == 'nadamw']
+  free = [run for run in found if run['optimizer'] == 'nadamw_schedule_free']
+  before, both = primal.rows_of(base), primal.rows_of([*base, *free])
+  committed = {'primal.json': before}
+  monkeypatch.setattr(
+    study.Study, 'committed', lambda of, file: committed.get(file)
+  )
+  own = primal.rows_of(free)
+  assert {row['method'] for row in own} == {'nadamw', 'nadamw_schedule_free'}
+  joined = kept_rows.join(
+    pathlib.Path('rows.json'),
+    before,
+    own,
+    free,
+    primal.STUDY.joins,
+    primal.STUDY.place_of,
+  )
+  assert joined == both
+  # Runs that are here are preferred, seed by seed.
+  faster = [run | {'curves': free[0]['curves']} for run in base]
+  assert primal.rows_of([*faster, *free]) != both
+  # Without NadamW's curves there are no levels.
+  assert primal.levels_of(free) == []
+
+
+def test_a_kept_baseline_is_not_trained(monkeypatch):
+  monkeypatch.setattr(
+    study.Study, 'committed', lambda *given: [{'method': 'lookahead'}]
+  )
+  given = options(methods=['nadamw_primal'], keep_baseline=True)
+  declared = primal.STUDY.trainings
+  assert [run.submission for run in declared(given)] == ['nadamw_primal']
+  given.methods = ['nadamw', 'nadamw_primal']
+  with pytest.raises(InputError, match='with the method nadamw, which it is'):
+    declared(given)
+  # Its levels would stay, and be those of other runs.
+  given.methods = ['lookahead']
+  with pytest.raises(InputError, match='lookahead, which has rows in levels'):
+    declared(given)
+
+
 def test_averages_of_shampoo_come_from_steps_where_nadamw_is_the_same(
   monkeypatch,
 ):
@@ -268,6 +312,7 @@ def options(**changes):
     'methods': ['nadamw_primal'],
     'workloads': ['click_dlrm'],
     'seeds': [3],
+    'keep_baseline': False,
   }
   return argparse.Namespace(**(values | changes))
 

@@ -11,6 +11,7 @@ from lab.studies.parts import (
   execution,
   kept_rows,
   robustness_tables,
+  study,
   training,
   tuned,
 )
@@ -31,6 +32,7 @@ def options(**changes):
     'workloads': ['click_dlrm'],
     'seeds': [3],
     'changes': robustness.CHANGES,
+    'keep_baseline': False,
   }
   return argparse.Namespace(**(values | changes))
 
@@ -185,6 +187,23 @@ def test_rows_of_methods_and_changes_join_in_any_order():
         declared.place_of,
       )
     assert kept == whole
+
+
+def test_a_method_joins_kept_rows_of_nadamw(monkeypatch):
+  at_t, rate, *budgets, free, free_at_double = results()
+  before = robustness.rows_of([at_t, rate, *budgets])
+  monkeypatch.setattr(study.Study, 'committed', lambda *given: before)
+  joined = kept_rows.join(
+    pathlib.Path('rows.json'),
+    before,
+    robustness.rows_of([free, free_at_double]),
+    [free, free_at_double],
+    robustness.STUDY.joins,
+    robustness.STUDY.place_of,
+  )
+  assert joined == robustness.rows_of(results())
+  given = options(keep_baseline=True)
+  assert {r.submission for r in robustness.trainings(given)} == {*METHODS}
 
 
 def test_a_gain_in_a_metric_that_is_to_be_high_is_no_loss():
