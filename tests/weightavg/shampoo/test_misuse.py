@@ -173,6 +173,28 @@ def test_a_decay_without_state_is_refused_before_the_step(built, name, later):
     assert torch.equal(weight, old)
 
 
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [('max_preconditioner_dim', 2), ('diagonal_dim_threshold', 3)],
+)
+def test_a_change_of_the_blocks_is_refused_before_the_step(name, value):
+  weights, optimizer = shampoo_ranks.build(max_preconditioner_dim=64)
+  shampoo_ranks.train(weights, optimizer, 0, 2)
+  # A saved size that cuts the same blocks is loaded.
+  saved = copy.deepcopy(optimizer.state_dict())
+  saved['param_groups'][0][name] = 65
+  optimizer.load_state_dict(saved)
+  shampoo_ranks.train(weights, optimizer, 2, 3)
+  before = snapshot(weights, optimizer)
+  for group in optimizer.param_groups:
+    group[name] = value
+  with pytest.raises(ValueError, match=f'Invalid {name}={value}. Must stay 65'):
+    optimizer.step()
+  optimizer.param_groups[0][name] = 65
+  assert_same(snapshot(weights, optimizer), before)
+  optimizer.step()
+
+
 def test_arguments_of_all_groups_are_refused_in_one():
   group = {'params': [torch.nn.Parameter(torch.ones(2))], 'process_group': None}
   with pytest.raises(

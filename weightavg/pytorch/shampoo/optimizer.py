@@ -198,6 +198,7 @@ class DistributedShampoo(torch.optim.Optimizer):
       self._blocks, frequencies, self._ranks.size
     )
     self._stacks = self._make_stacks(self._ranks.rank)
+    self._sizes = step_checks.block_sizes(self.param_groups)
     self._exchange: distribution.Exchange | None = None
     if self._ranks.size > 1:
       self._exchange = distribution.Exchange(
@@ -244,8 +245,9 @@ class DistributedShampoo(torch.optim.Optimizer):
 
     Raises:
       ValueError: for a sparse or complex gradient, gradients of other
-        parameters on another rank, or a change of betas[0], momentum or
-        grafting that needs an average without state.
+        parameters on another rank, a change of betas[0], momentum or
+        grafting that needs an average without state, or one of
+        max_preconditioner_dim or diagonal_dim_threshold.
       FloatingPointError: for a non-finite gradient, unless
         skip_nonfinite_gradients is set. Both errors are raised on all ranks and
         leave weights and state unchanged.
@@ -256,6 +258,7 @@ class DistributedShampoo(torch.optim.Optimizer):
         loss = closure()
     is_bad, names = step_checks.nonfinite(
       self.param_groups,
+      self._sizes,
       self._stacks,
       self._infos,
       self.preconditioner_dtype,
@@ -388,6 +391,8 @@ class DistributedShampoo(torch.optim.Optimizer):
     checkpoint.load_blocks(state_dict, self._infos, stacks)
     for group, saved in zip(self.param_groups, groups, strict=True):
       group.update(saved)
+    # Other sizes that cut the same blocks.
+    self._sizes = step_checks.block_sizes(self.param_groups)
     self.retried_roots = state_dict['retried_roots']
     self.kept_roots = state_dict['kept_roots']
     self.skipped_steps = state_dict['skipped_steps']

@@ -16,9 +16,18 @@ from weightavg.pytorch.distributed import maxima
 from weightavg.pytorch.shampoo.block_state import BlockStack
 from weightavg.pytorch.shampoo.parameters import ParameterInfo
 
+# By these the constructor has cut the blocks.
+_SIZES = ('max_preconditioner_dim', 'diagonal_dim_threshold')
+
+
+def block_sizes(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Return the hyperparameters by which each group's blocks are cut."""
+  return [{name: group[name] for name in _SIZES} for group in groups]
+
 
 def nonfinite(
   groups: Sequence[Mapping[str, Any]],
+  sizes: Sequence[Mapping[str, Any]],
   stacks: Sequence[Sequence[BlockStack]],
   infos: Sequence[ParameterInfo],
   preconditioner_dtype: torch.dtype,
@@ -28,6 +37,7 @@ def nonfinite(
 
   Args:
     groups: the parameter groups, which schedules may have changed.
+    sizes: `block_sizes` of the groups by which the blocks were cut.
     stacks: this rank's state by group.
     infos: the parameters.
     preconditioner_dtype: of the factors.
@@ -39,7 +49,8 @@ def nonfinite(
   """
   error, names = None, []
   try:
-    for group, theirs in zip(groups, stacks, strict=True):
+    for group, cut, theirs in zip(groups, sizes, stacks, strict=True):
+      _check_sizes(group, cut)
       for stack in theirs:
         stack.check(group)
     _check_gradients(infos)
@@ -62,6 +73,16 @@ def nonfinite(
       'Invalid gradients. Must be there for the same parameters on all ranks.'
     )
   return bool(bad), names
+
+
+def _check_sizes(group: Mapping[str, Any], cut: Mapping[str, Any]) -> None:
+  """Raise ValueError for a changed size: the blocks would stay as they are."""
+  for name, value in cut.items():
+    if group[name] != value:
+      raise ValueError(
+        f'Invalid {name}={group[name]!r}. Must stay {value!r}: the constructor '
+        'has cut the blocks.'
+      )
 
 
 def _check_gradients(infos: Sequence[ParameterInfo]) -> None:
