@@ -35,8 +35,7 @@ def replace(
   Raises:
     OSError: The file cannot be written; the former one is as it was.
   """
-  # Not the process's number: threads share it, and so may two machines.
-  temporary = temporary or f'{path}.{secrets.token_hex(8)}.temporary'
+  temporary = temporary or temporary_path(path)
   text: dict[str, Any] = {'encoding': 'utf-8', 'newline': ''}
   try:
     with open(
@@ -54,8 +53,14 @@ def replace(
   sync_directory(os.path.dirname(path))
 
 
+def temporary_path(path: str) -> str:
+  """Return a path beside a file that no other writer has."""
+  # Not the process's number: threads share it, and so may two machines.
+  return f'{path}.{secrets.token_hex(8)}.temporary'
+
+
 def leftovers(directory: str) -> list[str]:
-  """Return the temporary files that `replace` has named in a directory.
+  """Return the files with a name of `temporary_path` in a directory.
 
   Those of a process that still writes are among them. There are none in a
   directory that does not exist.

@@ -14,7 +14,6 @@ over the runs whose T the clock limits.
 """
 
 import argparse
-import csv
 import dataclasses
 import itertools
 import json
@@ -22,7 +21,7 @@ import pathlib
 import statistics
 from collections.abc import Iterator, Sequence
 
-from lab.core import command_line
+from lab.core import atomic_files, command_line, logs
 from lab.core.curves import step_of
 from lab.core.errors import InputError
 from lab.core.text_tables import text_table
@@ -89,16 +88,22 @@ class Replay:
 
 
 def read(path: pathlib.Path) -> Log | None:
-  """Read a log, or return None if it has fewer than four evaluations."""
+  """Read a log, or return None if it has fewer than four evaluations.
+
+  Raises:
+    InputError: it cannot be read, or lacks a step or a time.
+  """
   workload, _, framework = path.parents[1].name.rpartition('_')
   marks: list[tuple[int, float]] = []
-  with open(path, newline='', encoding='utf-8') as file:
-    for line in csv.DictReader(file):
+  try:
+    for line in logs.read_rows(str(path)).rows:
       step = step_of(line)
       # A run that was resumed repeats steps.
       while marks and marks[-1][0] >= step:
         marks.pop()
       marks.append((step, float(line['accumulated_submission_time'])))
+  except (OSError, KeyError, ValueError) as error:
+    raise InputError(f'Cannot read {path}: {error}.') from error
   if len(marks) < 4:
     return None
   return Log(path.parents[3].name, workload, framework, tuple(marks))
@@ -247,7 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     content = {'rows': rows, 'utilizations': shares, 'replays': everything}
     path = values.output / 'clock_replay.json'
-    path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    text = json.dumps(content, indent=1) + '\n'
+    atomic_files.replace(str(path), lambda file: file.write(text))
   return 0
 
 

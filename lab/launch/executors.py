@@ -38,7 +38,13 @@ def show(plan: Plan, runs: Sequence[Run]) -> None:
       identity = run.name.replace('/', '-')
       rendezvous = Rendezvous('$HEAD_NODE:29500', identity)
     resume = launch_plan.has_checkpoints(plan, run)
-    text = shlex.join(launch_plan.command(plan, run, resume, rendezvous))
+    if run.is_local:
+      resume = state == 'cut off'
+    words = launch_plan.command(plan, run, resume, rendezvous)
+    if run.is_local and not resume and plan.directory(run).exists():
+      # Left by a run without a complete checkpoint, as `jobs.clear` removes it.
+      words.append('--overwrite')
+    text = shlex.join(words)
     print(text.replace("'--rdzv_endpoint=$HEAD_NODE:29500'", _ENDPOINT))
 
 

@@ -8,6 +8,7 @@ which the benchmark's scoring reads as it is.
 import dataclasses
 import hashlib
 import itertools
+import math
 import pathlib
 import re
 import sys
@@ -256,9 +257,13 @@ def last_score(directory: pathlib.Path) -> dict[str, Any] | None:
     rows = logs.read_rows(str(directory / logs.MEASUREMENTS)).rows
   except OSError:
     return None
-  if not rows or not rows[-1].get('score') or rows[-1].get('total_duration'):
+  if not rows or rows[-1].get('total_duration'):
     return None
-  return rows[-1]
+  try:
+    score = float(rows[-1]['score'])
+  except (KeyError, ValueError):
+    return None
+  return rows[-1] if math.isfinite(score) else None
 
 
 def last_evaluation(directory: pathlib.Path) -> int | None:

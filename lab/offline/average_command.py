@@ -4,7 +4,7 @@ import argparse
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -159,7 +159,7 @@ def _planned_posthoc(
 ) -> tuple[series.Series, _Outputs]:
   found, snapshots = posthoc.find(paths)
   if args.every != [1]:
-    raise InputError('Invalid every. It has no effect with scheme=posthoc.')
+    _refuse('every', 'with scheme=posthoc')
   wanted: list[tuple[dict[str, Any], Recursive]] = [
     ({'sigma_rel': s}, Polynomial(posthoc.power_of_sigma(s)))
     for s in args.sigma_rel
@@ -181,19 +181,28 @@ def _planned_posthoc(
   return found, outputs
 
 
+def _refuse(name: str, why: str) -> NoReturn:
+  raise InputError(f'Invalid {name}. It has no effect {why}.')
+
+
 def run(args: argparse.Namespace) -> int:
   """Write the averages; return the number of outputs that failed."""
   if args.scheme == 'posthoc':
     others = {*plans.all_lengths()} - {'decay'}
     if any(getattr(args, name) for name in others):
       raise InputError('scheme=posthoc takes sigma_rel or decay.')
+    for name in ('key', 'step_pattern', 'budget'):
+      if getattr(args, name) is not None:
+        _refuse(name, 'with scheme=posthoc')
+    if args.weights != 'raw':
+      _refuse('weights', 'with scheme=posthoc')
     paths = series.matching(args.checkpoints)
     found, outputs = _planned_posthoc(args, paths)
   else:
     if args.sigma_rel:
-      raise InputError(
-        f'Invalid sigma_rel. It has no effect with scheme={args.scheme}.'
-      )
+      _refuse('sigma_rel', f'with scheme={args.scheme}')
+    if args.budget is not None and not args.horizon:
+      _refuse('budget', 'without horizon')
     found = find_series(args)
     outputs = _planned(args, found)
   paths = plans.output_paths(args.output, [fields for fields, _ in outputs])

@@ -9,7 +9,7 @@ memory for any number of checkpoints and outputs, and reads no value twice.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -141,11 +141,9 @@ def write_averages(
   try:
     for job in _alive(jobs):
       recipe = _recipe(job.plan, series, lambda _: unknown)
-      written = {
-        name: Spec(s.shape, dtype if dtype and name in averaged else s.dtype)
-        for name, s in job.last.items()
-      }
-      job.attempt(job.start, written, ties, recipe)
+      job.attempt(
+        job.start, _converted(job.last, averaged, dtype), ties, recipe
+      )
     parts = list(groups(layout, averaged, len(_alive(jobs)), sum_dtype))
     passes = len(parts) * len(_inputs(jobs))
     for group in parts:
@@ -165,6 +163,28 @@ def write_averages(
     for job in jobs:
       job.discard()
   return [(job.path, job.error) for job in jobs]
+
+
+def _converted(
+  layout: Mapping[str, Spec],
+  averaged: Collection[str],
+  dtype: torch.dtype | None,
+) -> dict[str, Spec]:
+  """Return the layout of an output, whose averages have a dtype.
+
+  Raises:
+    InputError: the dtype is real and an average complex.
+  """
+  for name in sorted(averaged) if dtype else ():
+    if layout[name].dtype.is_complex:
+      raise InputError(
+        f'Invalid dtype {dtype} of {name!r}, which is complex: it would lose '
+        'its imaginary part.'
+      )
+  return {
+    name: Spec(s.shape, dtype if dtype and name in averaged else s.dtype)
+    for name, s in layout.items()
+  }
 
 
 def _sum(chunk: Chunk, job: _Writing, dtype: torch.dtype) -> Sum:

@@ -17,6 +17,9 @@ from weightavg import schemes as averaging_schemes
 from weightavg.config_fields import in_interval
 from weightavg.schemes import Recursive, Windowed
 
+# A larger number of steps is not exact as a float.
+_MOST_STEPS = 2**53
+
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
@@ -57,10 +60,10 @@ def budget_of(asked: int | None, last_step: int) -> int:
   """Return T in steps: as asked for, or the last step.
 
   Raises:
-    InputError: for a budget below 1.
+    InputError: for a budget that is out of range.
   """
-  if asked is not None and asked < 1:
-    raise InputError(f'Invalid budget={asked}. Must be in [1, inf).')
+  if asked is not None and not 1 <= asked <= _MOST_STEPS:
+    raise InputError(f'Invalid budget={asked}. Must be in [1, 2^53].')
   return last_step if asked is None else asked
 
 

@@ -7,7 +7,6 @@ evaluated weights and of the kind of evaluation.
 """
 
 import contextlib
-import csv
 import hashlib
 import json
 import os
@@ -50,17 +49,21 @@ class Variant(NamedTuple):
     scheme: the average, with its length in samples.
     field: the field that was given, and its value: ('horizon', 0.01).
     every: checkpoints between two samples.
+    settings: names and values of what else changes the curve, where it is not
+      the default.
   """
 
   scheme: Recursive | Windowed
   field: tuple[str, float]
   every: int
+  settings: tuple[tuple[str, Any], ...] = ()
 
   @property
   def name(self) -> str:
     """A name for files: lawa_window_5_every_2."""
-    name, value = self.field
-    return f'{self.scheme.name}_{name}_{value}_every_{self.every}'
+    parts = [self.field, ('every', self.every), *self.settings]
+    words = [f'{name}_{value}' for name, value in parts]
+    return '_'.join([self.scheme.name, *words])
 
   @property
   def columns(self) -> dict[str, Any]:
@@ -69,7 +72,7 @@ class Variant(NamedTuple):
       {'scheme': None, **dict.fromkeys(all_lengths())}
       | described(self.scheme)
       | dict([self.field])
-      | {'every': self.every}
+      | {'every': self.every, **dict(self.settings)}
     )
 
 
@@ -81,11 +84,8 @@ def evaluations(run: str) -> list[dict[str, str]]:
   """
   path = os.path.join(run, logs.EVAL_MEASUREMENTS)
   try:
-    with open(path, encoding='utf-8', newline='') as file:
-      # An interrupted run leaves a short last line.
-      whole = [r for r in csv.DictReader(file) if None not in r.values()]
-      rows = {step_of(r): r for r in whole}
-  except (OSError, KeyError, ValueError, csv.Error) as error:
+    rows = {step_of(row): row for row in logs.read_rows(path).rows}
+  except (OSError, KeyError, ValueError) as error:
     raise InputError(f'Cannot read the evaluations {path}: {error}.') from error
   if not rows:
     raise InputError(f'No evaluation in {path}.')

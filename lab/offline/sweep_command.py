@@ -85,6 +85,8 @@ def _variants(
   if not given:
     flags = ' or '.join(f'--{name}s' for name in plans.all_lengths())
     raise InputError(f'Missing {flags}.')
+  if args.budget is not None and 'horizon' not in given:
+    raise InputError('Invalid budget. It has no effect without horizons.')
   names = command_line.names_of(args.schemes, [*plans.averages()], 'schemes')
   spacing = found.spacing if 'horizon' in given else 0
   variants = []
@@ -103,12 +105,23 @@ def _variants(
         budget=plans.budget_of(args.budget, found.steps[-1]),
       ):
         (item,) = field.items()
-        variants.append(sweep.Variant(scheme, item, every))
+        settings = _settings(args, item[0])
+        variants.append(sweep.Variant(scheme, item, every, settings))
   if not variants:
     raise InputError(
       f'Invalid schemes={args.schemes}. None has a {" or a ".join(given)}.'
     )
   return list(dict.fromkeys(variants))
+
+
+def _settings(args: argparse.Namespace, field: str) -> tuple[Any, ...]:
+  """Return names and values by which curves of other commands differ."""
+  given = {
+    'budget': args.budget if field == 'horizon' else None,
+    'batch_norm': None if args.batch_norm == 'averaged' else args.batch_norm,
+    'recompute_batch_norm': args.recompute_batch_norm or None,
+  }
+  return tuple((name, value) for name, value in given.items() if value)
 
 
 def _pattern(run: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lab.core import atomic_files
 from lab.core.errors import InputError
 from lab.offline.readers import DTYPES, Spec
 
@@ -54,9 +55,8 @@ class Output:
         raise InputError(f'Cannot write {path}: {name!r} is {spec.dtype}.')
     self.path = path
     self._layout, self._ties = dict(layout), dict(ties)
-    self._temporary = os.path.join(
-      os.path.dirname(path), f'.{os.path.basename(path)}.temporary'
-    )
+    # Another command may write this file, too.
+    self._temporary = atomic_files.temporary_path(path)
     self._header_bytes = len(self._header(recipe))
     with self._errors():
       self._file: IO[bytes] = open(self._temporary, 'wb')  # noqa: SIM115

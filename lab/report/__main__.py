@@ -155,7 +155,10 @@ def write(report: Report, output: pathlib.Path) -> None:
       ('report.md', tables.markdown(report, shown, pictures)),
       ('report.html', page.render(report, shown)),
     ):
-      (folder / file).write_text(text, encoding='utf-8')
+      # Problems name paths, which need not be UTF-8.
+      (folder / file).write_text(
+        text, encoding='utf-8', errors='backslashreplace'
+      )
     (output / 'figures').mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.rglob('*.*')):
       os.replace(path, output / path.relative_to(folder))

@@ -32,7 +32,7 @@ class Place:
   def root(self) -> pathlib.Path:
     """Folder of the submission."""
     above = self.path.parent.parent
-    return above.parent if above.name == self.study else above
+    return above.parent if _readable(above.name) == self.study else above
 
   def __str__(self) -> str:
     return (
@@ -85,9 +85,15 @@ def _workloads(
       names.clear()
 
 
+def _readable(name: str) -> str:
+  r"""Return a folder's name with bytes that are no UTF-8 written as \xff."""
+  return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+
 def _owner(folder: pathlib.Path, above: pathlib.Path) -> tuple[str, str]:
   """Submission and study to which a folder of workloads belongs."""
-  names = (folder.resolve().name, *above.relative_to(folder).parts)
+  parts = (folder.resolve().name, *above.relative_to(folder).parts)
+  names = [_readable(part) for part in parts]
   if len(names) > 1 and _STUDY.fullmatch(names[-1]):
     return names[-2], names[-1]
   # As the benchmark's scoring: <submission>/<any name> is a study.

@@ -16,13 +16,13 @@ import torch
 from absl import logging
 
 from lab.core import checkpoint_files, choice_columns, logs
+from lab.core.host_types import is_training_complete
 from lab.core.progress import Progress
 from lab.run import checkpoints, light_checkpoints, random_utils
 from lab.run.interruption import Interrupted, Interruption
 from lab.run.observers import Observer, Observers
 from lab.run.run_state import RunState
 from lab.run.trial_setup import Streams, Trial, initial_state, streams
-from weightavg import spec
 from weightavg.pytorch.profiling import section
 
 # The local workloads read no files; AlgoPerf's signatures ask for a folder.
@@ -238,7 +238,9 @@ class TrialRun:
     try:
       with section('Update parameters'):
         self._update(batch, update_rng)
-    except spec.TrainingCompleteError:
+    except Exception as error:
+      if not is_training_complete(error):
+        raise
       state.train_state['training_complete'] = True
     del batch
     state.global_step += 1

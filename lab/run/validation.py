@@ -20,14 +20,13 @@ from lab import workloads
 from lab.core import checkpoint_files, command_line, logs, search_space
 from lab.core.errors import InputError
 from lab.core.frameworks import framework_of
-from lab.run import checkpoints, light_checkpoints, submissions
+from lab.run import checkpoints, light_checkpoints, recorded, submissions
 from lab.run.distributed import Context
 from lab.run.experiment_lock import ExperimentLock, torchrun_job
 from lab.run.settings import Settings
 from lab.run.trial_setup import Trial, initial_state
 
 _TRIAL = re.compile(r'trial_(\d+)')
-_META_DATA = re.compile(r'meta_data_(\d+)\.json')
 
 
 def _workload(settings: Settings) -> Any:
@@ -91,7 +90,7 @@ def check_experiment(settings: Settings) -> None:
       'Invalid flags: at most one of --resume_last_run and --overwrite.'
     )
   if settings.resume_last_run:
-    if not _trials_with_checkpoints(path):
+    if not recorded.trials_with_checkpoints(path):
       raise InputError(f'Nothing to resume: no checkpoint in {path}.')
   elif os.path.lexists(path):
     if not settings.overwrite:
@@ -119,48 +118,35 @@ def _is_included(settings: Settings, directory: str) -> bool:
   return match is not None and settings.includes_trial(int(match[1]))
 
 
-def _trials_with_checkpoints(path: str) -> list[str]:
-  if not os.path.isdir(path):
-    return []
-  trials = [os.path.join(path, name) for name in sorted(os.listdir(path))]
-  return [trial for trial in trials if checkpoint_files.steps(trial)]
-
-
-def _last_meta_data(directory: str) -> tuple[int, dict[str, Any]]:
-  """Number and content of the last meta_data_<n>.json; (-1, {}) if none."""
-  if not os.path.isdir(directory):
-    return -1, {}
-  matches = map(_META_DATA.fullmatch, os.listdir(directory))
-  numbers = [int(match[1]) for match in matches if match]
-  if not numbers:
-    return -1, {}
-  path = os.path.join(directory, f'meta_data_{max(numbers)}.json')
-  return max(numbers), _read_object(path)
-
-
-def _read_object(path: str) -> dict[str, Any]:
-  """Content of a JSON file; {} unless it is an object."""
-  content = logs.read_json(path)
-  return content if isinstance(content, dict) else {}
-
-
 def _rng_seed(settings: Settings, drawn: int) -> int:
-  """The given seed, that of the run to be resumed, or the drawn one."""
+  """The given seed, that of the run to be resumed, or the drawn one.
+
+  Raises:
+    InputError: the given seed is another one than that of the run, or none is
+      given and the run's files have lost it.
+  """
   seed = settings.rng_seed
   if settings.resume_last_run:
-    found = _trials_with_checkpoints(settings.log_dir)
+    found = recorded.trials_with_checkpoints(settings.log_dir)
     # Other trials may be of other commands, with other seeds.
     own = [trial for trial in found if _is_included(settings, trial)]
+    lost = None
     for directory in own or found:
-      recorded = _last_meta_data(directory)[1].get('rng_seed')
-      if not isinstance(recorded, int) or recorded < 0:
+      theirs = recorded.seed(directory)
+      if theirs is None:
+        lost = lost or directory
         continue
-      if seed is not None and seed != recorded:
+      if seed is not None and seed != theirs:
         raise InputError(
-          f'Invalid rng_seed={seed}. Must be {recorded}, the seed of the run '
+          f'Invalid rng_seed={seed}. Must be {theirs}, the seed of the run '
           f'in {directory}.'
         )
-      seed = recorded
+      seed = theirs
+    if seed is None and lost:
+      raise InputError(
+        f'Cannot resume {lost}: no meta_data_<n>.json in it has the seed. '
+        'Give its --rng_seed.'
+      )
   return drawn if seed is None else seed
 
 
@@ -278,7 +264,7 @@ def _check_trial(trial: Trial) -> None:
     f'{os.path.basename(trial.directory)}: '
   )
   saved = os.path.join(trial.directory, logs.HPARAMS)
-  if trial.settings.resume_last_run and _read_object(saved):
+  if trial.settings.resume_last_run and recorded.read_object(saved):
     where = f'{saved}: '
   try:
     state = initial_state(trial)
@@ -292,9 +278,9 @@ def _check_trial(trial: Trial) -> None:
   path = trial.checkpoint
   if path is None:
     return
-  number, _ = _last_meta_data(trial.directory)
+  number = recorded.last_number(trial.directory)
   flags = os.path.join(trial.directory, f'flags_{number}.json')
-  maker = _read_object(flags).get('submission_path')
+  maker = recorded.read_object(flags).get('submission_path')
   if isinstance(maker, str):
     before = submissions.module_name(maker)
     now = submissions.module_name(trial.settings.submission_path)
@@ -393,7 +379,7 @@ def after_restart(settings: Settings, context: Context) -> Settings:
   lock, own, has_checkpoint = ExperimentLock(settings.log_dir), False, False
   if context.is_main:
     own = lock.was_held_by(torchrun_job())
-    has_checkpoint = bool(_trials_with_checkpoints(settings.log_dir))
+    has_checkpoint = bool(recorded.trials_with_checkpoints(settings.log_dir))
   own, has_checkpoint = context.broadcast((own, has_checkpoint))
   if not own:
     return settings

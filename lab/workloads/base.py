@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lab.core.host_types import is_training
 from lab.workloads import stream, targets
 from lab.workloads.device import distributed, local_device
 from lab.workloads.modules import Shape, parameter_types
@@ -313,7 +314,7 @@ class LocalWorkload(spec.Workload):
       dropout_rate: in [0, 1).
     """
     del model_state, rng
-    train = mode == spec.ForwardPassMode.TRAIN
+    train = is_training(mode)
     inner = unwrap(params)
     if inner.training != train:
       params.train(train)

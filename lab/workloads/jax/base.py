@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import torch
 
+from lab.core.host_types import is_training
 from lab.workloads.base import LocalWorkload
 from lab.workloads.jax import weights
 from lab.workloads.modules import Shape
@@ -102,7 +103,7 @@ class JaxWorkload(LocalWorkload):
       update_batch_norm: whether a TRAIN pass moves the running statistics.
       dropout_rate: in [0, 1).
     """
-    train = mode == spec.ForwardPassMode.TRAIN
+    train = is_training(mode)
     logits, changed = self.module.apply(
       {'params': params, **(model_state or {})},
       augmented_and_preprocessed_input_batch['inputs'],

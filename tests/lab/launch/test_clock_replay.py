@@ -107,6 +107,17 @@ def test_the_command_writes_its_tables(tmp_path, capsys):
   assert 'T / step hint' in capsys.readouterr().out
 
 
+def test_a_cut_line_is_left_out_and_a_foreign_file_named(tmp_path):
+  path = write(tmp_path, constant(0.01))
+  whole = clock_replay.read(path)
+  with open(path, 'a') as file:
+    file.write('50')
+  assert clock_replay.read(path) == whole
+  path.write_text('a,b\n1,2\n')
+  with pytest.raises(InputError, match=f'Cannot read {path}: '):
+    clock_replay.read(path)
+
+
 def test_bad_input_ends_in_one_line(tmp_path):
   with pytest.raises(InputError, match=r'Invalid logs=.* Must hold <subm'):
     clock_replay.main([f'--logs={tmp_path}'])

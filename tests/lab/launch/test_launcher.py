@@ -83,6 +83,39 @@ def test_an_evaluation_at_the_end_is_not_the_end(tmp_path):
   assert launch_plan.state_of(plan, RUN) == 'waiting'
 
 
+@pytest.mark.parametrize('score', ['x12.5', '', 'nan'])
+def test_a_damaged_score_is_not_the_end(tmp_path, score):
+  plan, files = plan_of(tmp_path), files_of(tmp_path)
+  write_end(plan, RUN)
+  path = plan.directory(RUN) / 'measurements.csv'
+  text = path.read_text()
+  assert text.count('12.5') == 1
+  path.write_text(text.replace('12.5', score))
+  files.record(RUN).parent.mkdir(parents=True, exist_ok=True)
+  files.record(RUN).write_text('[1]')
+  found = launcher.states(plan, [RUN], files)
+  assert found == {RUN: ('waiting', '')}
+  assert RUN.workload in launcher.table(plan, found)
+  jobs.update_record(files, RUN, exit_status=1)
+  assert json.loads(files.record(RUN).read_text()) == {'exit_status': 1}
+
+
+def test_a_printed_command_replaces_what_cannot_be_resumed(tmp_path, capsys):
+  _, plan, (run,) = parse(tmp_path, *LOCAL, '--studies=1', '--trials=1')
+
+  def flags():
+    executors.show(plan, [run])
+    words = capsys.readouterr().out.split()
+    return {'--overwrite', '--resume_last_run'} & {*words}
+
+  assert flags() == set()
+  plan.directory(run).mkdir(parents=True)
+  (plan.directory(run) / 'checkpoint_3').write_text('cut')
+  assert flags() == {'--overwrite'}
+  write_checkpoint(plan, run, 5)
+  assert flags() == {'--resume_last_run'}
+
+
 def test_finished_runs_are_not_run_again(tmp_path, monkeypatch, capsys):
   seen = []
   scripted(monkeypatch, FINISHES, seen)
@@ -228,3 +261,20 @@ def test_exported_submissions_are_run_from_their_folder(tmp_path, monkeypatch):
     (path,) = [w.partition('=')[2] for w in words if w.startswith(f'--{name}=')]
     assert path.startswith('external_tuning/nadamw_ema/')
     assert (plan.root / path).is_file()
+
+
+def test_an_exported_submission_trains_on_a_local_workload(tmp_path):
+  """Without algoperf it brings its own copy of the benchmark's types."""
+  _, plan, (run,) = parse(
+    tmp_path,
+    '--submissions=nadamw_ema',
+    '--workloads=click_dlrm',
+    f'--export_dir={exported(tmp_path)}',
+    '--studies=1',
+    '--trials=1',
+    '--max_global_steps=3',
+    '--processes_per_node=0',
+  )
+  files = files_of(tmp_path)
+  assert jobs.Job(plan, run, files)() == 0, files.log(run).read_text()
+  assert launch_plan.last_evaluation(plan.directory(run)) == 3

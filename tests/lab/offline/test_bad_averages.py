@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import pathlib
 
 import pytest
 import torch
@@ -20,7 +21,15 @@ BAD = {
   'budget': (('*_*0', '--horizon', 0.5, '--budget', 0), 'Invalid budget=0.'),
   'negative budget': (
     ('*_*0', '--horizon', 0.5, '--budget', -5),
-    'Invalid budget=-5. Must be in [1, inf).',
+    'Invalid budget=-5. Must be in [1, 2^53].',
+  ),
+  'huge budget': (
+    ('*_*0', '--horizon', 0.5, '--budget', 10**400),
+    'Must be in [1, 2^53].',
+  ),
+  'budget alone': (
+    ('*_*0', '--window', 1, '--budget', 5),
+    'Invalid budget. It has no effect without horizon.',
   ),
   'no match': (('none_*', '--window', 2), 'No checkpoint matches'),
   'window': (('*_*0', '--window', 7), 'window=7. At step 30 there are 3'),
@@ -235,6 +244,41 @@ def test_a_tensor_that_becomes_complex_is_refused(tmp_path, capsys):
     pattern, '--scheme', 'lawa', '--window', 2, '--output', tmp_path / 'a.pt'
   )
   assert "'w' is torch." in capsys.readouterr().err
+
+
+def test_a_complex_average_keeps_its_imaginary_part(tmp_path, capsys):
+  weight = torch.tensor([1.0 + 2.0j])
+  pattern = write(tmp_path, [{'w': weight}] * 2)
+  out = tmp_path / 'a.pt'
+  command = [pattern, '--scheme', 'lawa', '--window', 2, '--output', out]
+  assert average(*command, '--dtype', 'float32')
+  error = capsys.readouterr().err
+  assert "dtype torch.float32 of 'w', which is complex" in error
+  assert not out.exists()
+  assert not average(*command)
+  assert torch.equal(torch.load(out)['state_dict']['w'], weight)
+
+
+def test_two_writers_of_a_file_leave_the_whole_of_one(tmp_path):
+  found = series.find([write(tmp_path, states(3))])
+  out = str(tmp_path / 'a.safetensors')
+
+  def written(window, progress=lambda passes: None):
+    plan = plans.plan(found, Lawa(window), 2, 1)
+    return averaging.write_averages(found, [(plan, out)], progress=progress)
+
+  written(3)
+  first = pathlib.Path(out).read_bytes()
+  between = []
+
+  def write_another(passes):
+    if not between:
+      between.append(written(2))
+      assert pathlib.Path(out).read_bytes() != first
+
+  assert [error for _, error in written(3, write_another)] == [None]
+  assert [error for _, error in between[0]] == [None]
+  assert pathlib.Path(out).read_bytes() == first
 
 
 def test_an_interrupted_pass_leaves_nothing(tmp_path, monkeypatch):

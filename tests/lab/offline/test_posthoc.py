@@ -156,6 +156,14 @@ def test_accumulators_continue_from_their_state(tmp_path):
 def test_other_files_and_steps_without_snapshot_are_refused(tmp_path, capsys):
   walk(tmp_path, steps=40)
   arguments = ['average', '--scheme', 'posthoc', '--sigma_rel', '0.07']
+  for useless in (
+    ('--key', 'a'), ('--step_pattern', '(.)'), ('--budget', '3'),
+    ('--weights', 'evaluated'),
+  ):  # fmt: skip
+    place = ['--checkpoints', str(tmp_path / 'posthoc_*'), '--output', 'a.pt']
+    assert main([*arguments, *place, *useless])
+    message = f'Invalid {useless[0][2:]}. It has no effect with scheme=posthoc.'
+    assert message in capsys.readouterr().err
   arguments += ['--output', str(tmp_path / 'a.pt'), '--checkpoints']
   assert main([*arguments, str(tmp_path / 'posthoc_*'), '--at', '30'])
   assert 'Invalid at=30. Must be the step of a snapshot' in (

@@ -162,6 +162,20 @@ def test_a_sweep_takes_horizons_and_powers_as_average_does(small, tmp_path):
   expected = [r['validation/loss'] for r in given if r['global_step'] == '8']
   assert [*losses.values()][:4] == expected
   assert losses['polynomial', '', '4.0'] not in expected
+  # A curve for another T is another one.
+  name = 'lawa_horizon_0.1_every_1_budget_20'
+  offline = os.path.join(directory, 'offline')
+  assert name in os.listdir(offline)
+  assert not swept(
+    directory, 'click_dlrm', '--horizons', '0.1', '--schemes', 'lawa',
+    '--budget', '40', '--batch_norm', 'current',
+  )  # fmt: skip
+  assert name in os.listdir(offline)
+  (row, *_) = rows_of(os.path.join(offline, 'sweep.csv'))
+  assert (row['budget'], row['batch_norm']) == ('40', 'current')
+  assert 'lawa_horizon_0.1_every_1_budget_40_batch_norm_current' in os.listdir(
+    offline
+  )
 
 
 def test_schemes_restrict_a_sweep(small, tmp_path, capsys):
@@ -286,6 +300,10 @@ BAD = {
   'nothing': ((), 'Missing --windows or --horizons or --decays or --powers'),
   'window': (('--windows', '0'), 'Invalid window=0'),
   'every': (('--windows', '2', '--every', '0'), 'Invalid every=0'),
+  'budget': (
+    ('--windows', '2', '--budget', '9'),
+    'Invalid budget. It has no effect without horizons.',
+  ),
   'no norm': (
     ('--windows', '2', '--recompute_batch_norm', '3'),
     'click_dlrm has no such layers',
@@ -351,6 +369,15 @@ def test_a_run_without_evaluations_is_refused(tmp_path):
   (tmp_path / 'eval_measurements.csv').write_text('global_step\n')
   with pytest.raises(InputError, match='No evaluation'):
     sweep.evaluations(str(tmp_path))
+
+
+def test_evaluations_are_the_whole_lines(tmp_path):
+  (tmp_path / 'eval_measurements.csv').write_text(
+    'global_step,validation/loss\n5,0.5\n6,0.4,9,9\n7\n8,0.3\n9,0.'
+  )
+  found = sweep.evaluations(str(tmp_path))
+  assert [row['global_step'] for row in found] == ['5', '8']
+  assert {*found[0]} == {'global_step', 'validation/loss'}
 
 
 def test_cache_lines_are_json(small, tmp_path):

@@ -1,6 +1,7 @@
 """Reading folders of logs: layouts, and files that are not whole."""
 
 import math
+import os
 import pathlib
 import tempfile
 
@@ -69,6 +70,15 @@ def test_folder_may_be_one_submission_or_have_no_studies(tmp_path):
   assert problems == []
   assert (trial.submission, trial.study) == ('named', 'study_0')
   assert trial.evaluations[0].seconds == 2.5
+
+
+def test_names_that_are_no_utf_8_are_readable_and_stay_different(tmp_path):
+  for end in (b'\xff', b'\xfe'):
+    name = os.fsdecode(b'a' + end)
+    log_folders.write_trial(tmp_path, name, 'criteo1tb', ROWS)
+  trials, problems = _read(tmp_path)
+  assert [trial.submission for trial in trials] == [r'a\xfe', r'a\xff']
+  assert problems == []
 
 
 def test_links_are_followed_once(tmp_path):

@@ -255,6 +255,21 @@ def test_resume_with_another_seed(folder, finished):
   assert 'Must be 0' in message
 
 
+def test_resume_without_a_recorded_seed(folder, finished):
+  first = finished / 'meta_data_0.json'
+  fakes.run(folder, rng_seed=None, resume_last_run=True)
+  # Damaged: the file before it has the seed, too.
+  (finished / 'meta_data_1.json').write_text('{"rng_se')
+  fakes.run(folder, rng_seed=None, resume_last_run=True)
+  last = finished / 'meta_data_2.json'
+  assert json.loads(last.read_text())['rng_seed'] == 0
+  for path in (first, last):
+    path.unlink()
+  message = error_of(folder, rng_seed=None, resume_last_run=True)
+  assert 'no meta_data_<n>.json in it has the seed. Give its' in message
+  fakes.run(folder, rng_seed=0, resume_last_run=True)
+
+
 def test_resume_with_another_submission(folder, finished):
   other = folder / 'other'
   other.mkdir()
