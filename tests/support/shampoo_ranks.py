@@ -76,6 +76,8 @@ def train_all_ways(rank, folder):
   """Run everything that needs two ranks in one start of the processes."""
   folder = pathlib.Path(folder)
   results = {}
+  # From here on the ranks have made different numbers of groups.
+  dist.new_group([0])
 
   weights, optimizer = build()
   results['state_bytes'] = optimizer.state_bytes()

@@ -39,6 +39,16 @@ def test_nonfinite_gradient_is_skipped_if_asked(caplog):
   assert 'gradient of conv is not finite' in caplog.text
 
 
+@pytest.mark.parametrize('shape', [(), (1,), (3, 1)])
+def test_a_gradient_whose_square_is_not_finite_is_refused(shape):
+  weight = torch.nn.Parameter(torch.ones(shape))
+  optimizer = DistributedShampoo([('w', weight)], lr=0.1)
+  weight.grad = torch.full(shape, 2e19)
+  with pytest.raises(FloatingPointError, match=r"gradient of 'w'\. Must be"):
+    optimizer.step()
+  assert torch.equal(weight.detach(), torch.ones(shape))
+
+
 @pytest.mark.parametrize('spike', [1e25, 1e39])
 def test_a_gradient_that_float32_factors_cannot_hold_is_refused(spike):
   weight = torch.nn.Parameter(torch.ones(3, 4, dtype=torch.float64))

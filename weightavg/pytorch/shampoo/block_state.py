@@ -143,17 +143,19 @@ class BlockStack:
   ]:
     """Return (factor, root) of every mode: views, made once for each chunk."""
     key = (chunk.start, chunk.stop)
-    if key not in self._cut:
+    found = self._cut.get(key)
+    if found is None:
       if len(self._cut) > 4 * len(self.blocks):
+        # Other threads may have just looked: each returns its own.
         self._cut.clear()
-      self._cut[key] = [
+      found = self._cut[key] = [
         (
           symmetric_pairs.factor_half(pair[chunk]),
           symmetric_pairs.root_half(pair[chunk]),
         )
         for pair in self.pairs
       ]
-    return self._cut[key]
+    return found
 
 
 def make_stacks(

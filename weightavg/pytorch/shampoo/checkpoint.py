@@ -5,7 +5,7 @@ file. `Gathering` therefore sends the other ranks' blocks to rank 0 beforehand,
 in the background.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -85,13 +85,15 @@ def block_states(
 def save_parameters(
   infos: Sequence[ParameterInfo],
   states: Mapping[Block, dict[str, torch.Tensor]],
+  rooted: Set[Block],
 ) -> dict[str, Any]:
-  """Return the blocks' state by parameter name."""
+  """Return the blocks' state by parameter name, and which have taken roots."""
   return {
     info.name: {
       'shape': list(info.parameter.shape),
       'merged': list(info.merged),
       'blocks': [states[block] for block in info.blocks],
+      'rooted': [block in rooted for block in info.blocks],
     }
     for info in infos
   }
@@ -158,6 +160,12 @@ def check(
         f'{len(theirs["blocks"])} blocks of {theirs["merged"]}. Must be '
         f'{shapes[0]} in {len(info.blocks)} blocks of {shapes[1]}.'
       )
+    rooted = theirs.get('rooted', [False] * len(info.blocks))
+    if not isinstance(rooted, list) or len(rooted) != len(info.blocks):
+      raise ValueError(
+        f'Invalid state of {info.name!r}: rooted={rooted!r}. Must have '
+        f'{len(info.blocks)} bools.'
+      )
   for block, tensors in block_states(stacks).items():
     info = infos[block.parameter]
     theirs = saved['parameters'][info.name]['blocks'][block.index]
@@ -176,6 +184,21 @@ def check(
   for group in merged:
     validation.check_group(group)
   return [_hyperparameters(theirs) for theirs in saved['param_groups']]
+
+
+def rooted_blocks(
+  saved: Mapping[str, Any], infos: Sequence[ParameterInfo]
+) -> set[Block] | None:
+  """Return the blocks that had taken roots; None for an older state."""
+  flags = {i.name: saved['parameters'][i.name].get('rooted') for i in infos}
+  if None in flags.values():
+    return None
+  return {
+    block
+    for info in infos
+    for block, is_rooted in zip(info.blocks, flags[info.name], strict=True)
+    if is_rooted
+  }
 
 
 def load_blocks(

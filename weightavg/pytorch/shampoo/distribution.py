@@ -87,14 +87,22 @@ def form_groups(
     return RankGroup(first=first, everyone=everyone)
   begin = me - me % size
   members = ranks[begin : begin + size]
-  # Synchronised by the members alone, so `process_group` may be a subset.
-  mine = dist.new_group(members, use_local_synchronization=True)
   saving = None
-  if first:
-    saving = dist.new_group(
-      members, backend='gloo', use_local_synchronization=True
-    )
-  return RankGroup(size, me % size, first, mine, saving, everyone)
+  if world < dist.get_world_size():
+    # The others do not come here: the members alone synchronise, by a name
+    # that holds the number of groups that each has made.
+    mine = dist.new_group(members, use_local_synchronization=True)
+    if first:
+      saving = dist.new_group(
+        members, backend='gloo', use_local_synchronization=True
+      )
+  else:
+    made = [dist.new_group(ranks[i : i + size]) for i in range(0, world, size)]
+    mine = made[me // size]
+    saving = dist.new_group(ranks[:size], backend='gloo')
+  return RankGroup(
+    size, me % size, first, mine, saving if first else None, everyone
+  )
 
 
 def assign(

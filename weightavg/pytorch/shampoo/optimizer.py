@@ -85,7 +85,8 @@ class DistributedShampoo(torch.optim.Optimizer):
     skip_nonfinite_gradients: skip a step with a non-finite gradient, counted in
       `skipped_steps`, instead of raising. All ranks skip or raise if one of
       them has such a gradient.
-    process_group: the ranks to use, which step alike; None for all.
+    process_group: the ranks to use, which step alike and have made equally
+      many process groups before; None for all.
 
   Search spaces (`ShampooConfig`) set all of these but grafting_beta2,
   use_nesterov (on), use_decoupled_weight_decay (on), preconditioner_dtype,
@@ -166,12 +167,16 @@ class DistributedShampoo(torch.optim.Optimizer):
       validation.check_bool('communicate_params', communicate_params)
     groups, names = parameters.named_groups(params)
     defaults = validation.with_plain_numbers(defaults)
-    groups = [validation.with_plain_numbers(group) for group in groups]
+    # Groups of another optimizer have steps, whose state is not here.
+    groups = [validation.with_plain_numbers(g) | {'step': 0} for g in groups]
     for group in groups:
       validation.check_names(group)
       validation.check_group(defaults | group)
+      validation.check_start(defaults | group)
     super().__init__(groups, defaults)
     by_torch = set(self.__dict__)
+    # torch adds to `defaults` of a copy.
+    self._options = tuple(defaults)
     self.preconditioner_dtype = preconditioner_dtype
     self.skip_nonfinite_gradients = skip_nonfinite_gradients
     self.retried_roots = 0
@@ -288,10 +293,9 @@ class DistributedShampoo(torch.optim.Optimizer):
       if contiguous is not values:
         copies.append((values, contiguous))
       weights |= info.views(contiguous)
-    phases = self._root_schedule.phases(self.param_groups)
     for number, group in enumerate(self.param_groups):
       group['step'] += 1
-      self._step_group(number, phases, gradients, weights)
+      self._step_group(number, gradients, weights)
     if self._exchange is not None:
       self._exchange.share(weights)
     for values, contiguous in copies:
@@ -355,7 +359,11 @@ class DistributedShampoo(torch.optim.Optimizer):
         for group, names in zip(self.param_groups, self._names, strict=True)
       ],
       'parameters': (
-        {} if reason else checkpoint.save_parameters(self._infos, states)
+        {}
+        if reason
+        else checkpoint.save_parameters(
+          self._infos, states, self._root_schedule.rooted
+        )
       ),
       'retried_roots': self.retried_roots,
       'kept_roots': self.kept_roots,
@@ -373,14 +381,17 @@ class DistributedShampoo(torch.optim.Optimizer):
       ValueError: if the state is incomplete or belongs to another model. This
         optimizer is then unchanged.
     """
+    # Hooks may change it, and not what was given.
+    if isinstance(state_dict, Mapping):
+      state_dict = dict(state_dict)
     for hook in self._optimizer_load_state_dict_pre_hooks.values():
-      changed = hook(self, state_dict)  # type: ignore[arg-type]
+      changed = hook(self, state_dict)
       state_dict = state_dict if changed is None else changed
     stacks = _flatten(self._stacks)
     groups = checkpoint.check(
       state_dict,
       self._infos,
-      self.defaults.keys(),
+      self._options,
       self.param_groups,
       self._names,
       stacks,
@@ -391,6 +402,11 @@ class DistributedShampoo(torch.optim.Optimizer):
     checkpoint.load_blocks(state_dict, self._infos, stacks)
     for group, saved in zip(self.param_groups, groups, strict=True):
       group.update(saved)
+    rooted = checkpoint.rooted_blocks(state_dict, self._infos)
+    if rooted is None:
+      self._root_schedule.expect(self.param_groups)
+    else:
+      self._root_schedule.rooted = rooted
     # Other sizes that cut the same blocks.
     self._sizes = step_checks.block_sizes(self.param_groups)
     self.retried_roots = state_dict['retried_roots']
@@ -412,7 +428,6 @@ class DistributedShampoo(torch.optim.Optimizer):
   def _step_group(
     self,
     number: int,
-    phases: Mapping[Block, int],
     gradients: Mapping[Block, torch.Tensor],
     weights: Mapping[Block, torch.Tensor],
   ) -> None:
@@ -421,7 +436,8 @@ class DistributedShampoo(torch.optim.Optimizer):
       self.param_groups[number],
       number,
       self._stacks[number],
-      phases,
+      self._root_schedule.due(self.param_groups, number),
+      self._root_schedule.rooted,
       [info.name for info in self._infos],
       gradients,
       weights,

@@ -8,8 +8,9 @@ sum of the cubed dimensions per step. They depend on all blocks, not on those of
 one rank, so every number of ranks computes the same.
 """
 
+import collections
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightavg.pytorch.shampoo.blocking import Block
@@ -22,12 +23,17 @@ def start_step(group: Mapping[str, Any]) -> int:
 
 
 def phases(
-  blocks: Iterable[Block], groups: Sequence[Mapping[str, Any]]
+  blocks: Sequence[Block], groups: Sequence[Mapping[str, Any]]
 ) -> dict[Block, int]:
   """Return each block's phase; 0 in groups that do not spread their roots."""
+  # A block more than phases takes the next one, at most.
+  count = collections.Counter(block.group for block in blocks)
   loads = [
-    [(0, phase) for phase in range(group['precondition_frequency'])]
-    for group in groups
+    [
+      (0, phase)
+      for phase in range(min(group['precondition_frequency'], count[number]))
+    ]
+    for number, group in enumerate(groups)
   ]
   result = {}
   for block in sorted(blocks, key=_cubes, reverse=True):
@@ -41,16 +47,36 @@ def phases(
 
 
 class RootSchedule:
-  """Phases of some blocks, which follow a change of their groups' options.
+  """Phases of all blocks, which follow a change of their groups' options.
 
   A resumed run then continues as the undisturbed one: it begins with phases of
   the options that were saved.
+
+  Attributes:
+    rooted: blocks that have taken roots. Neither T0 nor a phase tells that once
+      F has been changed.
   """
 
   def __init__(self, blocks: Sequence[Block]) -> None:
     self._blocks = blocks
     self._options: list[tuple[int, bool]] = []
     self._phases: dict[Block, int] = {}
+    self.rooted: set[Block] = set()
+
+  def due(self, groups: Sequence[Mapping[str, Any]], number: int) -> set[Block]:
+    """Return the blocks of a group that take roots now; they have them then."""
+    found = due_blocks(groups[number], self.phases(groups), number)
+    self.rooted |= found
+    return found
+
+  def expect(self, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Set `rooted` for a state that does not tell: as if F were unchanged."""
+    self.rooted = {
+      block
+      for block, phase in self.phases(groups).items()
+      for group in [groups[block.group]]
+      if is_rooted(group['step'], start_step(group), phase)
+    }
 
   def phases(self, groups: Sequence[Mapping[str, Any]]) -> dict[Block, int]:
     """Return each block's phase at the present options."""
@@ -80,7 +106,7 @@ def due_blocks(
 
 
 def is_rooted(step: int, start: int, phase: int) -> bool:
-  """Return whether a block of this phase has its first root at `step`."""
+  """Return whether a block has its first root at `step` if F is unchanged."""
   return step >= start + phase
 
 

@@ -25,12 +25,12 @@ without a gradient is not updated, but t and all bias corrections advance.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
 
-from weightavg.pytorch.shampoo import grafting, root_schedule, symmetric_pairs
+from weightavg.pytorch.shampoo import grafting, symmetric_pairs
 from weightavg.pytorch.shampoo.block_state import BlockStack, fold, unfold
 from weightavg.pytorch.shampoo.blocking import Block
 from weightavg.pytorch.shampoo.inverse_roots import half_roots
@@ -305,7 +305,8 @@ def step_group(
   group: Mapping[str, Any],
   number: int,
   stacks: Sequence[BlockStack],
-  phases: Mapping[Block, int],
+  due: Set[Block],
+  rooted: Set[Block],
   names: Sequence[str],
   gradients: Mapping[Block, torch.Tensor],
   weights: Mapping[Block, torch.Tensor],
@@ -319,25 +320,20 @@ def step_group(
     group: hyperparameters, with this step counted in `step`.
     number: index of the group.
     stacks: state of this rank's blocks.
-    phases: phase of each block's roots (`root_schedule`).
+    due: its blocks that take roots.
+    rooted: blocks that have roots, or take them.
     names: names of all parameters.
     gradients: views of the gradients by block, of all ranks' blocks.
     weights: views of the weights by block, changed in place if `sent` is None.
     sent: where to write the updates -lr P instead, by block.
   """
-  due = root_schedule.due_blocks(group, phases, number)
-  step, start = group['step'], root_schedule.start_step(group)
   # Blocks of one chunk must agree on both arguments.
   kinds = {
-    block: (
-      block in due,
-      root_schedule.is_rooted(step, start, phases[block])
-      and not block.diagonal,
-    )
+    block: (block in due, block in rooted and not block.diagonal)
     for block in gradients
     if block.group == number
   }
-  idle = due.difference(gradients)
+  idle = [block for block in due if block not in gradients]
   tasks: list[tuple[BlockStack, slice, bool, bool | None]] = [
     (stack, chunk, True, None)
     for stack in stacks

@@ -120,9 +120,11 @@ def _nonfinite_gradients(
   for dtype, group in itertools.groupby(present, _gradient_dtype):
     gradients = [g for i in group if (g := i.parameter.grad) is not None]
     wide = torch.promote_types(dtype, torch.float32)
-    found = list(torch._foreach_norm(gradients, dtype=wide))
+    length = torch._foreach_norm(gradients, dtype=wide)
+    # Of one number the norm is no square yet.
+    found = list(torch._foreach_mul(length, length))
     if torch.promote_types(wide, preconditioner_dtype) != preconditioner_dtype:
-      found = [norm.square().to(preconditioner_dtype) for norm in found]
+      found = [square.to(preconditioner_dtype) for square in found]
     norms += found
   device = norms[0].device
   finite = torch.stack([norm.isfinite().to(device) for norm in norms])

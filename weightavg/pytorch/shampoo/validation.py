@@ -56,7 +56,6 @@ def check_group(group: Mapping[str, Any]) -> None:
     'diagonal_dim_threshold',
   ):
     _integer(group, name, 1)
-  _check_start(group)
   _check_override(group['inv_root_override'])
   if group['grafting'] not in GRAFTINGS:
     raise ValueError(
@@ -70,6 +69,19 @@ def check_group(group: Mapping[str, Any]) -> None:
   ):
     check_bool(name, group[name])
   _integer(group, 'step', 0)
+
+
+def check_start(group: Mapping[str, Any]) -> None:
+  """Raise ValueError for a T0 that F exceeds, as it may do in later steps."""
+  start = group['start_preconditioning_step']
+  frequency = group['precondition_frequency']
+  if start == -1:
+    return
+  if not isinstance(start, int) or isinstance(start, bool) or start < frequency:
+    raise ValueError(
+      f'Invalid start_preconditioning_step={start!r}. Must be -1 or an '
+      f'integer >= precondition_frequency={frequency}.'
+    )
 
 
 def check_names(group: Mapping[str, Any]) -> None:
@@ -132,18 +144,6 @@ def _integer(group: Mapping[str, Any], name: str, low: int) -> None:
   value = group[name]
   if not isinstance(value, int) or isinstance(value, bool) or value < low:
     raise ValueError(f'Invalid {name}={value!r}. Must be an integer >= {low}.')
-
-
-def _check_start(group: Mapping[str, Any]) -> None:
-  start = group['start_preconditioning_step']
-  frequency = group['precondition_frequency']
-  if start == -1:
-    return
-  if not isinstance(start, int) or isinstance(start, bool) or start < frequency:
-    raise ValueError(
-      f'Invalid start_preconditioning_step={start!r}. Must be -1 or an '
-      f'integer >= precondition_frequency={frequency}.'
-    )
 
 
 def _check_override(override: Any) -> None:
