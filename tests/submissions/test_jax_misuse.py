@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from jax_submissions import AUTO, PRIMAL, Host
+from jax_submissions import AUTO, PRIMAL, REFRESHED, Host
 from jax_support import import_jax
 
 jax = import_jax('jax')
@@ -51,6 +51,11 @@ def test_a_momentum_beside_the_average_warns():
     ),
     (
       'nadamw_ema_jax',
+      {'averaging_placement': 'sharded', 'averaging_checkpoints': False},
+      'Invalid averaging_checkpoints=False. It has no effect in JAX without a',
+    ),
+    (
+      'nadamw_ema_jax',
       {'averaging_horizon': 1.5},
       r'Invalid averaging_horizon=1.5. Must be in \(0, 1\] or null.',
     ),
@@ -82,12 +87,47 @@ def test_a_state_of_another_run_is_refused(tmp_path):
       host.state[1].own(changed)
 
 
-def test_a_state_of_another_interpolation_is_refused():
-  host, other = Host(PRIMAL), Host(PRIMAL, averaging_interpolation=0.8)
+EMAS = 'ema 0.5, polynomial 4, ema 0.01'
+
+
+@pytest.mark.parametrize(
+  ('folder', 'key', 'own', 'other'),
+  [
+    (PRIMAL, 'averaging_interpolation', 0.9, 0.8),
+    ('nadamw_ema_jax', 'learning_rate', 0.1, 0.2),
+    ('nadamw_ema_jax', 'averaging_horizon', 0.01, 0.02),
+    (REFRESHED, 'averaging_batch_norm', 'refreshed', 'averaged'),
+    (AUTO, 'averaging_candidates', EMAS, 'ema 0.01, polynomial 4, ema 0.5'),
+  ],
+)
+def test_a_state_of_another_point_is_refused(folder, key, own, other):
+  host, saved = Host(folder, **{key: own}), Host(folder, **{key: other})
   with pytest.raises(
-    ValueError, match=r'interpolation=0.8, this submission has averaging_inter'
+    ValueError, match=f'Invalid checkpoint: saved with {key}=.*has {key}='
   ):
-    host.state[1].own(other.state[0])
+    host.state[1].own(saved.state[0])
+  # Copies of its own it takes, and where the average is kept may change.
+  host.state[1].own(jax.tree.map(np.array, host.state[0]))
+  if folder == 'nadamw_ema_jax':
+    sharded = Host(folder, **{key: own}, averaging_placement='sharded')
+    sharded.state[1].own(jax.tree.map(np.array, host.state[0]))
+
+
+def test_a_state_of_another_dtype_is_refused():
+  host = Host('nadamw_ema_jax')
+
+  def narrow(leaf):
+    leaf = np.array(leaf)
+    return leaf.astype(np.float16) if leaf.dtype == np.float32 else leaf
+
+  with pytest.raises(
+    ValueError,
+    match=r"params\['bias'\] is float16, this submission has float32",
+  ):
+    host.state[1].own(jax.tree.map(narrow, host.state[0]))
+  damaged = host.state[0]._replace(point=np.zeros(3, np.uint8))
+  with pytest.raises(ValueError, match='its point cannot be read'):
+    host.state[1].own(damaged)
 
 
 def test_a_probe_that_cannot_be():

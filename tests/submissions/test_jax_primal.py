@@ -15,6 +15,20 @@ jax_host = import_jax('jax_host')
 model_state = import_jax('weightavg.jax.model_state')
 
 
+def test_parameters_of_16_bits_have_an_average_of_32(monkeypatch):
+  narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), jax_host.model())
+  monkeypatch.setattr(jax_host, 'model', lambda: narrow)
+  host = run(Host(PRIMAL), 12)
+  kept = host.state[0].train.optimizer.x
+  assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {np.dtype('float32')}
+  host.prepare_for_eval()
+  for leaf, x in zip(
+    jax.tree.leaves(host.params), jax.tree.leaves(kept), strict=True
+  ):
+    assert leaf.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(leaf, x.astype(jnp.bfloat16))
+
+
 def test_the_iterate_is_averaged_and_gradients_are_taken_in_between():
   """x is the explicit sum of z, and y is mu x + (1 - mu) z."""
   host, samples = Host(PRIMAL, averaging_horizon=0.02), []

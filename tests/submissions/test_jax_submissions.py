@@ -11,11 +11,13 @@ from jax_submissions import (
   REFRESHED,
   Host,
   is_equal,
+  run,
 )
 from jax_support import import_jax
 from jax_trees import assert_equal
 
 jax = import_jax('jax')
+jax_host = import_jax('jax_host')
 spec = import_jax('weightavg.spec')
 
 
@@ -161,6 +163,38 @@ def test_loss_is_a_mean_over_valid_examples_and_clipped():
   before = zeros.raw()[0]
   zeros.update(half)
   assert_equal(zeros.raw()[0], before)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_gradients_of_16_bits_are_clipped_by_their_true_norm(
+  dtype, monkeypatch
+):
+  # Its square is too large for float16.
+  large = jax.tree.map(lambda x: x.astype(dtype), jax_host.model())
+  monkeypatch.setattr(jax_host, 'model', lambda: large)
+  host = Host('nadamw_jax', grad_clip=1.0)
+  batch = next(host.batches())
+  batch = {k: v.astype(dtype) for k, v in batch.items()}
+  host.update(batch | {'targets': batch['targets'] * 1000})
+  moment = host.state[0].train.optimizer[0].mu
+  norm = np.sqrt(sum(np.sum(np.square(m)) for m in jax.tree.leaves(moment)))
+  # Each gradient is rounded to 8 bits or more.
+  one_minus_beta1 = host.hyperparameters.one_minus_beta1
+  assert norm / one_minus_beta1 == pytest.approx(1.0, rel=1e-2)
+
+
+@pytest.mark.parametrize('folder', FOLDERS)
+def test_nothing_is_left_for_the_evaluation_to_compute(folder, monkeypatch):
+  host = run(Host(folder, **ONLY.get(folder, {})), 12)
+  waited = []
+  wait = jax.block_until_ready
+  monkeypatch.setattr(
+    jax, 'block_until_ready', lambda x: waited.append(x) or wait(x)
+  )
+  host.prepare_for_eval()
+  leaves = {id(leaf) for leaf in jax.tree.leaves(waited)}
+  shown = jax.tree.leaves((host.state[0].train, host.params))
+  assert all(id(leaf) in leaves for leaf in shown)
 
 
 def test_rows_are_logged_after_they_are_computed():

@@ -130,8 +130,8 @@ def _check_counter(num_samples: Any) -> None:
   if not jax.tree_util.all_leaves([num_samples]):
     raise ValueError(
       'Invalid opt_state. Its num_samples is no array but of type '
-      f'{type(num_samples).__name__}: give flax.nnx.as_pure of the state and '
-      'of the parameters.'
+      f'{type(num_samples).__name__}: give the arrays in what flax.nnx has '
+      'wrapped, by nnx.as_pure of the state and of the parameters (flax 0.12).'
     )
   shape = np.shape(num_samples)
   if shape:

@@ -123,7 +123,9 @@ def scale_by_nadam(
   ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
     del params
     count = state.count + 1
-    gradients = jax.tree.map(lambda g, v: g.astype(v.dtype), updates, state.nu)
+    gradients = jax.tree.map(
+      lambda g, v: jnp.asarray(g, v.dtype), updates, state.nu
+    )
     mu = _moment(gradients, state.mu, b1) if keeps_first else ()
     nu = _moment(jax.tree.map(lambda g: g * g, gradients), state.nu, b2)
     ahead = _moment(gradients, mu, b1) if keeps_first else gradients

@@ -202,6 +202,11 @@ def primal_average(
         'Missing params. primal_average moves the parameters: call '
         'update(updates, state, params).'
       )
+    if updates is None:
+      raise ValueError(
+        'Missing updates. primal_average trains: observe takes ema_weights, '
+        'lawa_weights or polynomial_weights.'
+      )
     if not isinstance(state, PrimalAverageState):
       raise ValueError(
         f'Invalid state of type {type(state).__name__}. primal_average takes '
@@ -242,7 +247,10 @@ def primal_average(
     new = new._replace(
       z=trees.map_unmasked(keep, z, x),
       x=stored,
-      interpolation=mu,
+      # y of a step that is left out was made with the former one.
+      interpolation=mu
+      if is_made is None
+      else jnp.where(is_made, mu, state.interpolation),
       base_state=base_state,
     )
     return updates, new

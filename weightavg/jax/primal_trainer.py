@@ -23,7 +23,7 @@ from weightavg.jax.model_state import in_nest
 from weightavg.jax.pace import Pace
 from weightavg.jax.primal import primal_average
 from weightavg.jax.recursive import lerp
-from weightavg.jax.run_state import TrainState
+from weightavg.jax.run_state import RunState, TrainState
 from weightavg.jax.trainer import Trainer
 from weightavg.optimizers import Optimizer
 from weightavg.schemes import Ema, ScheduleFree
@@ -62,6 +62,7 @@ class PrimalTrainer(Trainer):
     self._refresh_every = (
       config.averaging.averaging_refresh_every or DEFAULT_REFRESH_EVERY
     )
+    self._accumulator_dtype: Any = None
     momentum = 1.0 - getattr(config.optimizer, 'one_minus_beta1', 1.0)
     self._compiled_refresh = jax.jit(
       self._refreshed, out_shardings=self._everywhere
@@ -69,6 +70,13 @@ class PrimalTrainer(Trainer):
     warning = momentum_warning(self._mu, optimizer.name, momentum)
     if warning is not None:
       warnings.warn(warning, stacklevel=4)
+
+  def init(self, params: Any, model_state: Any, choice: Any = ()) -> RunState:
+    """Make the state before the first step, from copies."""
+    # x is computed from y and z, which 16 bits would not let.
+    if any(map(_is_narrow, jax.tree.leaves(params))):
+      self._accumulator_dtype = jnp.float32
+    return super().init(params, model_state, choice)
 
   def _transformation(self, pace: Pace) -> optax.GradientTransformation:
     is_weighted = isinstance(self.scheme, ScheduleFree)
@@ -81,6 +89,7 @@ class PrimalTrainer(Trainer):
       learning_rate=pace.learning_rate if is_weighted else None,
       every=jnp.asarray(pace.every),
       start=jnp.asarray(pace.start),
+      accumulator_dtype=self._accumulator_dtype,
     )
 
   def _check_restored(self, train: TrainState) -> None:
@@ -192,6 +201,11 @@ class PrimalTrainer(Trainer):
       state.model_state,
     )
     return average, statistics
+
+
+def _is_narrow(leaf: Any) -> bool:
+  dtype = jnp.result_type(leaf)
+  return trees.is_averaged(leaf) and trees.average_dtype(dtype) != dtype
 
 
 def _wide(leaf: Any) -> jax.Array:

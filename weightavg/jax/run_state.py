@@ -9,8 +9,11 @@ back onto the devices of this run.
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from weightavg.jax import identity
 
 
 class TrainState(NamedTuple):
@@ -58,12 +61,20 @@ class RunState(NamedTuple):
     train: arrays of the compiled step.
     clock: the plan of the budget, encoded (`weightavg.jax.pace`); dtype=uint8.
     choice: a `ChoiceState`; an empty tuple if nothing is chosen.
+    point: values of the point, encoded (`weightavg.jax.identity`); dtype=uint8.
   """
 
   budget: Any
   train: TrainState
   clock: Any
   choice: Any
+  point: Any
+
+
+_OF_ANY_LENGTH = (
+  jax.tree_util.GetAttrKey('probe'),
+  jax.tree_util.GetAttrKey('point'),
+)
 
 
 def batch_mesh() -> Mesh:
@@ -117,13 +128,13 @@ def restored(state: RunState, like: RunState) -> RunState:
 
   Args:
     state: as a checkpoint gives it.
-    like: shapes of the state of this run.
+    like: shapes and dtypes of the state of this run; its budget and point.
 
   Returns:
     The state with arrays of the shapes of `like`, on the host.
 
   Raises:
-    ValueError: for the state of another submission, model or budget.
+    ValueError: for the state of another submission, model, budget or point.
   """
   leaves = jax.tree.leaves(state)
   expected = jax.tree_util.tree_leaves_with_path(like)
@@ -136,13 +147,20 @@ def restored(state: RunState, like: RunState) -> RunState:
   plain = []
   for leaf, (path, wanted) in zip(leaves, expected, strict=True):
     value, shape = leaf, np.shape(leaf)
-    is_probe = path[-1] == jax.tree_util.GetAttrKey('probe')
+    has_any_length = path[-1] in _OF_ANY_LENGTH
     if len(shape) == len(wanted.shape) + 1:
       value, shape = np.asarray(leaf)[0], shape[1:]
-    if shape != wanted.shape and not (is_probe and len(shape) == 1):
+    if shape != wanted.shape and not (has_any_length and len(shape) == 1):
       raise ValueError(
         f'Invalid checkpoint: {jax.tree_util.keystr(path)} has shape {shape}, '
         f'this submission has {wanted.shape}.'
+      )
+    dtype = np.asarray(value).dtype
+    # Whole numbers come back as Python's.
+    if dtype != wanted.dtype and jnp.issubdtype(wanted.dtype, jnp.inexact):
+      raise ValueError(
+        f'Invalid checkpoint: {jax.tree_util.keystr(path)} is {dtype}, this '
+        f'submission has {wanted.dtype}.'
       )
     plain.append(value)
   result = jax.tree.unflatten(structure, plain)
@@ -151,4 +169,5 @@ def restored(state: RunState, like: RunState) -> RunState:
       f'Invalid checkpoint: saved with budget={int(result.budget)}, this '
       f'submission has budget={int(like.budget)}.'
     )
+  identity.check(result.point, like.point)
   return result

@@ -11,13 +11,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from weightavg import spec
 from weightavg.averaging_config import AveragingConfig
-from weightavg.jax import run_state, trees
+from weightavg.jax import identity, run_state, trees
 from weightavg.jax.averages import Averages
 from weightavg.jax.model_state import in_nest
 from weightavg.jax.pace import Pace, Pacer
 from weightavg.jax.run_state import RunState, TrainState
 from weightavg.optimizers import Optimizer
-from weightavg.schemes import Raw
+from weightavg.schemes import Auto, Raw
 from weightavg.submission_config import SubmissionConfig
 from weightavg.workloads import batch_size_of
 
@@ -91,9 +91,15 @@ class Trainer:
       self._init_averages(params, model_state),
     )
     state = RunState(
-      np.array(self.budget, np.int32), train, self.pacer.saved(), choice
+      np.array(self.budget, np.int32),
+      train,
+      self.pacer.saved(),
+      choice,
+      identity.encoded(self.config, self._optimizer.name),
     )
-    self._like = jax.tree.map(_shape, state)._replace(budget=state.budget)
+    self._like = jax.tree.map(_shape, state)._replace(
+      budget=state.budget, point=state.point
+    )
     is_sharded = self.config.averaging.averaging_placement == 'sharded'
     self._shardings = run_state.state_shardings(
       self._like.train, self.mesh, is_sharded
@@ -112,7 +118,7 @@ class Trainer:
     """Take over a state; one from a checkpoint is checked and placed.
 
     Raises:
-      ValueError: for the state of another submission, model or budget.
+      ValueError: for the state of another submission, model, budget or point.
     """
     if state is self._latest:
       return state
@@ -143,7 +149,7 @@ class Trainer:
     train = jax.tree.map(placed, state.train, self._shardings)
     choice = jax.tree.map(np.asarray, state.choice)
     budget, clock = np.asarray(state.budget), np.asarray(state.clock)
-    return RunState(budget, train, clock, choice)
+    return RunState(budget, train, clock, choice, np.asarray(state.point))
 
   def step(
     self,
@@ -296,7 +302,7 @@ class Trainer:
     if regularization.grad_clip is not None:
       scale = regularization.grad_clip / (norm + _CLIP_EPSILON)
       scale = jnp.minimum(scale, 1.0)
-      gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+      gradients = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
     tx = self._transformation(pace)
     updates, optimizer = tx.update(gradients, state.optimizer, state.params)
     new = state._replace(
@@ -327,6 +333,9 @@ class Trainer:
       which: index of the candidate; -1 for the raw weights.
     """
     self.flush()
+    # Steps that are still under way, and the average, are not for the
+    # evaluation to wait for, which is not billed.
+    jax.block_until_ready(state.train)
     shows_raw = self._watches and not self.averages.keeps_any
     if shows_raw or which < 0:
       return state.train.params, state.train.model_state
@@ -338,7 +347,7 @@ class Trainer:
         skipped,
       )
     self._num_skipped = skipped
-    return self._compiled_shown(state.train, which)
+    return jax.block_until_ready(self._compiled_shown(state.train, which))
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -346,8 +355,14 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _norm(tree: Any) -> jax.Array:
-  # optax's own has another name in every other release.
-  return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(tree)))
+  # optax's own has another name in every other release. At least float32: the
+  # square of 256 is too large for float16.
+  def squares(g: jax.Array) -> jax.Array:
+    real = jnp.abs(g) if jnp.iscomplexobj(g) else g
+    wide = jnp.promote_types(real.dtype, jnp.float32)
+    return jnp.sum(jnp.square(real.astype(wide)))
+
+  return jnp.sqrt(sum(map(squares, jax.tree.leaves(tree))))
 
 
 def _check(config: AveragingConfig) -> None:
@@ -361,6 +376,12 @@ def _check(config: AveragingConfig) -> None:
     raise ValueError(
       f'Invalid averaging_swap={config.averaging_swap!r}. It has no effect in '
       'JAX.'
+    )
+
+  if not config.averaging_checkpoints and not isinstance(config.scheme, Auto):
+    raise ValueError(
+      'Invalid averaging_checkpoints=False. It has no effect in JAX without '
+      "averaging_scheme='auto'."
     )
 
 

@@ -128,3 +128,11 @@ def test_complex_parameters_are_refused():
   """The square of a complex gradient is no second moment."""
   with pytest.raises(ValueError, match=r"params\['c'\] of dtype complex64"):
     wj.nadamw(0.1).init({'c': jnp.array(1.0 + 1.0j)})
+
+
+def test_numbers_of_python_are_gradients_as_in_optax():
+  optimizer = wj.nadamw(0.5)
+  state = optimizer.init(1.0)
+  update, _ = optimizer.update(2.0, state, 1.0)
+  expected, _ = optimizer.update(jnp.array(2.0), state, jnp.array(1.0))
+  assert float(update) == float(expected)

@@ -85,6 +85,10 @@ def test_bad_input_gives_one_line_at_trace_time():
   state = optimizer.init(params())
   with pytest.raises(ValueError, match=r'Missing params. primal_average moves'):
     optimizer.update(params(), state)
+  with pytest.raises(
+    ValueError, match=r'Missing updates. primal_average trains'
+  ):
+    wj.observe(optimizer, params(), state)
   with pytest.raises(ValueError, match=r"\['x'\]='text'. primal_average avera"):
     optimizer.init({'x': 'text'})
   with pytest.raises(ValueError, match='Invalid state of type EmptyState'):

@@ -61,6 +61,40 @@ def test_a_step_that_is_not_finite_is_as_if_it_was_not_made(
   assert (averager.samples, averager.skipped) == (5, 2)
 
 
+@pytest.mark.parametrize('accumulator_dtype', [None, jnp.float32])
+def test_an_interpolation_that_changes_in_a_step_that_is_left_out(
+  accumulator_dtype,
+):
+  optimizer = optax.inject_hyperparams(
+    wj.primal_average,
+    static_args=('base_optimizer', 'scheme', 'accumulator_dtype'),
+  )(
+    base_optimizer=optax.sgd(0.1),
+    scheme=Polynomial(1.0),
+    interpolation=0.9,
+    accumulator_dtype=accumulator_dtype,
+  )
+  p = jnp.array([1.0])
+  state = optimizer.init(p)
+
+  def step(p, state, gradient):
+    updates, state = optimizer.update(jnp.array([gradient]), state, p)
+    return optax.apply_updates(p, updates), state
+
+  for gradient in (1.0, 2.0, -1.0):
+    p, state = step(p, state, gradient)
+  x = wj.eval_params(state, p)
+  state.hyperparams['interpolation'] = jnp.array(0.5)
+  left_out, state = step(p, state, np.nan)
+  assert_equal(left_out, p)
+  # x is computed from y and z where it is not stored.
+  np.testing.assert_allclose(wj.eval_params(state, left_out), x, rtol=1e-6)
+  z = state.inner_state.z
+  moved, state = step(left_out, state, 0.0)
+  x = x + (z - x) * 2 / 5
+  np.testing.assert_allclose(moved, (x + z) / 2, rtol=1e-6)
+
+
 def test_a_finite_gradient_may_make_z_infinite():
   """0 / 0 without an eps: y and z continue from x, as in PyTorch."""
   optimizer = wj.primal_average(
