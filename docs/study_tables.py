@@ -42,7 +42,12 @@ FRONT_PAGE = {
   'Shampoo, LAWA 10 %': ('shampoo', 'lawa 10 %'),
 }
 
-FRONT_PAGE_TRAINED = ('nadamw_primal', 'nadamw_schedule_free', 'shampoo_primal')
+FRONT_PAGE_TRAINED = (
+  'nadamw_primal',
+  'nadamw_schedule_free',
+  'shampoo_primal',
+  'shampoo_schedule_free',
+)
 
 FRONT_PAGE_CLAIMS = 'acdefgi'
 

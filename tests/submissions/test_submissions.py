@@ -168,11 +168,12 @@ def test_self_tuning_needs_no_hyperparameters(folder):
   assert (plan.longest, plan.seconds) == (500, 5400.0)
 
 
-def test_schedule_free_trains_alike_in_any_budget(monkeypatch):
+@pytest.mark.parametrize('folder', sorted(UNPLANNED))
+def test_schedule_free_trains_alike_in_any_budget(folder, monkeypatch):
   results = []
   for step_hint in (20, 500, 50_000):
     monkeypatch.setattr(Workload, 'step_hint', step_hint)
-    host = Host('nadamw_schedule_free', warmup_steps=5)
+    host = Host(folder, warmup_steps=5)
     for _ in range(30):
       host.update()
     host.prepare_for_eval()

@@ -24,7 +24,7 @@ AUTO = {'nadamw_auto', 'shampoo_auto'}
 # Trained at an average.
 PRIMAL = {'nadamw_primal', 'shampoo_primal'}
 # Without a budget there is nothing to plan on the clock.
-UNPLANNED = {'nadamw_schedule_free'}
+UNPLANNED = {'nadamw_schedule_free', 'shampoo_schedule_free'}
 
 
 class Workload:

@@ -16,7 +16,11 @@ from weightavg.pytorch.build_nadamw import (
   NADAMW_PRIMAL,
   NADAMW_SCHEDULE_FREE,
 )
-from weightavg.pytorch.build_shampoo import SHAMPOO, SHAMPOO_PRIMAL
+from weightavg.pytorch.build_shampoo import (
+  SHAMPOO,
+  SHAMPOO_PRIMAL,
+  SHAMPOO_SCHEDULE_FREE,
+)
 from weightavg.sampling import Sampling
 from weightavg.schemes import SCHEMES, Ema, Lawa, Polynomial, Raw, ScheduleFree
 from weightavg.submission_config import SubmissionConfig, keys_by_part
@@ -30,6 +34,7 @@ SCHEME_OF = {
   'nadamw_primal': 'ema',
   'nadamw_schedule_free': 'schedule_free',
   'shampoo_primal': 'ema',
+  'shampoo_schedule_free': 'schedule_free',
   'nadamw_auto': 'auto',
   'shampoo': 'none',
   'shampoo_lawa': 'lawa',
@@ -285,6 +290,7 @@ RATES = {
 TRAINED_AT_AN_AVERAGE = {
   'nadamw_primal': NADAMW_PRIMAL,
   'shampoo_primal': SHAMPOO_PRIMAL,
+  'shampoo_schedule_free': SHAMPOO_SCHEDULE_FREE,
   'nadamw_schedule_free': NADAMW_SCHEDULE_FREE,
   'nadamw_primal_jax': NADAMW_PRIMAL,
   'nadamw_schedule_free_jax': NADAMW_SCHEDULE_FREE,
@@ -327,8 +333,8 @@ def test_spaces_that_train_at_an_average_have_no_momentum(name):
     # The defaults are those of the points.
     assert all(point[key] == value for key, value in optimizer.defaults.items())
     if scheme is ScheduleFree:
-      warmup = round(2 / (1 - point['beta2']))
-      assert config.schedule.warmup_steps == warmup
+      memory = point.get('one_minus_beta2') or 1 - point['beta2']
+      assert config.schedule.warmup_steps == round(2 / memory)
   if scheme is not ScheduleFree:
     assert [p['learning_rate'] for p in points] == RATES[optimizer.name]
     published = search_space(optimizer.name)

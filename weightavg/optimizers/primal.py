@@ -43,3 +43,9 @@ SCHEDULE_FREE_POINT = {
   'warmup_steps': 446,
   'label_smoothing': 0.2,
 }
+# Shampoo's own, with the same warm-up: its beta2 is the same.
+SHAMPOO_SCHEDULE_FREE_POINT = {
+  key: value
+  for key, value in shampoo.SELF_TUNING_POINT.items()
+  if key not in ('one_minus_beta1', 'warmup_factor', 'budget')
+} | {'warmup_steps': 446}

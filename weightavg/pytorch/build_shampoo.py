@@ -56,3 +56,8 @@ SHAMPOO_PRIMAL = dataclasses.replace(
   self_tuning_point=primal.SHAMPOO_POINT,
   defaults=primal.PRIMAL_DEFAULTS,
 )
+SHAMPOO_SCHEDULE_FREE = dataclasses.replace(
+  SHAMPOO,
+  self_tuning_point=primal.SHAMPOO_SCHEDULE_FREE_POINT,
+  defaults=primal.SCHEDULE_FREE_DEFAULTS,
+)

@@ -4,6 +4,5 @@
 |---|---|
 | `adamw_schedulefree` | PyPI's `schedulefree.AdamWScheduleFree` |
 | `lookahead` | NadamW inside Lookahead (Zhang et al. 2019) |
-| `shampoo_schedule_free` | Schedule-Free over Shampoo |
 | `inverse_sqrt` | NadamW with a learning rate that needs no budget |
 """

@@ -17,7 +17,6 @@ from lab.studies.submissions import (
   adamw_schedulefree,
   inverse_sqrt,
   lookahead,
-  shampoo_schedule_free,
 )
 from lab.studies.submissions.lookahead import Lookahead
 from lab.workloads import build_workload, click_dlrm, glyph_resnet
@@ -282,27 +281,6 @@ def test_running_statistics_of_schedulefree_are_those_of_x(shrink):
   other = build_workload('click_dlrm')
   _, state = state_of(adamw_schedulefree, SCHEDULEFREE, other)
   assert state['recent'].batches.maxlen == 0
-
-
-def test_schedule_free_over_shampoo_has_a_constant_rate_and_shows_x():
-  workload = build_workload('click_dlrm')
-  # The rest is the submission's default.
-  point = {'learning_rate': 0.01, 'warmup_steps': 2}
-  model, state = state_of(shampoo_schedule_free, point, workload)
-  queue = workload._build_input_queue((0, 0), 'train', '', 8)
-  shared = arguments(workload, model, state)
-  rates = []
-  for step in range(5):
-    shampoo_schedule_free.update_params(
-      **shared, batch=next(queue), global_step=step
-    )
-    rates.append(state['optimizer'].param_groups[0]['lr'])
-  assert rates[1:] == 4 * [point['learning_rate']]
-  y = [p.detach().clone() for p in model.parameters()]
-  shampoo_schedule_free.prepare_for_eval(**shared, global_step=5)
-  assert not all(map(torch.equal, y, model.parameters()))
-  # The first moment is off.
-  assert state['optimizer'].param_groups[0]['betas'][0] == 0.0
 
 
 def test_the_knobs_of_lookahead_come_from_the_point():

@@ -1,10 +1,7 @@
 """Shampoo trains at an average without a schedule or a budget."""
 
-import dataclasses
-
-from weightavg.optimizers.primal import SCHEDULE_FREE_DEFAULTS
 from weightavg.pytorch import train_step
-from weightavg.pytorch.build_shampoo import SHAMPOO_PRIMAL
+from weightavg.pytorch.build_shampoo import SHAMPOO_SCHEDULE_FREE
 from weightavg.pytorch.train_step import (
   data_selection,
   prepare_for_eval,
@@ -19,10 +16,6 @@ __all__ = [
   'prepare_for_eval',
   'update_params',
 ]
-
-SHAMPOO_SCHEDULE_FREE = dataclasses.replace(
-  SHAMPOO_PRIMAL, defaults=SCHEDULE_FREE_DEFAULTS
-)
 
 get_batch_size = SHAMPOO_SCHEDULE_FREE.get_batch_size
 

@@ -1,0 +1,1 @@
+"""AlgoPerf submission shampoo_schedule_free."""
