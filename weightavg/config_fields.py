@@ -56,6 +56,15 @@ def fields_by_key(config_class: Any) -> dict[str, dataclasses.Field]:
   }
 
 
+def values_by_key(*configs: Any) -> dict[str, Any]:
+  """Values of configurations by their names in a point."""
+  return {
+    key: getattr(config, field.name)
+    for config in configs
+    for key, field in fields_by_key(config).items()
+  }
+
+
 def allowed_text(field: dataclasses.Field) -> str:
   """Allowed values of a field, as the end of a sentence: 'in (0, 1]'."""
   allowed = field.metadata['allowed']

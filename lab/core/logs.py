@@ -50,6 +50,12 @@ def read_json(path: str) -> Any:
     return None
 
 
+def read_object(path: str) -> Row:
+  """Return the content of a JSON file; {} unless it is an object."""
+  content = read_json(path)
+  return content if isinstance(content, dict) else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class WholeRows:
   """Hold the usable lines of a CSV file.

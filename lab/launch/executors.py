@@ -37,9 +37,12 @@ def show(plan: Plan, runs: Sequence[Run]) -> None:
       # To be started on every node, with the first one's name in HEAD_NODE.
       identity = run.name.replace('/', '-')
       rendezvous = Rendezvous('$HEAD_NODE:29500', identity)
-    resume = launch_plan.has_checkpoints(plan, run)
-    if run.is_local:
-      resume = state == 'cut off'
+    # An incomplete checkpoint alone is nothing for the local runner.
+    resume = (
+      state == 'cut off'
+      if run.is_local
+      else launch_plan.has_checkpoints(plan, run)
+    )
     words = launch_plan.command(plan, run, resume, rendezvous)
     if run.is_local and not resume and plan.directory(run).exists():
       # Left by a run without a complete checkpoint, as `jobs.clear` removes it.

@@ -78,17 +78,11 @@ def is_running(files: Files, run: Run) -> bool:
     return lock is None
 
 
-def read_record(files: Files, run: Run) -> dict[str, Any]:
-  """Return what is recorded about a run; {} if nothing is, or no object."""
-  record = logs.read_json(str(files.record(run)))
-  return record if isinstance(record, dict) else {}
-
-
 def update_record(files: Files, run: Run, **values: Any) -> None:
   """Add to what is recorded about a run."""
   path = files.record(run)
   path.parent.mkdir(parents=True, exist_ok=True)
-  logs.write_json(str(path), read_record(files, run) | values)
+  logs.write_json(str(path), logs.read_object(str(path)) | values)
 
 
 def clear(plan: Plan, run: Run) -> None:

@@ -284,8 +284,7 @@ def recorded_flags(directory: pathlib.Path) -> dict[str, Any]:
   ]
   if not numbers:
     return {}
-  flags = logs.read_json(str(directory / f'flags_{max(numbers)}.json'))
-  return flags if isinstance(flags, dict) else {}
+  return logs.read_object(str(directory / f'flags_{max(numbers)}.json'))
 
 
 def state_of(plan: Plan, run: Run) -> str:

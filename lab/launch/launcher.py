@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lab.core import checkpoint_files, command_line
+from lab.core import checkpoint_files, command_line, logs
 from lab.core.errors import InputError
 from lab.core.frameworks import framework_of
 from lab.core.text_tables import text_table
@@ -224,7 +224,7 @@ def states(
   finished; running; queued, by Slurm; cut off, with a complete checkpoint to
   resume from; failed, without one; waiting.
   """
-  records = {run: jobs.read_record(files, run) for run in runs}
+  records = {run: logs.read_object(str(files.record(run))) for run in runs}
   alive = executors.alive(
     [r['job_id'] for r in records.values() if r.get('job_id')], files.folder
   )

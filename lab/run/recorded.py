@@ -14,12 +14,6 @@ from lab.core import checkpoint_files, logs
 _META_DATA = re.compile(r'meta_data_(\d+)\.json')
 
 
-def read_object(path: str) -> dict[str, Any]:
-  """Return the content of a JSON file; {} unless it is an object."""
-  content = logs.read_json(path)
-  return content if isinstance(content, dict) else {}
-
-
 def trials_with_checkpoints(path: str) -> list[str]:
   """Return the trials of an experiment that have a checkpoint."""
   if not os.path.isdir(path):
@@ -50,4 +44,4 @@ def _numbers(trial: str) -> list[int]:
 def _meta_data(trial: str) -> Iterator[dict[str, Any]]:
   """Yield the content of each meta_data_<n>.json, the last one first."""
   for number in sorted(_numbers(trial), reverse=True):
-    yield read_object(os.path.join(trial, f'meta_data_{number}.json'))
+    yield logs.read_object(os.path.join(trial, f'meta_data_{number}.json'))

@@ -264,7 +264,7 @@ def _check_trial(trial: Trial) -> None:
     f'{os.path.basename(trial.directory)}: '
   )
   saved = os.path.join(trial.directory, logs.HPARAMS)
-  if trial.settings.resume_last_run and recorded.read_object(saved):
+  if trial.settings.resume_last_run and logs.read_object(saved):
     where = f'{saved}: '
   try:
     state = initial_state(trial)
@@ -280,7 +280,7 @@ def _check_trial(trial: Trial) -> None:
     return
   number = recorded.last_number(trial.directory)
   flags = os.path.join(trial.directory, f'flags_{number}.json')
-  maker = recorded.read_object(flags).get('submission_path')
+  maker = logs.read_object(flags).get('submission_path')
   if isinstance(maker, str):
     before = submissions.module_name(maker)
     now = submissions.module_name(trial.settings.submission_path)

@@ -1,6 +1,7 @@
 """Distributed Shampoo on several gloo ranks; importable by spawn."""
 
 import copy
+import io
 import logging
 import pathlib
 import weakref
@@ -57,6 +58,14 @@ def train(weights, optimizer, first, last):
 
 def trained(weights):
   return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def saved(optimizer):
+  """Return the state after a round trip through a file."""
+  buffer = io.BytesIO()
+  torch.save(optimizer.state_dict(), buffer)
+  buffer.seek(0)
+  return torch.load(buffer, weights_only=True)
 
 
 def snapshot(weights, optimizer):

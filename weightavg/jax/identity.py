@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from weightavg.config_fields import fields_by_key
+from weightavg.config_fields import values_by_key
 from weightavg.submission_config import SubmissionConfig
 
 # Where things are kept, and how often, not what they are.
@@ -30,19 +30,14 @@ def encoded(config: SubmissionConfig, optimizer: str) -> np.ndarray:
     optimizer: name of the optimizer.
   """
   averaging = config.averaging
-  parts = (
+  values = values_by_key(
     config.optimizer,
     config.schedule,
     config.regularization,
     averaging,
     averaging.scheme,
   )
-  values = {
-    key: getattr(part, field.name)
-    for part in parts
-    for key, field in fields_by_key(part).items()
-    if key not in _MAY_CHANGE
-  }
+  values = {k: v for k, v in values.items() if k not in _MAY_CHANGE}
   values |= {
     'optimizer': optimizer,
     'averaging_scheme': averaging.scheme.name,

@@ -331,13 +331,12 @@ def average_before_update(
 
 def _check_wide(params: optax.Params) -> None:
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    dtype = jnp.result_type(leaf)
-    if trees.is_averaged(leaf) and trees.average_dtype(dtype) != dtype:
+    if trees.is_narrow(leaf):
       where = jax.tree_util.keystr(path)
       raise ValueError(
-        f'Invalid params{where} of dtype {dtype}. primal_average computes the '
-        'average from parameters of float32 or wider; accumulator_dtype stores '
-        'it instead.'
+        f'Invalid params{where} of dtype {jnp.result_type(leaf)}. '
+        'primal_average computes the average from parameters of float32 or '
+        'wider; accumulator_dtype stores it instead.'
       )
 
 

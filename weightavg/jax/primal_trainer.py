@@ -74,7 +74,7 @@ class PrimalTrainer(Trainer):
   def init(self, params: Any, model_state: Any, choice: Any = ()) -> RunState:
     """Make the state before the first step, from copies."""
     # x is computed from y and z, which 16 bits would not let.
-    if any(map(_is_narrow, jax.tree.leaves(params))):
+    if any(map(trees.is_narrow, jax.tree.leaves(params))):
       self._accumulator_dtype = jnp.float32
     return super().init(params, model_state, choice)
 
@@ -91,16 +91,6 @@ class PrimalTrainer(Trainer):
       start=jnp.asarray(pace.start),
       accumulator_dtype=self._accumulator_dtype,
     )
-
-  def _check_restored(self, train: TrainState) -> None:
-    mu = jnp.asarray(self._mu, trees.coefficient_dtype())
-    saved = train.optimizer.interpolation
-    if saved != mu:
-      raise ValueError(
-        'Invalid checkpoint: saved with averaging_interpolation='
-        f'{float(saved):g}, this submission has '
-        f'averaging_interpolation={self._mu:g}.'
-      )
 
   def _init_averages(self, params: Any, model_state: Any) -> Any:
     del params
@@ -201,11 +191,6 @@ class PrimalTrainer(Trainer):
       state.model_state,
     )
     return average, statistics
-
-
-def _is_narrow(leaf: Any) -> bool:
-  dtype = jnp.result_type(leaf)
-  return trees.is_averaged(leaf) and trees.average_dtype(dtype) != dtype
 
 
 def _wide(leaf: Any) -> jax.Array:

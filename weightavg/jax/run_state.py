@@ -155,8 +155,9 @@ def restored(state: RunState, like: RunState) -> RunState:
         f'Invalid checkpoint: {jax.tree_util.keystr(path)} has shape {shape}, '
         f'this submission has {wanted.shape}.'
       )
-    dtype = np.asarray(value).dtype
-    # Whole numbers come back as Python's.
+    # Not by np.asarray, which would fetch an array from the device. Whole
+    # numbers come back as Python's.
+    dtype = getattr(value, 'dtype', None) or np.asarray(value).dtype
     if dtype != wanted.dtype and jnp.issubdtype(wanted.dtype, jnp.inexact):
       raise ValueError(
         f'Invalid checkpoint: {jax.tree_util.keystr(path)} is {dtype}, this '

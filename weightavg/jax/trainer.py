@@ -123,7 +123,6 @@ class Trainer:
     if state is self._latest:
       return state
     state = run_state.restored(state, self._like)
-    self._check_restored(state.train)
     self.pacer.restore(state.clock)
     self._steps = int(state.train.step)
     return self.returned(self._placed(state))
@@ -220,9 +219,6 @@ class Trainer:
   def _transformation(self, pace: Pace) -> optax.GradientTransformation:
     """Build the optimizer of a step."""
     return self._optimizer.build(pace.learning_rate, self.config.optimizer)
-
-  def _check_restored(self, train: TrainState) -> None:
-    """Raise ValueError for numbers of another run in a restored state."""
 
   def _init_averages(self, params: Any, model_state: Any) -> Any:
     """Make what `TrainState.averages` holds before the first step."""
@@ -359,8 +355,7 @@ def _norm(tree: Any) -> jax.Array:
   # square of 256 is too large for float16.
   def squares(g: jax.Array) -> jax.Array:
     real = jnp.abs(g) if jnp.iscomplexobj(g) else g
-    wide = jnp.promote_types(real.dtype, jnp.float32)
-    return jnp.sum(jnp.square(real.astype(wide)))
+    return jnp.sum(jnp.square(real.astype(trees.average_dtype(real.dtype))))
 
   return jnp.sqrt(sum(map(squares, jax.tree.leaves(tree))))
 
@@ -377,7 +372,6 @@ def _check(config: AveragingConfig) -> None:
       f'Invalid averaging_swap={config.averaging_swap!r}. It has no effect in '
       'JAX.'
     )
-
   if not config.averaging_checkpoints and not isinstance(config.scheme, Auto):
     raise ValueError(
       'Invalid averaging_checkpoints=False. It has no effect in JAX without '

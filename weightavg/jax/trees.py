@@ -172,6 +172,12 @@ def average_dtype(dtype: Any) -> Any:
   return jnp.promote_types(dtype, jnp.float32)
 
 
+def is_narrow(leaf: Any) -> bool:
+  """Return whether a leaf is averaged in a wider dtype than its own."""
+  dtype = jnp.result_type(leaf)
+  return is_averaged(leaf) and average_dtype(dtype) != dtype
+
+
 def coefficient_dtype() -> Any:
   """float64 where jax_enable_x64 is set, float32 elsewhere."""
   return jnp.result_type(float)

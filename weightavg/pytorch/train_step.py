@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from weightavg import spec
 from weightavg.clock import time_limit
 from weightavg.clock_plan import ClockPlan
-from weightavg.config_fields import fields_by_key
+from weightavg.config_fields import values_by_key
 from weightavg.optimizers import Optimizer
 from weightavg.pytorch import models
 from weightavg.pytorch.averager import Averager
@@ -63,10 +63,12 @@ class Run:
     self._identity = {'optimizer': name, 'budget': budget}
     # A resumed optimizer takes these from its checkpoint, whatever the point
     # says.
+    values = values_by_key(
+      config.optimizer, config.schedule, config.regularization
+    )
     self._identity |= {
-      key: getattr(part, field.name)
-      for part in (config.optimizer, config.schedule, config.regularization)
-      for key, field in fields_by_key(part).items()
+      key: value
+      for key, value in values.items()
       if key not in {*self._identity, *_MAY_CHANGE}
     }
 
