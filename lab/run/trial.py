@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-import torch
 from absl import logging
 
 from lab.core import checkpoint_files, choice_columns, logs
@@ -232,7 +231,7 @@ class TrialRun:
     # Torch's generators are in no checkpoint. Seeding them here makes a step's
     # dropout a function of the seed and the step alone, whatever evaluations
     # or an earlier process have drawn.
-    torch.manual_seed(
+    random_utils.seed_torch(
       random_utils.torch_seed(update_rng, rank=trial.context.rank)
     )
     try:

@@ -73,12 +73,12 @@ def streams(rng_seed: int) -> Streams:
 def initial_state(trial: Trial) -> RunState:
   """A fresh model and a fresh optimizer state; writes nothing."""
   keys = streams(trial.rng_seed)
-  torch.manual_seed(random_utils.torch_seed(keys.model))
+  random_utils.seed_torch(random_utils.torch_seed(keys.model))
   with section('Initializing model'):
     model, model_state = trial.workload.init_model_fn(keys.model)
     if trial.settings.torch_compile:
       model = torch.compile(model)
-  torch.manual_seed(random_utils.torch_seed(keys.optimizer))
+  random_utils.seed_torch(random_utils.torch_seed(keys.optimizer))
   with section('Initializing optimizer'):
     optimizer_state = trial.submission.init_optimizer_state(
       trial.workload,

@@ -1,6 +1,7 @@
 """While an average is shown, nothing writes to it or takes it for raw."""
 
 import copy
+import gc
 import pickle
 import re
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from swap_models import SWAPS, model
 from torch import nn
+from torch.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from weightavg import Auto, Ema, Polynomial
@@ -162,6 +164,32 @@ def test_an_averager_that_is_gone_blocks_no_other():
   other.update()
   with other.evaluating():
     assert net.weight.item() == 3.0
+
+
+def test_an_averager_that_is_gone_leaves_no_hook_behind():
+  def hooks():
+    return (
+      len(optimizer_hooks),
+      len(net._load_state_dict_pre_hooks),
+      len(net._load_state_dict_post_hooks),
+    )
+
+  optimizer_hooks = optimizer._global_optimizer_pre_hooks
+  net, one = model()
+  gc.collect()
+  with one.evaluating():
+    pass
+  before = hooks()
+  other = Averager(net, Ema(0.5))
+  other.update()
+  one.swap_in()
+  shown_by_one = hooks()
+  del one
+  gc.collect()
+  other.swap_in()
+  assert hooks() == shown_by_one
+  other.swap_out()
+  assert hooks() == before
 
 
 @pytest.mark.parametrize('swap', SWAPS)

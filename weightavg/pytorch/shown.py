@@ -7,6 +7,7 @@ weights. Other writes are found afterwards, by the version that torch counts for
 each tensor.
 """
 
+import dataclasses
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,6 +22,20 @@ from weightavg.pytorch import dtensors
 _OWNERS: dict[int, weakref.ref] = {}
 # Their versions while no write is known.
 _VERSIONS: dict[int, int] = {}
+
+
+@dataclasses.dataclass(eq=False)
+class _Guards:
+  """Entries above and hooks, which one swap in has made."""
+
+  owner: weakref.ref
+  ids: list[int]
+  hooks: list[Any]
+
+
+# Those that stand. An owner may go without a swap out, as where a trial ends on
+# an evaluation: its hooks would slow each later step of any optimizer.
+_STANDING: list[_Guards] = []
 
 
 class Showing:
@@ -45,8 +60,7 @@ class Showing:
     self._modules = list(modules)
     self._allow_load = allow_load
     # What `end` takes back, however far `begin` came.
-    self._ids: list[int] = []
-    self._hooks: list[Any] = []
+    self._guards = _Guards(self._owner, [], [])
 
   def begin(self) -> None:
     """Put the guards up.
@@ -55,15 +69,16 @@ class Showing:
       RuntimeError: another owner shows an average in one of the tensors.
     """
     check_not_shown(self._tensors, 'swap_in()')
-    self._ids = [id(tensor) for tensor in self._tensors]
-    _OWNERS.update(dict.fromkeys(self._ids, self._owner))
-    self._hooks.append(register_optimizer_step_pre_hook(_refuse_step))
+    _take_down_abandoned()
+    ids, hooks = self._guards.ids, self._guards.hooks
+    _STANDING.append(self._guards)
+    ids.extend(id(tensor) for tensor in self._tensors)
+    _OWNERS.update(dict.fromkeys(ids, self._owner))
+    hooks.append(register_optimizer_step_pre_hook(_refuse_step))
     for module in self._modules:
       if not self._allow_load:
-        self._hooks.append(
-          module.register_load_state_dict_pre_hook(_refuse_load)
-        )
-      self._hooks.append(module.register_load_state_dict_post_hook(_note_load))
+        hooks.append(module.register_load_state_dict_pre_hook(_refuse_load))
+      hooks.append(module.register_load_state_dict_post_hook(_note_load))
 
   def note_versions(self) -> None:
     """The average is in place: what is written from now on is not its."""
@@ -79,11 +94,26 @@ class Showing:
 
   def end(self) -> None:
     """Remove the guards."""
-    for hook in self._hooks:
-      hook.remove()
-    for key in self._ids:
-      _OWNERS.pop(key, None)
+    _take_down(self._guards)
+    _take_down_abandoned()
+
+
+def _take_down_abandoned() -> None:
+  for guards in list(_STANDING):
+    if guards.owner() is None:
+      _take_down(guards)
+
+
+def _take_down(guards: _Guards) -> None:
+  for hook in guards.hooks:
+    hook.remove()
+  for key in guards.ids:
+    # Of a tensor that is gone, another one may have the identity.
+    if _OWNERS.get(key) is guards.owner:
+      _OWNERS.pop(key)
       _VERSIONS.pop(key, None)
+  if guards in _STANDING:
+    _STANDING.remove(guards)
 
 
 def is_shown(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lab.run import random_utils
 
@@ -59,3 +60,20 @@ def test_known_states_stay():
   assert random_utils.key(0).tolist() == KEY_0
   assert random_utils.split(random_utils.key(0)).tolist() == SPLIT_0
   assert random_utils.fold_in(random_utils.key(0), 1).tolist() == FOLD_0
+
+
+def test_torch_draws_as_after_its_own_seeding():
+  seed = random_utils.torch_seed(random_utils.key(7))
+  torch.manual_seed(seed)
+  expected = torch.randn(5)
+  torch.manual_seed(0)
+  random_utils.seed_torch(seed)
+  assert torch.equal(torch.randn(5), expected)
+
+
+def test_a_cuda_device_is_seeded_too(monkeypatch):
+  seeds = []
+  monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+  monkeypatch.setattr(torch, 'manual_seed', seeds.append)
+  random_utils.seed_torch(11)
+  assert seeds == [11]
