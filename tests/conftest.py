@@ -11,10 +11,11 @@ import algoperf_outcomes
 import code_commit
 import pytest
 import small_workloads
-import torch
 
-# No test cuts the power. The disk would get each file that a run writes, which
-# takes milliseconds, and longer beside other work. A descriptor is checked still.
+from lab.run import random_utils
+
+# No test cuts the power. To put each file of a run on the disk takes
+# milliseconds, longer beside other work. The descriptor is checked still.
 os.fsync = os.fstat
 
 # `make gpu` runs some tests where hypothesis may be missing.
@@ -30,7 +31,7 @@ with contextlib.suppress(ImportError):
 
 @pytest.fixture(autouse=True)
 def seeded():
-  torch.manual_seed(0)
+  random_utils.seed_torch(0)
 
 
 @pytest.fixture

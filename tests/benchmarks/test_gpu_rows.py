@@ -112,6 +112,7 @@ def test_cuda_graphs_section_compares_with_eager():
     assert values['next_step_minus_eager'] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(HAS_ALGOPERF, reason='the real models take minutes')
 def test_every_placement_is_measured_on_a_stand_in():
   rows = rows_of('placements')

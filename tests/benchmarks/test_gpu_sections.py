@@ -128,6 +128,7 @@ def has_ended(pid):
   return stat.rpartition(')')[2].split()[0] in 'ZX'
 
 
+@pytest.mark.slow
 def test_an_ended_section_leaves_no_process_behind(tmp_path):
   """torchrun starts each rank in a new session."""
   pids = tmp_path / 'pids'

@@ -56,6 +56,7 @@ def suite(folder, commit, killed=''):
   return done.returncode, (folder / 'ran').read_text(), content, outcomes
 
 
+@pytest.mark.slow
 def test_a_killed_suite_runs_only_the_tests_that_have_not_passed(tmp_path):
   (tmp_path / 'conftest.py').write_text(CONFTEST)
   (tmp_path / 'test_suite.py').write_text(TESTS)

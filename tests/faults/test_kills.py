@@ -60,7 +60,12 @@ def share(total, number, parts):
 
 SHORT, LONG = short_cases(), cases()
 PARAMETERS = [
-  pytest.param(c, share(SHORT_KILLS, i, len(SHORT)), id=f'short-{c.name}')
+  pytest.param(
+    c,
+    share(SHORT_KILLS, i, len(SHORT)),
+    id=f'short-{c.name}',
+    marks=[pytest.mark.slow] * (i % 2),
+  )
   for i, c in enumerate(SHORT)
 ] + [
   pytest.param(

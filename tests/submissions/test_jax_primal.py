@@ -103,7 +103,9 @@ def test_running_statistics_do_not_touch_training(batch_norm):
 
 
 @pytest.mark.usefixtures('devices')
-@pytest.mark.parametrize('folder', [PRIMAL, REFRESHED])
+@pytest.mark.parametrize(
+  'folder', [pytest.param(PRIMAL, marks=pytest.mark.slow), REFRESHED]
+)
 def test_training_at_an_average_on_several_devices(folder, tmp_path):
   """Replicated; a resumed run equals the undisturbed one bit for bit."""
   changes = {'warmup_steps': 5} if folder == REFRESHED else {}

@@ -61,7 +61,9 @@ def test_evaluations_show_averages_and_do_not_disturb_training(folder):
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
-@pytest.mark.parametrize('device_axis', [False, True])
+@pytest.mark.parametrize(
+  'device_axis', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_equals_the_undisturbed_one(
   folder, device_axis, tmp_path
 ):
@@ -84,7 +86,9 @@ def test_a_resumed_run_equals_the_undisturbed_one(
 
 
 @pytest.mark.usefixtures('devices')
-@pytest.mark.parametrize('placement', ['device', 'sharded'])
+@pytest.mark.parametrize(
+  'placement', ['device', pytest.param('sharded', marks=pytest.mark.slow)]
+)
 def test_several_devices(placement, tmp_path):
   """Resumed equals undisturbed; a sharded average equals a replicated one."""
   changes = {'averaging_placement': placement}

@@ -42,7 +42,9 @@ def test_an_averager_may_load_its_own_state_while_the_average_is_shown(swap):
 @pytest.mark.parametrize('swap', SWAPS)
 @pytest.mark.parametrize('scheme', [*SCHEMES, 'none'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('stop', [0, 1, 3, 6])
+@pytest.mark.parametrize(
+  'stop', [0, pytest.param(1, marks=pytest.mark.slow), 3, 6]
+)
 @pytest.mark.parametrize('shown', [False, True])
 @pytest.mark.parametrize('model_first', [False, True])
 def test_resume_is_bit_identical(scheme, dtype, stop, shown, model_first, swap):

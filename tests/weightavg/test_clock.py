@@ -246,7 +246,15 @@ class Host:
       value.load_state_dict(state[key])
 
 
-@pytest.mark.parametrize('at', [100, 200, 300, 500])
+@pytest.mark.parametrize(
+  'at',
+  [
+    100,
+    pytest.param(200, marks=pytest.mark.slow),
+    pytest.param(300, marks=pytest.mark.slow),
+    500,
+  ],
+)
 def test_a_resumed_run_plans_and_trains_like_the_undisturbed_one(at):
   def durations(step):
     return 0.125 if step < 250 else 0.1875  # sums are exact

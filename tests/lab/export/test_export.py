@@ -19,25 +19,25 @@ def exported(tmp_path_factory):
   return output
 
 
-# Each costs a process that imports torch: one of each optimizer and ruleset
-# runs, all are looked through.
+# Among one there is no choice of the raw weights.
+AMONG_ONE = POINT | {'averaging_candidates': 'ema 0.1'}
+
+
+# Each costs a process that imports torch: some run, all are looked through.
 @pytest.mark.parametrize(
   ('ruleset', 'name', 'point'),
   [
     ('external', 'nadamw_lawa', POINT),
-    ('external', 'shampoo_ema', POINT),
-    # Among one there is no choice of the raw weights.
-    ('external', 'nadamw_auto', POINT | {'averaging_candidates': 'ema 0.1'}),
-    ('self', 'nadamw_ema', None),
     ('external', 'nadamw_lawa_jax', POINT),
-    pytest.param(
-      'external', 'nadamw_primal_jax', POINT, marks=pytest.mark.slow
-    ),
-    pytest.param(
-      'external',
-      'nadamw_auto_jax',
-      POINT | {'averaging_candidates': 'ema 0.1'},
-      marks=pytest.mark.slow,
+    *(
+      pytest.param(*values, marks=pytest.mark.slow)
+      for values in (
+        ('external', 'shampoo_ema', POINT),
+        ('external', 'nadamw_auto', AMONG_ONE),
+        ('self', 'nadamw_ema', None),
+        ('external', 'nadamw_primal_jax', POINT),
+        ('external', 'nadamw_auto_jax', AMONG_ONE),
+      )
     ),
   ],
 )

@@ -169,6 +169,7 @@ def test_cpus_are_asked_for_twice(tmp_path, monkeypatch, capsys, key):
   assert 'warning' not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_submitit_runs_a_trial_of_a_local_workload(tmp_path):
   _, plan, runs = parse(
     tmp_path,

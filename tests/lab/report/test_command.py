@@ -114,7 +114,8 @@ def test_same_logs_give_the_same_files(written, tmp_path):
   assert differ == []
 
 
-def test_the_order_of_the_logs_changes_nothing(logs, tmp_path):
+def test_the_order_of_the_logs_changes_nothing(logs, tmp_path, monkeypatch):
+  monkeypatch.setattr(command.figures, 'save_all', lambda report, folder: [])
   for name in 'bc':
     for trial in (1, 2):
       log_folders.write_trial(

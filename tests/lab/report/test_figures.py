@@ -92,6 +92,7 @@ def test_names_that_differ_in_the_middle_get_numbers():
   assert list(labels.values()) == ['a_lo…name', 'a_l…me 2', 'a_l…me 3']
 
 
+@pytest.mark.slow
 def test_long_names_fit_into_the_pictures(tmp_path):
   # A warning, such as of a letter that no font has, would be an error.
   for name in ('a' * 200, 'a' * 100 + 'b' * 100, '漢字 🚀'):
@@ -125,7 +126,14 @@ def test_logs_without_a_base_workload_have_no_heat_map(tmp_path):
   assert 'Performance profiles' in sections
 
 
-@pytest.mark.parametrize('value', [1e308, -1e308, 3.4e38])
+@pytest.mark.parametrize(
+  'value',
+  [
+    1e308,
+    pytest.param(-1e308, marks=pytest.mark.slow),
+    pytest.param(3.4e38, marks=pytest.mark.slow),
+  ],
+)
 def test_diverged_runs_are_drawn_beside_others(tmp_path, value):
   for name, end in (('a', value), ('b', 0.1), ('c', -value)):
     rows = [(i, float(i), 0.5 if i < 3 else end) for i in range(1, 9)]

@@ -51,10 +51,8 @@ def results(state):
   return [metrics['validation/loss'] for _, metrics in state.eval_results]
 
 
-@pytest.mark.parametrize(
-  'submission',
-  ['nadamw_primal', pytest.param('nadamw_ema', marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('submission', ['nadamw_primal', 'nadamw_ema'])
 def test_trains_as_pytorch_does(folder, submission):
   """Losses of averaged weights: the same numbers but for float32's rounding."""
   in_jax = results(run(folder, submission=submission))
@@ -66,15 +64,12 @@ def test_trains_as_pytorch_does(folder, submission):
   assert (directory / 'eval_measurements.csv').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('devices')
 @pytest.mark.parametrize(
   'submission',
-  [
-    # Two of its candidates are EMAs.
-    pytest.param('nadamw_auto', marks=pytest.mark.slow),
-    pytest.param('nadamw_ema', marks=pytest.mark.slow),
-    'nadamw_schedule_free',
-  ],
+  # Two candidates of nadamw_auto are EMAs.
+  ['nadamw_auto', 'nadamw_ema', 'nadamw_schedule_free'],
 )
 def test_resumes_bit_for_bit_on_several_devices(
   folder, monkeypatch, submission

@@ -155,6 +155,7 @@ def test_bad_input_ends_all_ranks_with_one_line(tmp_path):
   assert not (tmp_path / 'runs').exists()
 
 
+@pytest.mark.slow
 def test_a_pre_empted_job_saves_and_is_resumed_by_one_process(
   tmp_path, monkeypatch
 ):

@@ -138,8 +138,21 @@ def csv_steps(path, column):
     ]
 
 
-@pytest.mark.parametrize('phase', PHASES)
-@pytest.mark.parametrize('options', ['fake', *SUBMISSIONS], indirect=True)
+@pytest.mark.parametrize(
+  ('options', 'phase'),
+  [
+    # The moments are the runner's: the quick form has two for a submission.
+    pytest.param(
+      options,
+      phase,
+      marks=[pytest.mark.slow]
+      * (options != 'fake' and phase not in ('update', 'evaluation')),
+    )
+    for options in ('fake', *SUBMISSIONS)
+    for phase in PHASES
+  ],
+  indirect=['options'],
+)
 def test_resumed_run_equals_the_undisturbed_one(
   options, tmp_path, kill_switch, phase
 ):

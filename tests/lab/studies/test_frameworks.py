@@ -22,6 +22,7 @@ def runs():
   }
 
 
+@pytest.mark.slow
 def test_both_frameworks_train_alike(shrink, tmp_path):
   shrink(stdlib_lm.Workload, steps=6, eval_every_steps=3, target=0.0)
   found = runs()

@@ -57,13 +57,8 @@ def trained(run, folder):
   return follower, state
 
 
-@pytest.mark.parametrize(
-  'method',
-  [
-    NADAMW_AT_AVERAGE[0],
-    *(pytest.param(m, marks=pytest.mark.slow) for m in NADAMW_AT_AVERAGE[1:]),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('method', NADAMW_AT_AVERAGE)
 def test_training_is_the_same_and_recomputed_statistics_are_put_back(
   method, shrink, tmp_path
 ):

@@ -58,7 +58,10 @@ class Seen(Sequences):
 
 
 @pytest.mark.parametrize('method', NADAMW_AT_AVERAGE)
-@pytest.mark.parametrize('workload', ['click_dlrm', 'glyph_resnet'])
+@pytest.mark.parametrize(
+  'workload',
+  ['click_dlrm', pytest.param('glyph_resnet', marks=pytest.mark.slow)],
+)
 def test_x_y_and_z_are_measured_and_training_is_left_alone(
   method, workload, shrink, tmp_path
 ):

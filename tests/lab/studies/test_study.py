@@ -265,6 +265,7 @@ STUDY = Study(folder='mine', seeds=(0,), workloads=('tiny',),
 '''
 
 
+@pytest.mark.slow
 def test_a_workload_and_a_study_are_one_file_each(tmp_path):
   for folder in ('lab', 'submissions', 'weightavg', 'tuning_search_spaces'):
     shutil.copytree(

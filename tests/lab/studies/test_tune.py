@@ -160,12 +160,23 @@ def test_a_dry_run_counts_runs_and_writes_nothing(short, tmp_path, capsys):
   assert 'click_dlrm: 35 runs, ' in capsys.readouterr().out
 
 
-def ended(tmp_path, *more):
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory):
+  """The search that the first test makes and the others copy."""
+  return tmp_path_factory.mktemp('kept') / 'x'
+
+
+@pytest.fixture
+def ended(small, kept, tmp_path):
   """A command, and the folder of its search of four trials."""
   folder = tmp_path / 'x'
-  command = ['--workload=click_dlrm', '--method=nadamw', *more]
+  command = ['--workload=click_dlrm', '--method=nadamw']
   command += [f'--output_dir={folder}']
-  tune.main([*command, '--trials=4'])
+  if kept.exists():
+    shutil.copytree(kept, folder)
+  else:
+    tune.main([*command, '--trials=4'])
+    shutil.copytree(folder, kept)
   return command, folder
 
 
@@ -182,11 +193,9 @@ def small(short, in_process, tmp_path, monkeypatch):
   return in_process
 
 
-def test_a_search_without_its_runs_keeps_its_rows(
-  small, tmp_path, capsys, monkeypatch
-):
+def test_a_search_without_its_runs_keeps_its_rows(ended, capsys, monkeypatch):
   """A clone has the rows alone; an interrupted command shortened them."""
-  command, folder = ended(tmp_path)
+  command, folder = ended
   before = files(folder)
   tune.main([*command, '--trials=4', '--dry_run'])
   assert '4 trials, of which 4 are finished, and at most 0 ' in (
@@ -234,9 +243,9 @@ def test_a_search_without_its_runs_keeps_its_rows(
   ],
 )
 def test_a_damaged_search_is_named_and_left_alone(
-  damage, message, small, tmp_path
+  damage, message, ended, tmp_path
 ):
-  command, folder = ended(tmp_path)
+  command, folder = ended
   damage(folder)
   before = files(folder)
   for more in ([], ['--dry_run'], ['--report_only', '--promote']):
@@ -246,8 +255,8 @@ def test_a_damaged_search_is_named_and_left_alone(
   assert not (tmp_path / 'tuning_search_spaces').exists()
 
 
-def test_fewer_trials_are_refused_where_the_rows_are_lost(small, tmp_path):
-  command, folder = ended(tmp_path)
+def test_fewer_trials_are_refused_where_the_rows_are_lost(ended):
+  command, folder = ended
   (folder / 'trials.json').unlink()
   with pytest.raises(InputError, match=r'trials=2\. The search in .* has 4'):
     tune.main([*command, '--trials=2'])
@@ -257,9 +266,9 @@ def test_fewer_trials_are_refused_where_the_rows_are_lost(small, tmp_path):
 
 @pytest.mark.parametrize('more', [[], ['--dry_run']])
 def test_fewer_trials_and_other_searches_are_refused(
-  more, small, tmp_path, monkeypatch
+  more, ended, tmp_path, monkeypatch
 ):
-  command, folder = ended(tmp_path)
+  command, folder = ended
   before = files(folder)
   with pytest.raises(
     InputError, match=r'Invalid trials=2\. The search in .* 4'
@@ -278,8 +287,8 @@ def test_fewer_trials_and_other_searches_are_refused(
   assert not (tmp_path / 'tuning_search_spaces').exists()
 
 
-def test_nothing_is_promoted_where_all_trials_diverged(small, tmp_path):
-  command, folder = ended(tmp_path)
+def test_nothing_is_promoted_where_all_trials_diverged(ended):
+  command, folder = ended
   record = json.loads((folder / 'search.json').read_text())
   (folder / 'search.json').write_text(json.dumps(record | {'winners': {}}))
   with pytest.raises(

@@ -31,7 +31,13 @@ def batches(original, twin, split='train', count=1):
   return [tuple(map(next, queues)) for _ in range(count)]
 
 
-@pytest.mark.parametrize('name', twins.WORKLOADS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == 'glyph_resnet'))
+    for name in twins.WORKLOADS
+  ],
+)
 def test_same_data_parameters_and_logits(name):
   original, model, twin, params, state = pair(name)
   ((batch, arrays),) = batches(original, twin)

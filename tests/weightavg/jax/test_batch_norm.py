@@ -84,6 +84,7 @@ def evaluation():
   return {name: float(value.mean()) for name, value in losses.items()}
 
 
+@pytest.mark.slow
 def test_averaged_weights_and_statistics_beat_live_ones(evaluation):
   """0.21 and 0.32, mean squared distances to a teacher of variance near 2.5."""
   assert evaluation['averaged'] < 0.8 * evaluation['raw']

@@ -117,7 +117,15 @@ def test_weights_decay_from_the_iterate():
 
 
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize(('every', 'start'), [(1, 0), (3, 0), (1, 4), (2, 5)])
+@pytest.mark.parametrize(
+  ('every', 'start'),
+  [
+    (1, 0),
+    pytest.param(3, 0, marks=pytest.mark.slow),
+    pytest.param(1, 4, marks=pytest.mark.slow),
+    (2, 5),
+  ],
+)
 @pytest.mark.parametrize('scheme', SCHEMES)
 def test_equal_to_pytorch_over_100_steps(scheme, every, start):
   """1e-9: the same operations in float64, some in another order.
@@ -156,7 +164,9 @@ def test_equal_to_pytorch_over_100_steps(scheme, every, start):
 
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize('warmup', [0, 5])
-@pytest.mark.parametrize('base', ['sgd', 'adam'])
+@pytest.mark.parametrize(
+  'base', [pytest.param('sgd', marks=pytest.mark.slow), 'adam']
+)
 def test_equal_to_optaxs_schedule_free(base, warmup):
   """1e-12: other formulas for x and y, 30 steps in float64.
 

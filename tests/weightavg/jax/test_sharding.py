@@ -77,7 +77,10 @@ def test_one_shard_that_is_not_finite_keeps_the_whole_sample_out(placed):
   jax.tree.map(np.testing.assert_array_equal, after.ema, state.ema)
 
 
-@pytest.mark.parametrize('accumulator_dtype', [None, jnp.float32])
+@pytest.mark.parametrize(
+  'accumulator_dtype',
+  [pytest.param(None, marks=pytest.mark.slow), jnp.float32],
+)
 def test_training_at_an_average_keeps_the_sharding_of_the_parameters(
   placed, accumulator_dtype
 ):

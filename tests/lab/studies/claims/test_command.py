@@ -87,6 +87,7 @@ def test_from_runs_to_rows_and_on_from_there(tiny, tmp_path, capsys):
   assert report.table(read(folder)[1:2]) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_other_claims_measured(
   tiny, tmp_path, monkeypatch
 ):
