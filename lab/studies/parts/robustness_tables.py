@@ -58,15 +58,16 @@ def _medians(
   """Median over workloads and seeds: a row a method, a column a setting.
 
   NaN where a method lacks a workload or a seed that NadamW has at T: medians of
-  unequal runs do not compare.
+  unequal runs do not compare. A method that does so in all settings has no row.
   """
   whole = len(_at(data[data['method'] == 'nadamw'], AT_T))
-  found = {}
+  found, complete = {}, set()
   for name, setting in settings.items():
     by = _at(data, setting).groupby('method')[column]
-    found[name] = by.agg(frame.median).where(by.size() == whole)
-  table = pd.DataFrame(found)
-  return table.reindex([m for m in ORDER if m in table.index])
+    is_complete = by.size() == whole
+    found[name] = by.agg(frame.median).where(is_complete)
+    complete |= set(is_complete.index[is_complete])
+  return pd.DataFrame(found).reindex([m for m in ORDER if m in complete])
 
 
 def _markdown(found: pd.DataFrame, spec: str) -> str:
