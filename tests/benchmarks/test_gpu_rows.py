@@ -122,11 +122,9 @@ def test_every_placement_is_measured_on_a_stand_in():
   assert 'not importable' in rows['wide_stdlib_lm/none']['model_of']
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(HAS_ALGOPERF, reason='the real models take minutes')
-@pytest.mark.parametrize(
-  'name',
-  ['finewebedu_lm', pytest.param('imagenet_resnet', marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize('name', ['finewebedu_lm', 'imagenet_resnet'])
 @compiles
 def test_training_is_measured_on_a_stand_in(name):
   rows = rows_of(f'train_{name}')

@@ -166,7 +166,12 @@ def test_an_ended_section_leaves_no_process_behind(tmp_path):
       60.0,
       'ended with 1',
     ),
-    ('import time; time.sleep(600)', 5.0, r'did not end in 5 s'),
+    pytest.param(
+      'import time; time.sleep(600)',
+      5.0,
+      r'did not end in 5 s',
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_ranks_that_fail_or_hang_are_reported(

@@ -131,7 +131,9 @@ class KeepsAxes(jax_host.Workload):
     return logits, jax.tree.map(lambda mean: mean[None], state)
 
 
-@pytest.mark.parametrize('folder', ['nadamw_ema_jax', REFRESHED])
+@pytest.mark.parametrize(
+  'folder', [pytest.param('nadamw_ema_jax', marks=pytest.mark.slow), REFRESHED]
+)
 def test_statistics_may_come_back_with_axes_of_length_one(folder):
   """As from the benchmark's speech models."""
   hosts = [Host(folder, workload=w()) for w in (jax_host.Workload, KeepsAxes)]

@@ -272,6 +272,7 @@ def test_nadamw_moves_the_average_in_its_own_pass():
 
 
 @imports_compiler
+@pytest.mark.slow
 def test_the_compiled_pass_makes_the_same_steps():
   compiled = build(
     make=lambda p: nadamw(p, fused='compile'), dtype=torch.float32

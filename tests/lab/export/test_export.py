@@ -27,11 +27,11 @@ AMONG_ONE = POINT | {'averaging_candidates': 'ema 0.1'}
 @pytest.mark.parametrize(
   ('ruleset', 'name', 'point'),
   [
-    ('external', 'nadamw_lawa', POINT),
     ('external', 'nadamw_lawa_jax', POINT),
     *(
       pytest.param(*values, marks=pytest.mark.slow)
       for values in (
+        ('external', 'nadamw_lawa', POINT),
         ('external', 'shampoo_ema', POINT),
         ('external', 'nadamw_auto', AMONG_ONE),
         ('self', 'nadamw_ema', None),

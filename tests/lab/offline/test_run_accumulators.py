@@ -266,6 +266,7 @@ def test_a_full_disk_leaves_no_state(folder, monkeypatch):
   assert fakes.tree(folder) == before
 
 
+@pytest.mark.slow
 def test_rank_0_alone_keeps_accumulators_of_two_ranks(folder):
   path = fakes.write_submission(folder)
   gloo.run_on_ranks(2, accumulator_ranks.whole_and_cut, folder, path, EVERY)

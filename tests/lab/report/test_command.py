@@ -179,7 +179,8 @@ def test_the_first_of_different_targets_is_used_and_said(logs, tmp_path):
   assert report.targets.goals['criteo1tb'].target == 0.2
 
 
-def test_scores_are_printed_in_columns(logs, tmp_path, capsys):
+def test_scores_are_printed_in_columns(logs, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(command.figures, 'save_all', lambda report, folder: [])
   _run(logs, '--output', tmp_path / 'out')
   title, header, *rows, written = capsys.readouterr().out.splitlines()
   assert title == 'Scores'
@@ -255,6 +256,7 @@ def test_no_logs_is_an_error(tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_horizons_and_learning_rates_have_figures(tmp_path):
   for trial, horizon in enumerate((0.003, 0.01, 0.03, 0.1), start=1):
     log_folders.write_trial(

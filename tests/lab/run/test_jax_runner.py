@@ -138,6 +138,7 @@ def test_several_processes_are_refused(folder):
     validation.prepare(settings, context, 0)
 
 
+@pytest.mark.slow
 def test_files_that_are_no_checkpoints(folder):
   run(folder)
   trial = folder / 'x' / 'stdlib_lm_jax' / 'trial_1'

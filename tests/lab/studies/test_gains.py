@@ -58,6 +58,7 @@ def test_table_correlates_ratios_with_memory_and_rate():
   assert [cell.split()[0] for cell in line[4:]] == ['+1.00', '-0.20']
 
 
+@pytest.mark.slow
 def test_long_runs_are_four_times_the_step_hint():
   options = argparse.Namespace(workloads=['stdlib_lm'], seeds=[0, 1])
   runs = gains.trainings(options)

@@ -8,6 +8,9 @@ nn = import_jax('flax.linen')
 
 STEPS, BATCH = 2000, 32
 
+# Five seeds are trained for all tests.
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
   """Two layers with BatchNorm; the teacher below has the same shape."""

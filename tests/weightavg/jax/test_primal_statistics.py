@@ -30,7 +30,11 @@ def update(host, factor):
 
 @pytest.mark.parametrize(
   ('batch_norm', 'factor'),
-  [('current', np.inf), ('averaged', np.nan), ('refreshed', np.nan)],
+  [
+    ('current', np.inf),
+    pytest.param('averaged', np.nan, marks=pytest.mark.slow),
+    ('refreshed', np.nan),
+  ],
 )
 def test_a_step_is_made_and_its_bad_statistics_are_not_kept(batch_norm, factor):
   hosts = [

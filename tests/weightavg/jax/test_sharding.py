@@ -26,7 +26,7 @@ def placed(devices):
   }
 
 
-@pytest.mark.parametrize('every', [1, 2])
+@pytest.mark.parametrize('every', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_averages_keep_the_sharding_of_the_parameters(placed, every):
   """From init on; values are those of one device, bit for bit."""
   optimizer = optax.chain(
