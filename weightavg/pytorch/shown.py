@@ -7,6 +7,7 @@ weights. Other writes are found afterwards, by the version that torch counts for
 each tensor.
 """
 
+import contextlib
 import dataclasses
 import weakref
 from collections.abc import Iterable, Sequence
@@ -110,9 +111,10 @@ def _take_down(guards: _Guards) -> None:
   for key in guards.ids:
     # Of a tensor that is gone, another one may have the identity.
     if _OWNERS.get(key) is guards.owner:
-      _OWNERS.pop(key)
+      _OWNERS.pop(key, None)
       _VERSIONS.pop(key, None)
-  if guards in _STANDING:
+  # Another thread may take down the same.
+  with contextlib.suppress(ValueError):
     _STANDING.remove(guards)
 
 
