@@ -56,12 +56,11 @@ class Showing:
     modules: Iterable[nn.Module],
     allow_load: bool = False,
   ) -> None:
-    self._owner = weakref.ref(owner)
     self._tensors = list(tensors)
     self._modules = list(modules)
     self._allow_load = allow_load
     # What `end` takes back, however far `begin` came.
-    self._guards = _Guards(self._owner, [], [])
+    self._guards = _Guards(weakref.ref(owner), [], [])
 
   def begin(self) -> None:
     """Put the guards up.
@@ -71,10 +70,11 @@ class Showing:
     """
     check_not_shown(self._tensors, 'swap_in()')
     _take_down_abandoned()
-    ids, hooks = self._guards.ids, self._guards.hooks
-    _STANDING.append(self._guards)
-    ids.extend(id(tensor) for tensor in self._tensors)
-    _OWNERS.update(dict.fromkeys(ids, self._owner))
+    guards = self._guards
+    _STANDING.append(guards)
+    guards.ids.extend(id(tensor) for tensor in self._tensors)
+    _OWNERS.update(dict.fromkeys(guards.ids, guards.owner))
+    hooks = guards.hooks
     hooks.append(register_optimizer_step_pre_hook(_refuse_step))
     for module in self._modules:
       if not self._allow_load:

@@ -30,6 +30,12 @@ def logs(tmp_path):
   return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+  """Reports without figures, which take most of their time."""
+  monkeypatch.setattr(command.figures, 'save_all', lambda report, folder: [])
+
+
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
   """Logs, and the folder that the command wrote about them."""
@@ -114,8 +120,8 @@ def test_same_logs_give_the_same_files(written, tmp_path):
   assert differ == []
 
 
-def test_the_order_of_the_logs_changes_nothing(logs, tmp_path, monkeypatch):
-  monkeypatch.setattr(command.figures, 'save_all', lambda report, folder: [])
+@pytest.mark.usefixtures('undrawn')
+def test_the_order_of_the_logs_changes_nothing(logs, tmp_path):
   for name in 'bc':
     for trial in (1, 2):
       log_folders.write_trial(
@@ -179,8 +185,8 @@ def test_the_first_of_different_targets_is_used_and_said(logs, tmp_path):
   assert report.targets.goals['criteo1tb'].target == 0.2
 
 
-def test_scores_are_printed_in_columns(logs, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(command.figures, 'save_all', lambda report, folder: [])
+@pytest.mark.usefixtures('undrawn')
+def test_scores_are_printed_in_columns(logs, tmp_path, capsys):
   _run(logs, '--output', tmp_path / 'out')
   title, header, *rows, written = capsys.readouterr().out.splitlines()
   assert title == 'Scores'
