@@ -111,6 +111,10 @@ def test_candidates_may_be_schemes():
     ('ema inf', "The horizon of ema is 'inf'. Must be in (0, 1]."),
     ('raw', 'Must name at least one average.'),
     (('ema',), "'ema' is not a single average."),
+    (
+      (Ema(0.5), Raw(), Ema(0.50)),
+      "Candidate 'Ema(decay=0.5)' is given twice.",
+    ),
     ((Auto('ema 0.1'),), f'{Auto("ema 0.1")!r} is not a single average.'),
   ],
 )

@@ -80,7 +80,7 @@ class Auto(Scheme):
     # Hashable, and free of the caller's list.
     if not isinstance(self.candidates, str):
       object.__setattr__(self, 'candidates', tuple(self.candidates))
-    _check_averages(self.schemes, self.candidates)
+    _check_averages(self.names, self.schemes, self.candidates)
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -145,8 +145,8 @@ def parse(text: str) -> tuple[Scheme, ...]:
   """Candidates in a text, in order.
 
   Raises:
-    ValueError: for none, an unknown one, one given twice or an argument that is
-      missing or out of range.
+    ValueError: for none, an unknown one or an argument that is missing or out
+      of range.
   """
   kinds = {
     scheme.candidate: scheme for scheme in SCHEMES.values() if scheme.candidate
@@ -165,18 +165,21 @@ def parse(text: str) -> tuple[Scheme, ...]:
       candidate = kinds[word].from_text(argument)
     except ValueError as error:
       raise _invalid(text, str(error)) from None
-    if candidate in result:
-      raise _invalid(text, f'Candidate {name!r} is given twice.')
     result.append(candidate)
   return tuple(result)
 
 
-def _check_averages(schemes: Sequence[Scheme], given: object) -> None:
-  for scheme in schemes:
+def _check_averages(
+  names: Sequence[str], schemes: Sequence[Scheme], given: object
+) -> None:
+  for number, scheme in enumerate(schemes):
     is_one = isinstance(scheme, Scheme) and len(scheme.parts) == 1
     # The parts of `auto` itself are not resolved yet.
     if not is_one or isinstance(scheme, Auto):
       raise _invalid(given, f'{scheme!r} is not a single average.')
+    # Two buffers and two evaluations for one average.
+    if scheme in schemes[:number]:
+      raise _invalid(given, f'Candidate {names[number]!r} is given twice.')
   if all(isinstance(scheme, Raw) for scheme in schemes):
     raise _invalid(given, 'Must name at least one average.')
 
