@@ -144,13 +144,17 @@ def check_value(key: str, field: dataclasses.Field, value: Any) -> None:
 def check_fields(config: Any) -> None:
   """Raise ValueError for the first field of wrong type or out of range.
 
-  NumPy's scalars become Python's.
+  NumPy's scalars become Python's, and integers floats where those are meant:
+  equal values have equal texts.
   """
   for field in dataclasses.fields(config):
     if 'kind' in field.metadata:
       value = getattr(config, field.name)
       check_value(field.name, field, value)
-      object.__setattr__(config, field.name, plain(value))
+      value = plain(value)
+      if field.metadata['kind'] is float and isinstance(value, int):
+        value = float(value)
+      object.__setattr__(config, field.name, value)
 
 
 def read_fields(config_class: type[Config], point: Mapping[str, Any]) -> Config:

@@ -82,8 +82,8 @@ class ScheduleConfig:
 class RegularizationConfig:
   """Regularization by the training step, beside the optimizer's."""
 
-  dropout_rate: float = config_field(
-    0.0, float, '[0, 1)', 'handed to the model'
+  dropout_rate: float | None = config_field(
+    None, float, '[0, 1)', 'handed to the model', "the workload's own"
   )
   label_smoothing: float = config_field(
     0.0, float, '[0, 1)', 'handed to the loss'
@@ -94,6 +94,13 @@ class RegularizationConfig:
 
   def __post_init__(self) -> None:
     check_fields(self)
+
+  @property
+  def model_options(self) -> dict[str, float]:
+    """Options of a workload's `model_fn` in a training step."""
+    if self.dropout_rate is None:
+      return {}
+    return {'dropout_rate': self.dropout_rate}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +132,7 @@ class SubmissionConfig:
     if point is None:
       point = optimizer.self_tuning_point
     values = dict(point if isinstance(point, Mapping) else point._asdict())
-    values = {**optimizer.defaults, **values}
+    values = {**_defaults_beside(values, optimizer, scheme), **values}
     name = values.setdefault(averaging_config.SCHEME_KEY, scheme.name)
     if name != scheme.name:
       raise ValueError(
@@ -150,6 +157,23 @@ class SubmissionConfig:
       schedule=read_fields(ScheduleConfig, own['schedule']),
       regularization=read_fields(RegularizationConfig, own['regularization']),
     )
+
+
+def _defaults_beside(
+  values: Mapping[str, Any], optimizer: Optimizer, scheme: type[Scheme]
+) -> dict[str, Any]:
+  """Return the optimizer's defaults that the point's keys do not exclude."""
+  lengths = {
+    key
+    for key, field in fields_by_key(scheme).items()
+    if field.name in scheme.exclusive
+  }
+  has_length = any(values.get(key) is not None for key in lengths)
+  return {
+    key: value
+    for key, value in optimizer.defaults.items()
+    if not (has_length and key in lengths)
+  }
 
 
 def keys_by_part(

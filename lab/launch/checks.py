@@ -43,6 +43,13 @@ def _check_submissions(plan: Plan, runs: list[Run]) -> None:
             f'Invalid trials={plan.trials}. Must be at most {len(points)}, the '
             f'number of points in {space}.'
           )
+        is_local = all(w in LOCAL for n, w in pairs if n == name)
+        if not is_local and not _listed_points(plan, name):
+          raise InputError(
+            f'Invalid search space {space}. Must be a list of points: each '
+            'trial is a process of its own, and the benchmark draws from '
+            'ranges in another order in each.'
+          )
     world = plan.nodes * plan.processes
     for name, workload in pairs:
       if (

@@ -228,6 +228,13 @@ def test_rows_are_logged_after_they_are_computed():
   assert host.workload.traces == [(spec.ForwardPassMode.TRAIN, True, 0.25)]
 
 
+@pytest.mark.parametrize('folder', ['nadamw_jax', 'nadamw_schedule_free_jax'])
+def test_without_a_dropout_the_model_has_its_own(folder):
+  host = Host(folder, dropout_rate=None)
+  host.update()
+  assert {rate for *_, rate in host.workload.traces} == {0.5}
+
+
 def test_auto_chooses_the_lowest_loss_and_logs_it():
   rows = {}
 

@@ -16,6 +16,13 @@ def test_the_model_is_called_for_training_with_the_points_dropout():
   assert host.model.training
 
 
+def test_without_a_dropout_the_model_has_its_own():
+  # AlgoPerf's rules: null stands for the workload's documented rate.
+  host = Host('nadamw', dropout_rate=None)
+  host.update()
+  assert host.workload.calls == [(spec.ForwardPassMode.TRAIN, True, 'own')]
+
+
 def test_gradients_are_clipped():
   host = Host('nadamw', grad_clip=1e-3)
   host.update()

@@ -42,7 +42,7 @@ class Workload:
     mode,
     rng,
     update_batch_norm,
-    dropout_rate,
+    dropout_rate=0.5,
   ):
     self.traces.append((mode, update_batch_norm, dropout_rate))
     x = augmented_and_preprocessed_input_batch['inputs'] @ params['hidden']

@@ -119,10 +119,20 @@ def train_all_ways(rank, folder):
   weights, optimizer = build()
   optimizer.gather_state_for_checkpoint()
   optimizer.load_state_dict(state)
-  results['loaded after'] = optimizer.state_dict()
+  # The caller's tensors are not what is saved again.
+  for info in state['parameters'].values():
+    for tensors in info['blocks']:
+      for tensor in tensors.values():
+        tensor.fill_(-1.0)
+  results['loaded after'] = saved(optimizer)
+  optimizer.gather_state_for_checkpoint()
+  results['gathered after'] = saved(optimizer)
   restore(weights, results['saved_weights'])
-  train(weights, optimizer, SAVED_AT + 1, STEPS)
+  train(weights, optimizer, SAVED_AT + 1, SAVED_AT + 1)
+  results['stepped after'] = optimizer.state_dict()
+  train(weights, optimizer, SAVED_AT + 2, STEPS)
   results['resumed'] = trained(weights)
+  results['damaged'] = refused_damage(folder)
 
   for name, options in {
     'float32': {'dtype': torch.float32},
@@ -155,6 +165,22 @@ def state_and_warnings(optimizer):
   state = optimizer.state_dict()
   logger.removeHandler(handler)
   return state, records
+
+
+def refused_damage(folder):
+  """Load states with one damaged block each; messages by block."""
+  messages = {}
+  _, optimizer = build()
+  whole = torch.load(folder / 'state.pt', weights_only=True)
+  for name, info in whole['parameters'].items():
+    for index in range(len(info['blocks'])):
+      state = torch.load(folder / 'state.pt', weights_only=True)
+      state['parameters'][name]['blocks'][index] = {}
+      try:
+        optimizer.load_state_dict(state)
+      except ValueError as error:
+        messages[f'{name} {index}'] = str(error)
+  return messages
 
 
 def refused_on_rank_0(rank):

@@ -48,7 +48,7 @@ class Workload:
     mode,
     rng,
     update_batch_norm,
-    dropout_rate,
+    dropout_rate='own',
   ):
     self.calls.append((mode, update_batch_norm, dropout_rate))
     logits = params(augmented_and_preprocessed_input_batch['inputs'])

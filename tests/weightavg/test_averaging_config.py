@@ -186,7 +186,7 @@ def test_a_horizon_of_one_sample_is_said(kwargs, warns, caplog):
       'Contradicting averaging_horizon and ema_decay. Give one of them.',
     ),
     ({'grad_clip': 0.0}, 'Invalid grad_clip=0.0. Must be in (0, inf) or null.'),
-    ({'dropout_rate': 1}, 'Invalid dropout_rate=1. Must be in [0, 1).'),
+    ({'dropout_rate': 1}, 'Invalid dropout_rate=1. Must be in [0, 1) or null.'),
   ],
 )
 def test_bad_points_are_refused_in_one_line(point, message):
@@ -204,6 +204,21 @@ def test_what_is_no_scheme_is_refused(scheme):
 def test_a_scheme_is_named_by_a_string():
   with pytest.raises(ValueError, match=r"Invalid averaging_scheme=\['ema'\]\."):
     AveragingConfig.from_point(averaging_scheme=['ema'])
+
+
+def test_a_length_in_a_point_takes_the_place_of_the_submissions_own():
+  point = {'learning_rate': 0.1, 'ema_decay': 0.5}
+  config = SubmissionConfig.from_point(point, NADAMW_PRIMAL, Ema)
+  assert config.averaging.scheme == Ema(decay=0.5)
+  config = SubmissionConfig.from_point(
+    {'learning_rate': 0.1}, NADAMW_PRIMAL, Ema
+  )
+  assert config.averaging.scheme == Ema(horizon=0.03)
+
+
+def test_schedule_free_leaves_the_dropout_to_the_workload():
+  config = SubmissionConfig.from_point(None, NADAMW_SCHEDULE_FREE, ScheduleFree)
+  assert config.regularization.model_options == {}
 
 
 def test_missing_learning_rate_is_named():

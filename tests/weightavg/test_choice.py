@@ -77,6 +77,20 @@ def test_a_state_saved_while_another_is_tried_keeps_the_choice(chosen, tried):
       assert one.weight.item() == SHOWN[chosen]
 
 
+@pytest.mark.parametrize('method', ['choose', 'select'])
+def test_what_is_chosen_while_the_raw_weights_are_tried_holds(method):
+  net, averager = trained()
+  averager.select(0)
+  with averager.evaluating(-1):
+    if method == 'choose':
+      averager.choose([1.0, 0.0, 2.0])
+    else:
+      averager.select(1)
+  assert averager.choice.selected == 1
+  with averager.evaluating():
+    assert net.weight.item() == SHOWN[1]
+
+
 def test_blocks_in_one_another_return_to_the_choice():
   net, averager = trained()
   averager.select(0)

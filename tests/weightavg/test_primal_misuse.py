@@ -62,16 +62,6 @@ def test_a_step_that_was_interrupted_while_it_wrote_is_refused(
   train(net, optimizer, averager, range(2, 3))
 
 
-def test_nothing_is_refreshed_before_the_first_sample():
-  net = nn.BatchNorm1d(2)
-  averager = Averager(net, Ema(0.5), interpolation=0.5, batch_norm='refreshed')
-  with (
-    pytest.raises(RuntimeError, match='Nothing is averaged yet'),
-    averager.refreshing(),
-  ):
-    pass
-
-
 @pytest.mark.parametrize('interpolation', [False, True])
 def test_a_bool_is_no_interpolation(interpolation):
   with pytest.raises(
@@ -436,24 +426,6 @@ def test_a_step_needs_its_optimizers(wrong):
   with pytest.raises(ValueError, match=r'Invalid optimizers=\((object)?\)\.'):
     averager.before_step(*wrong)
   assert averager.samples == 0
-
-
-def test_refreshing_leaves_the_buffers_of_other_layers_alone():
-  spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
-  model = nn.Sequential(spectral, nn.BatchNorm1d(3), nn.Linear(3, 1))
-  averager = Averager(
-    model, ScheduleFree(), batch_norm='refreshed', refresh_every=1
-  )
-  optimizer = NadamW(model.parameters(), betas=(0.0, 0.9))
-  model(torch.randn(8, 3)).square().sum().backward()
-  averager.before_step(optimizer)
-  optimizer.step()
-  averager.update()
-  before = {k: v.clone() for k, v in model.named_buffers()}
-  with averager.refreshing():
-    model(torch.randn(8, 3))
-  for name, buffer in model.named_buffers():
-    assert torch.equal(buffer, before[name]), name
 
 
 def test_a_step_that_cannot_begin_is_not_counted():

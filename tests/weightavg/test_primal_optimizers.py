@@ -124,3 +124,74 @@ def test_averagers_of_two_parts_share_an_optimizer(is_wrapped):
       averager.swap_in()
     runs.append(contents(model))
   torch.testing.assert_close(*runs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize('period', [2, 4])
+def test_one_of_two_optimizers_may_make_no_step(period):
+  """As with GradScaler, which leaves out the one whose gradients overflow."""
+  runs = []
+  for are_both_handed in (True, False):
+    model = pair()
+    both = [nadamw(layer.parameters()) for layer in model]
+    averager = Averager(model, Ema(0.75), interpolation=0.9)
+    for index in range(9):
+      stepped = both if index % period == 0 else both[:1]
+      handed = both if are_both_handed else stepped
+      step(model, [averager], handed, stepped, index)
+    averager.swap_in()
+    runs.append(contents(model))
+  # Two passes over y in another order of the same roundings.
+  torch.testing.assert_close(*runs, rtol=1e-12, atol=1e-14)
+
+
+def test_an_optimizer_that_made_no_step_is_free_afterwards():
+  model = pair()
+  optimizer = nadamw(model.parameters())
+  averager = Averager(model, Ema(0.75), interpolation=0.9)
+  step(model, [averager], [optimizer], [optimizer], 0)
+  # An infinite gradient: NadamW is told to leave its next step out.
+  step(model, [averager], [optimizer], [], float('inf'))
+  del averager
+  before = model[0].weight.clone()
+  step(model, [], [], [optimizer], 2)
+  assert not torch.equal(model[0].weight, before)
+
+
+def test_a_second_step_before_the_update_is_refused():
+  model = pair()
+  optimizer = nadamw(model.parameters())
+  averager = Averager(model, Ema(0.75), interpolation=0.9)
+  averager.before_step(optimizer)
+  model(torch.ones(4, 3, dtype=torch.float64)).sum().backward()
+  averager.update()
+  averager.before_step(optimizer)
+  optimizer.step()
+  before = contents(model)
+  with pytest.raises(RuntimeError, match='NadamW has stepped since before_st'):
+    optimizer.step()
+  assert_same_by_name(contents(model), before)
+  averager.update()
+
+
+@pytest.mark.parametrize('make', [torch.optim.AdamW, torch.optim.SGD])
+def test_a_model_may_become_channels_last_before_the_first_step(make):
+  """Fused optimizers walk through weight and gradient side by side."""
+  runs = []
+  for is_late in (True, False):
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 4, 3).double()
+    if not is_late:
+      model.to(memory_format=torch.channels_last)
+    averager = Averager(model, Ema(0.75), interpolation=0.5)
+    model.to(memory_format=torch.channels_last)
+    options = {'betas': (0.0, 0.9)} if make is torch.optim.AdamW else {}
+    optimizer = make(model.parameters(), lr=0.1, fused=True, **options)
+    for _ in range(3):
+      optimizer.zero_grad()
+      model(torch.randn(2, 3, 6, 6).double()).square().mean().backward()
+      averager.before_step(optimizer)
+      optimizer.step()
+      averager.update()
+    averager.swap_in()
+    runs.append(contents(model))
+  torch.testing.assert_close(*runs, rtol=1e-12, atol=1e-14)

@@ -147,3 +147,9 @@ def test_what_a_scheme_lacks_is_named(base, name):
 
   with pytest.raises(NotImplementedError, match=rf'^Bare\.{name}$'):
     getattr(Bare(), name)(1)
+
+
+def test_an_integer_is_the_float_of_its_value():
+  # States are compared by the texts of their schemes.
+  assert str(Polynomial(power=4)) == str(Polynomial(power=4.0))
+  assert str(Ema(decay=0)) == str(Ema(decay=0.0))

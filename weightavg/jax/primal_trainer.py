@@ -166,7 +166,7 @@ class PrimalTrainer(Trainer):
       spec.ForwardPassMode.TRAIN,
       rng,
       update_batch_norm=True,
-      dropout_rate=self.config.regularization.dropout_rate,
+      **self.config.regularization.model_options,
     )
     moved = in_nest(moved, state.model_state)
     enters = trees.all_finite(moved) & (state.optimizer.num_samples > 0)

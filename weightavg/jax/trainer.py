@@ -276,7 +276,7 @@ class Trainer:
         spec.ForwardPassMode.TRAIN,
         rng,
         update_batch_norm=True,
-        dropout_rate=regularization.dropout_rate,
+        **regularization.model_options,
       )
       losses = self._workload.loss_fn(
         label_batch=batch['targets'],

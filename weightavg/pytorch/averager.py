@@ -88,7 +88,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
     scheme: the average, such as Ema(0.999).
     every: steps between two samples, >= 1. By default 0.2 % of `total_steps`
       where that is given; 1 where it is not, for an EMA with a decay, and with
-      an interpolation.
+      an interpolation. LAWA needs one of the two.
     start: step before which nothing is sampled, >= 0.
     total_steps: T, number of optimizer steps that the run is planned for, >= 1;
       needed by a horizon only, which is a fraction of it.

@@ -68,9 +68,10 @@ class AveragerState(AveragerEvaluation):
   def load_state_dict(self, state_dict: dict[str, Any]) -> None:
     """Continue from a saved state, with the average shown if it was then.
 
-    The model has to be restored too, before or after. If the average was
-    swapped in, the model holds it again afterwards and `swap_out` gives the raw
-    weights; that is a collective with placement='sharded'.
+    The model has to be restored too, before or after; before, where its dtype
+    is another than that of the state. If the average was swapped in, the model
+    holds it again afterwards and `swap_out` gives the raw weights; that is a
+    collective with placement='sharded'.
 
     Raises:
       RuntimeError: another averager shows its average in the same weights, and

@@ -52,6 +52,8 @@ class Choice:
       )
     self.selected = index
     self.is_made = True
+    # Also while another one is tried.
+    self._before = None
 
   def attempt(self, which: int) -> None:
     """Show another average until `give_up`; it is not chosen by that.

@@ -149,7 +149,7 @@ class PrimalPlacement:
     self.check_unchanged()
     self._kept.keep()
     for optimizer in optimizers:
-      # It keeps those of a step that was not made, as GradScaler leaves out.
+      # It keeps those of a step that was interrupted before `update`.
       if is_leader(optimizer) and optimizer.followers is self._handed:
         optimizer.lead(None)
     if not self.count and not is_sampled:
@@ -157,6 +157,7 @@ class PrimalPlacement:
       return
     y = self._local()
     if not self.count:
+      self._lay_out_like(y)
       multi_tensor.copy_(self._other, y)
     before = self.count, self._weighting
     try:
@@ -215,8 +216,11 @@ class PrimalPlacement:
         'it steps z, and the model holds y.'
       )
     self._step = None
-    if step.followers is not None and step.followers.moved:
-      self._handed = None
+    for leader in step.leaders:
+      # One that has made no step holds them still.
+      if leader.followers is step.followers:
+        leader.lead(None)
+    self._handed = None
     if step.after is None:
       return None
     z, y = self._local(), self._other
@@ -349,6 +353,15 @@ class PrimalPlacement:
 
   def _local(self) -> list[Tensor]:
     return [dtensors.local(p) for p in self._weights.parameters]
+
+  def _lay_out_like(self, y: Sequence[Tensor]) -> None:
+    """Give z the strides of a model that was made channels-last since.
+
+    Fused optimizers take gradient and parameter for equally laid out.
+    """
+    for i, (z, own) in enumerate(zip(self._other, y, strict=True)):
+      if z.stride() != own.stride():
+        self._other[i] = accumulators.allocate_beside(own, own.dtype)
 
   def _next_coefficient(
     self, optimizers: Sequence[torch.optim.Optimizer]

@@ -114,11 +114,21 @@ class PrimalStep:
       parameters: of the model.
       y: this rank's pieces.
       z: those of z, before the step.
+
+    Raises:
+      RuntimeError: a leader has stepped since `offer`: a second step would
+        leave its followers behind.
     """
     if self.followers is None:
       return
-    if any(optimizer is leader for leader in self.leaders):
-      return
+    for leader in self.leaders:
+      if optimizer is leader:
+        if leader.followers is not self.followers:
+          raise RuntimeError(
+            f'{type(leader).__name__} has stepped since before_step(). Call '
+            'update() after each step.'
+          )
+        return
     done = self.followers.moved | self.begun
     left = [i for i, p in enumerate(parameters) if p not in done]
     if left:

@@ -41,18 +41,36 @@ def forward_passes(
   # pass writes; the statistics are put back by the swap.
   swapped = {id(s.tensor) for s in weights.statistics}
   others = [
-    (b, b.clone()) for b in weights.model.buffers() if id(b) not in swapped
+    (module, name, buffer)
+    for module in weights.model.modules()
+    for name, buffer in module._buffers.items()
+    if buffer is not None and id(buffer) not in swapped
   ]
   devices = sorted(
     {p.device.index or 0 for p in weights.parameters if p.is_cuda}
   )
-  swap.show(weights.data(), average)
+  with _outside_autograd():
+    values = [buffer.clone() for _, _, buffer in others]
+    swap.show(weights.data(), average)
   try:
     with torch.no_grad(), torch.random.fork_rng(devices):
       yield
-    moved = weights.statistics_now(collective)
+    with _outside_autograd():
+      moved = weights.statistics_now(collective)
   finally:
-    swap.undo()
-    for buffer, value in others:
-      buffer.copy_(value)
-  keep(moved)
+    with _outside_autograd():
+      swap.undo()
+      for (module, name, buffer), value in zip(others, values, strict=True):
+        buffer.copy_(value)
+        if module._buffers.get(name) is not buffer:
+          # Some layers do not write to it, but replace it.
+          setattr(module, name, buffer)
+  with _outside_autograd():
+    keep(moved)
+
+
+@contextlib.contextmanager
+def _outside_autograd() -> Iterator[None]:
+  # Tensors made inside outlive the caller's inference mode.
+  with torch.inference_mode(False), torch.no_grad():
+    yield

@@ -212,7 +212,7 @@ def update_params(
       mode=spec.ForwardPassMode.TRAIN,
       rng=rng,
       update_batch_norm=True,
-      dropout_rate=regularization.dropout_rate,
+      **regularization.model_options,
     )
     losses = workload.loss_fn(
       label_batch=batch['targets'],
@@ -242,7 +242,7 @@ def update_params(
         mode=spec.ForwardPassMode.TRAIN,
         rng=rng,
         update_batch_norm=True,
-        dropout_rate=regularization.dropout_rate,
+        **regularization.model_options,
       )
   if global_step <= _LOG_FIRST_STEPS or global_step % _LOG_EVERY_STEPS == 0:
     _log(workload, run.model, losses['summed'].detach() / total, global_step)

@@ -267,6 +267,25 @@ def test_bad_input_ends_in_one_line_before_anything_starts(
   assert os.listdir(tmp_path) == []
 
 
+def test_ranges_are_for_local_workloads(tmp_path, capsys):
+  space = tmp_path / 'ranges.json'
+  range_ = {'min': 1e-4, 'max': 1e-2, 'scaling': 'log'}
+  space.write_text(json.dumps({'learning_rate': range_}))
+  words = [
+    '--submissions=nadamw',
+    '--executor=print',
+    f'--tuning_search_space={space}',
+    f'--experiment_dir={tmp_path / "runs"}',
+    '--workloads',
+  ]
+  with pytest.raises(
+    InputError, match=r'ranges\.json\. Must be a list of point'
+  ):
+    launcher.main([*words, 'click_dlrm,wmt'])
+  assert launcher.main([*words, 'click_dlrm']) == 0
+  assert capsys.readouterr().out.count('--hparam_start_index') == 15
+
+
 def test_the_experiment_directory_has_a_name(tmp_path, monkeypatch):
   with pytest.raises(InputError, match=r'Invalid experiment_dir=/\. Must have'):
     launcher.main([*LOCAL, '--status', '--experiment_dir=/'])

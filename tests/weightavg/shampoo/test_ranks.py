@@ -103,7 +103,8 @@ def test_one_process_continues_from_two(two):
   [
     (0, 'ungathered', 'without gather_state_for_checkpoint'),
     (0, 'stale', 'after further steps'),
-    (0, 'loaded after', 'after further steps'),
+    (0, 'stepped after', 'after further steps'),
+    (1, 'loaded after', 'a rank other than 0'),
     (1, 'end', 'a rank other than 0'),
   ],
 )
@@ -112,6 +113,28 @@ def test_incomplete_state_says_so_and_is_refused(two, rank, moment, reason):
   _, optimizer = shampoo_ranks.build()
   with pytest.raises(ValueError, match=reason):
     optimizer.load_state_dict(results[rank][moment])
+
+
+@pytest.mark.parametrize('moment', ['loaded after', 'gathered after'])
+def test_a_loaded_state_is_saved_again_before_the_next_step(two, moment):
+  (first, _), state = two
+  again = first[moment]
+  assert again['complete']
+  torch.testing.assert_close(
+    again['parameters'], state['parameters'], rtol=0, atol=0
+  )
+  assert again['param_groups'] == state['param_groups']
+
+
+def test_a_damaged_block_is_refused_by_both_ranks(two):
+  (first, second), state = two
+  blocks = [
+    f'{name} {index}'
+    for name, info in state['parameters'].items()
+    for index in range(len(info['blocks']))
+  ]
+  assert list(first['damaged']) == list(second['damaged']) == blocks
+  assert first['damaged'] == second['damaged']
 
 
 def test_what_was_gathered_is_released_at_the_next_step(two):

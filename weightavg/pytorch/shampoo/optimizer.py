@@ -1,5 +1,6 @@
 """Distributed Shampoo as a torch optimizer."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -186,6 +187,8 @@ class DistributedShampoo(torch.optim.Optimizer):
     self._version = 0
     self._gathered: int | None = None
     self._gathering: checkpoint.Gathering | None = None
+    # On rank 0: the other ranks' blocks as they were loaded, until a step.
+    self._loaded: checkpoint.BlockStates = {}
     self._names = names
     self._infos = parameters.describe(self.param_groups, names)
     # Every rank's state is laid out by these, whatever becomes of the groups.
@@ -279,7 +282,7 @@ class DistributedShampoo(torch.optim.Optimizer):
   def _step_all(self) -> None:
     """Make the step of all groups, their gradients being sound."""
     self._version += 1
-    self._gathering = None
+    self._gathering, self._loaded = None, {}
     present = [i for i in self._infos if i.parameter.grad is not None]
     gradients: dict[Block, torch.Tensor] = {}
     weights: dict[Block, torch.Tensor] = {}
@@ -306,7 +309,8 @@ class DistributedShampoo(torch.optim.Optimizer):
 
     Returns at once; `state_dict` on rank 0 waits. Until the next step rank 0
     holds all other ranks' state in host memory, and each other rank a copy of
-    its own until it is sent. A second call before that step does nothing.
+    its own until it is sent. A second call before that step does nothing, nor
+    does a call between `load_state_dict` and the next step.
     """
     ranks = self._ranks
     if ranks.size == 1 or not ranks.first:
@@ -326,10 +330,10 @@ class DistributedShampoo(torch.optim.Optimizer):
   def state_dict(self) -> dict[str, Any]:
     """Return the whole state as plain data, on the rank that saves.
 
-    With several ranks, that is rank 0 after `gather_state_for_checkpoint` on
-    all of them and before the next step. `load_state_dict` refuses a state that
-    was not gathered, with the reason, which rank 0 logs at once. Tensors are
-    not copied.
+    With several ranks, that is rank 0 after `gather_state_for_checkpoint` or
+    `load_state_dict` on all of them and before the next step. Otherwise the
+    state is incomplete: rank 0 logs the reason at once, and `load_state_dict`
+    refuses it. Tensors are not copied.
     """
     for hook in self._optimizer_state_dict_pre_hooks.values():
       hook(self)
@@ -350,6 +354,7 @@ class DistributedShampoo(torch.optim.Optimizer):
       self._gathering.wait()
       for stacks in self._gathering.stacks:
         states |= checkpoint.block_states(stacks)
+    states |= self._loaded
     return {
       'format': checkpoint.FORMAT,
       'complete': not reason,
@@ -375,7 +380,9 @@ class DistributedShampoo(torch.optim.Optimizer):
     """Restore a state that any number of ranks saved.
 
     The saved hyperparameters replace the constructor's, the learning rate
-    included. A warning names a peak learning rate that changes.
+    included. A warning names a peak learning rate that changes. With several
+    ranks all must load. Until the next step rank 0 holds the other ranks' state
+    in host memory: a run that is resumed at its end saves again without a step.
 
     Raises:
       ValueError: if the state is incomplete or belongs to another model. This
@@ -388,17 +395,29 @@ class DistributedShampoo(torch.optim.Optimizer):
       changed = hook(self, state_dict)
       state_dict = state_dict if changed is None else changed
     stacks = _flatten(self._stacks)
+    # Without memory: all ranks refuse what one of them cannot take.
+    others = [
+      _flatten(self._make_stacks(rank, torch.device('meta')))
+      for rank in range(self._ranks.size)
+      if rank != self._ranks.rank
+    ]
     groups = checkpoint.check(
       state_dict,
       self._infos,
       self._options,
       self.param_groups,
       self._names,
-      stacks,
+      [*stacks, *itertools.chain(*others)],
     )
+    loaded: checkpoint.BlockStates = {}
+    if self._ranks.first and self._ranks.rank == 0:
+      loaded = checkpoint.copied_blocks(
+        state_dict, self._infos, itertools.chain(*others)
+      )
     peaks = peak_learning_rates(self)
     self._version += 1
-    self._gathering = None
+    self._gathered, self._gathering = self._version, None
+    self._loaded = loaded
     checkpoint.load_blocks(state_dict, self._infos, stacks)
     for group, saved in zip(self.param_groups, groups, strict=True):
       group.update(saved)
