@@ -212,6 +212,30 @@ def test_a_checkpoint_saved_after_fit_resumes_from_the_raw_weights(tmp_path):
     assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize('method', ['test', 'validate'])
+def test_a_checkpoint_that_is_tested_is_not_resumed(tmp_path, method):
+  callback = AveragingCallback(Ema(0.9))
+  trainer, module = fit(tmp_path, [callback], max_steps=6)
+  path = tmp_path / 'tested.ckpt'
+  trainer.save_checkpoint(path)
+  getattr(trainer, method)(module, loader(1), ckpt_path=path, verbose=False)
+  _, again = fit(tmp_path, [callback])
+  _, fresh = fit(tmp_path, [AveragingCallback(Ema(0.9))])
+  assert torch.equal(again.trained[0], fresh.trained[0])
+  assert callback.averager.samples == STEPS
+
+
+def test_a_checkpoint_after_a_test_holds_what_was_loaded_for_it(tmp_path):
+  callbacks = [AveragingCallback(Ema(0.9)), checkpointing(tmp_path)]
+  trainer, module = fit(tmp_path, callbacks)
+  early = tmp_path / 'every' / 'step=3.ckpt'
+  trainer.test(module, loader(1), ckpt_path=early, verbose=False)
+  trainer.save_checkpoint(tmp_path / 'last.ckpt')
+  saved = torch.load(tmp_path / 'last.ckpt', weights_only=False)['state_dict']
+  for name, value in module.state_dict().items():
+    assert torch.equal(saved[name], value), name
+
+
 def test_an_interrupted_validation_puts_the_raw_weights_back(tmp_path):
   class Interrupted(Module):
     def validation_step(self, batch, _):

@@ -230,6 +230,24 @@ def test_what_the_trainer_cannot_do_is_refused(tmp_path):
     train(tmp_path, [AveragingCallback(Ema(0.5))], enable_jit_checkpoint=True)
 
 
+class Searches(transformers.TrainerCallback):
+  """Marks the run as a trial of a search, as `hyperparameter_search` does."""
+
+  def on_train_begin(self, args, state, control, **kwargs):
+    state.is_hyper_param_search = True
+
+
+def test_trials_of_a_search_save_no_checkpoints(tmp_path):
+  """The Trainer saves them in folders that it tells no callback."""
+  callbacks = [Searches(), AveragingCallback(Ema(0.5))]
+  with pytest.raises(
+    ValueError, match="Invalid save_strategy='steps' in a hyp"
+  ):
+    train(tmp_path, callbacks)
+  model = train(tmp_path, callbacks, save_strategy='no')
+  assert torch.equal(model.evaluated[-1], flat(model))
+
+
 class Asks(transformers.TrainerCallback):
   """Asks for an evaluation, or for a checkpoint, after the fifth step."""
 

@@ -159,8 +159,12 @@ class AveragingCallback(pl.Callback):
     averager = self.averager
     if averager is None:
       return
+    if self._finished is not None:
+      # The module holds the average, or what was loaded into it since.
+      checkpoint[_KEY] = self._finished
+      return
     checkpoint['state_dict'] = averager.averaged_state_dict()
-    checkpoint[_KEY] = self._finished or self._state(trainer, averager)
+    checkpoint[_KEY] = self._state(trainer, averager)
 
   def _state(self, trainer: pl.Trainer, averager: Averager) -> dict[str, Any]:
     # Inside the block the averager's state holds the raw weights.
@@ -177,5 +181,7 @@ class AveragingCallback(pl.Callback):
     checkpoint: dict[str, Any],
   ) -> None:
     """Keep the averager's state until the module is on its device."""
-    del trainer, pl_module
-    self._restored = checkpoint.get(_KEY)
+    del pl_module
+    # A test or a validation loads checkpoints, too, and resumes nothing.
+    if trainer.state.fn == 'fit':
+      self._restored = checkpoint.get(_KEY)

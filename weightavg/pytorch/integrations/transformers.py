@@ -83,7 +83,7 @@ class AveragingCallback(TrainerCallback):
   ) -> None:
     """Build the averager; restore it where the run resumes."""
     del control, kwargs
-    _check(args)
+    _check(args, state)
     assert model is not None
     if self.averager is not None:
       # An evaluation that has failed left its average in the model: the
@@ -247,7 +247,13 @@ def _checkpoint_folder(args: TrainingArguments, step: int) -> str:
   return os.path.join(args.output_dir, f'{PREFIX_CHECKPOINT_DIR}-{step}')
 
 
-def _check(args: TrainingArguments) -> None:
+def _check(args: TrainingArguments, state: TrainerState) -> None:
+  if state.is_hyper_param_search and args.save_strategy != 'no':
+    raise ValueError(
+      f"Invalid save_strategy='{args.save_strategy.value}' in a hyperparameter "
+      "search. Must be 'no': no callback is told the folder of a trial's "
+      'checkpoints.'
+    )
   if args.save_strategy == 'best':
     raise ValueError(
       "Invalid save_strategy='best'. Must be 'steps', 'epoch' or 'no': with "
