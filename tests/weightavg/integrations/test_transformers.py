@@ -240,9 +240,7 @@ class Searches(transformers.TrainerCallback):
 def test_trials_of_a_search_save_no_checkpoints(tmp_path):
   """The Trainer saves them in folders that it tells no callback."""
   callbacks = [Searches(), AveragingCallback(Ema(0.5))]
-  with pytest.raises(
-    ValueError, match="Invalid save_strategy='steps' in a hyp"
-  ):
+  with pytest.raises(ValueError, match='Invalid save_strategy in a hyper'):
     train(tmp_path, callbacks)
   model = train(tmp_path, callbacks, save_strategy='no')
   assert torch.equal(model.evaluated[-1], flat(model))

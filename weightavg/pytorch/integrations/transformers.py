@@ -250,9 +250,8 @@ def _checkpoint_folder(args: TrainingArguments, step: int) -> str:
 def _check(args: TrainingArguments, state: TrainerState) -> None:
   if state.is_hyper_param_search and args.save_strategy != 'no':
     raise ValueError(
-      f"Invalid save_strategy='{args.save_strategy.value}' in a hyperparameter "
-      "search. Must be 'no': no callback is told the folder of a trial's "
-      'checkpoints.'
+      "Invalid save_strategy in a hyperparameter search. Must be 'no': no "
+      "callback is told the folder of a trial's checkpoints."
     )
   if args.save_strategy == 'best':
     raise ValueError(
