@@ -163,16 +163,12 @@ def _defaults_beside(
   values: Mapping[str, Any], optimizer: Optimizer, scheme: type[Scheme]
 ) -> dict[str, Any]:
   """Return the optimizer's defaults that the point's keys do not exclude."""
-  lengths = {
-    key
-    for key, field in fields_by_key(scheme).items()
-    if field.name in scheme.exclusive
-  }
-  has_length = any(values.get(key) is not None for key in lengths)
+  exclusive = scheme.exclusive_keys()
+  is_given = any(values.get(key) is not None for key in exclusive)
   return {
     key: value
     for key, value in optimizer.defaults.items()
-    if not (has_length and key in lengths)
+    if not (is_given and key in exclusive)
   }
 
 

@@ -8,6 +8,13 @@ from weightavg import Ema, ScheduleFree
 from weightavg.pytorch import Averager, NadamW
 
 
+def train_one_step(model, averager, optimizer):
+  model(torch.randn(8, 3)).square().sum().backward()
+  averager.before_step(optimizer)
+  optimizer.step()
+  averager.update()
+
+
 def test_nothing_is_refreshed_before_the_first_sample():
   net = nn.BatchNorm1d(2)
   averager = Averager(net, Ema(0.5), interpolation=0.5, batch_norm='refreshed')
@@ -25,10 +32,7 @@ def test_refreshing_leaves_the_buffers_of_other_layers_alone():
     model, ScheduleFree(), batch_norm='refreshed', refresh_every=1
   )
   optimizer = NadamW(model.parameters(), betas=(0.0, 0.9))
-  model(torch.randn(8, 3)).square().sum().backward()
-  averager.before_step(optimizer)
-  optimizer.step()
-  averager.update()
+  train_one_step(model, averager, optimizer)
   before = {k: v.clone() for k, v in model.named_buffers()}
   with averager.refreshing():
     model(torch.randn(8, 3))
@@ -37,7 +41,7 @@ def test_refreshing_leaves_the_buffers_of_other_layers_alone():
 
 
 class Counting(nn.Module):
-  """Replaces its buffer in each pass, and another one by None."""
+  """Replaces its buffers in each pass."""
 
   def __init__(self):
     super().__init__()
@@ -46,15 +50,8 @@ class Counting(nn.Module):
 
   def forward(self, x):
     self.seen = self.seen + 1
-    self.last = None if self.last is None else x[0].detach()
+    self.last = x[0].detach()
     return x
-
-
-def train_one_step(model, averager, optimizer):
-  model(torch.randn(8, 3)).square().sum().backward()
-  averager.before_step(optimizer)
-  optimizer.step()
-  averager.update()
 
 
 def test_buffers_that_a_layer_replaces_are_put_back():

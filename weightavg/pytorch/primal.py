@@ -37,7 +37,6 @@ from weightavg.pytorch import (
   multi_tensor,
   training_point,
 )
-from weightavg.pytorch.followers import Followers, is_leader
 from weightavg.pytorch.kept_statistics import KeptStatistics
 from weightavg.pytorch.primal_step import PrimalStep, skip_of
 from weightavg.pytorch.primal_weighting import Weighting
@@ -105,8 +104,6 @@ class PrimalPlacement:
     self._step: PrimalStep | None = None
     # True while `begin` writes, and after it was interrupted there.
     self._is_torn = False
-    # To the optimizers, by the last step that had some.
-    self._handed: Followers | None = None
     # The last step, until its result is known.
     self._ended = PrimalStep()
     self._looker = looker or finite.Looker()
@@ -115,7 +112,7 @@ class PrimalPlacement:
     training_point.guard(self)
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update({'_handed': None, '_is_torn': False} | state)
+    self.__dict__.update({'_is_torn': False} | state)
     training_point.guard(self)
 
   @property
@@ -148,10 +145,6 @@ class PrimalPlacement:
       )
     self.check_unchanged()
     self._kept.keep()
-    for optimizer in optimizers:
-      # It keeps those of a step that was interrupted before `update`.
-      if is_leader(optimizer) and optimizer.followers is self._handed:
-        optimizer.lead(None)
     if not self.count and not is_sampled:
       self._step = PrimalStep()
       return
@@ -176,13 +169,13 @@ class PrimalPlacement:
     if step.followers is None:
       multi_tensor.lerp_(y, self._other, step.before)
     self._exchange()
+    self._step = step
+    self._is_torn = False
+    # Last: an optimizer that has none moves nothing, and `end` moves all.
     if step.followers is not None:
-      self._handed = step.followers
       step.followers.tensors = dict(
         zip(self._weights.parameters, self._other, strict=True)
       )
-    self._step = step
-    self._is_torn = False
 
   def stepped_by(self, optimizer: torch.optim.Optimizer) -> None:
     """Note which optimizer begins to step z."""
@@ -216,11 +209,7 @@ class PrimalPlacement:
         'it steps z, and the model holds y.'
       )
     self._step = None
-    for leader in step.leaders:
-      # One that has made no step holds them still.
-      if leader.followers is step.followers:
-        leader.lead(None)
-    self._handed = None
+    step.release()
     if step.after is None:
       return None
     z, y = self._local(), self._other

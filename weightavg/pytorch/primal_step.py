@@ -97,6 +97,15 @@ class PrimalStep:
     for leader in leaders:
       leader.lead(self.followers)
 
+  def release(self) -> None:
+    """Take the followers from optimizers that have made no step.
+
+    As where GradScaler leaves one out: it would move them in a later step.
+    """
+    for leader in self.leaders:
+      if leader.followers is self.followers:
+        leader.lead(None)
+
   def stepped_by(
     self,
     optimizer: torch.optim.Optimizer,

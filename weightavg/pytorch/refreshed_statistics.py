@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from weightavg.pytorch.averager_parts import outside_autograd
 from weightavg.pytorch.swap import Swap
 from weightavg.pytorch.weights import Weights
 
@@ -49,28 +50,26 @@ def forward_passes(
   devices = sorted(
     {p.device.index or 0 for p in weights.parameters if p.is_cuda}
   )
-  with _outside_autograd():
-    values = [buffer.clone() for _, _, buffer in others]
+
+  @outside_autograd
+  def show() -> list[Tensor]:
     swap.show(weights.data(), average)
+    return [buffer.clone() for _, _, buffer in others]
+
+  @outside_autograd
+  def put_back(values: list[Tensor]) -> None:
+    swap.undo()
+    for (module, name, buffer), value in zip(others, values, strict=True):
+      buffer.copy_(value)
+      if module._buffers.get(name) is not buffer:
+        # Some layers do not write to it, but replace it.
+        setattr(module, name, buffer)
+
+  values = show()
   try:
     with torch.no_grad(), torch.random.fork_rng(devices):
       yield
-    with _outside_autograd():
-      moved = weights.statistics_now(collective)
+    moved = outside_autograd(weights.statistics_now)(collective)
   finally:
-    with _outside_autograd():
-      swap.undo()
-      for (module, name, buffer), value in zip(others, values, strict=True):
-        buffer.copy_(value)
-        if module._buffers.get(name) is not buffer:
-          # Some layers do not write to it, but replace it.
-          setattr(module, name, buffer)
-  with _outside_autograd():
-    keep(moved)
-
-
-@contextlib.contextmanager
-def _outside_autograd() -> Iterator[None]:
-  # Tensors made inside outlive the caller's inference mode.
-  with torch.inference_mode(False), torch.no_grad():
-    yield
+    put_back(values)
+  outside_autograd(keep)(moved)

@@ -80,15 +80,18 @@ class Scheme:
         another.
     """
     given = {key: value for key, value in point.items() if value is not None}
-    fields = config_fields.fields_by_key(cls)
-    _check_exclusive(
-      {
-        key: value
-        for key, value in given.items()
-        if fields[key].name in cls.exclusive
-      }
-    )
+    keys = cls.exclusive_keys()
+    _check_exclusive({key: given[key] for key in given if key in keys})
     return config_fields.read_fields(cls, given)
+
+  @classmethod
+  def exclusive_keys(cls) -> set[str]:
+    """Keys of a point of which at most one may be given."""
+    return {
+      key
+      for key, field in config_fields.fields_by_key(cls).items()
+      if field.name in cls.exclusive
+    }
 
   @classmethod
   def from_text(cls, argument: str) -> 'Scheme':

@@ -20,8 +20,6 @@ from weightavg.pytorch.shampoo.distribution import RankGroup
 from weightavg.pytorch.shampoo.parameters import ParameterInfo
 
 FORMAT = 'weightavg-shampoo-1'
-# State tensors of blocks, by name.
-BlockStates = dict[Block, dict[str, torch.Tensor]]
 _KINDS: dict[str, type] = {
   'complete': bool,
   'param_groups': list,
@@ -73,7 +71,9 @@ def why_incomplete(ranks: RankGroup, gathered: int | None, version: int) -> str:
   return ''
 
 
-def block_states(stacks: Iterable[BlockStack]) -> BlockStates:
+def block_states(
+  stacks: Sequence[BlockStack],
+) -> dict[Block, dict[str, torch.Tensor]]:
   """Return views of each block's state tensors by name."""
   return {
     block: {name: tensor[index] for name, tensor in stack.tensors().items()}
@@ -84,7 +84,7 @@ def block_states(stacks: Iterable[BlockStack]) -> BlockStates:
 
 def save_parameters(
   infos: Sequence[ParameterInfo],
-  states: BlockStates,
+  states: Mapping[Block, dict[str, torch.Tensor]],
   rooted: Set[Block],
 ) -> dict[str, Any]:
   """Return the blocks' state by parameter name, and which have taken roots."""
@@ -212,22 +212,6 @@ def load_blocks(
     theirs = saved['parameters'][name]['blocks'][block.index]
     for key, tensor in tensors.items():
       tensor.copy_(theirs[key])
-
-
-def copied_blocks(
-  saved: Mapping[str, Any],
-  infos: Sequence[ParameterInfo],
-  stacks: Iterable[BlockStack],
-) -> BlockStates:
-  """Copy a checked state of the stacks' blocks to host memory."""
-  states = {}
-  for block in block_states(stacks):
-    theirs = saved['parameters'][infos[block.parameter].name]['blocks']
-    states[block] = {
-      name: tensor.detach().to('cpu', copy=True)
-      for name, tensor in theirs[block.index].items()
-    }
-  return states
 
 
 def _tensors(stacks: Sequence[BlockStack]) -> list[torch.Tensor]:

@@ -1,6 +1,5 @@
 """Distributed Shampoo as a torch optimizer."""
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -188,7 +187,7 @@ class DistributedShampoo(torch.optim.Optimizer):
     self._gathered: int | None = None
     self._gathering: checkpoint.Gathering | None = None
     # On rank 0: the other ranks' blocks as they were loaded, until a step.
-    self._loaded: checkpoint.BlockStates = {}
+    self._loaded: list[BlockStack] = []
     self._names = names
     self._infos = parameters.describe(self.param_groups, names)
     # Every rank's state is laid out by these, whatever becomes of the groups.
@@ -282,7 +281,7 @@ class DistributedShampoo(torch.optim.Optimizer):
   def _step_all(self) -> None:
     """Make the step of all groups, their gradients being sound."""
     self._version += 1
-    self._gathering, self._loaded = None, {}
+    self._gathering, self._loaded = None, []
     present = [i for i in self._infos if i.parameter.grad is not None]
     gradients: dict[Block, torch.Tensor] = {}
     weights: dict[Block, torch.Tensor] = {}
@@ -354,7 +353,7 @@ class DistributedShampoo(torch.optim.Optimizer):
       self._gathering.wait()
       for stacks in self._gathering.stacks:
         states |= checkpoint.block_states(stacks)
-    states |= self._loaded
+    states |= checkpoint.block_states(self._loaded)
     return {
       'format': checkpoint.FORMAT,
       'complete': not reason,
@@ -395,11 +394,16 @@ class DistributedShampoo(torch.optim.Optimizer):
       changed = hook(self, state_dict)
       state_dict = state_dict if changed is None else changed
     stacks = _flatten(self._stacks)
-    # Without memory: all ranks refuse what one of them cannot take.
+    ranks = self._ranks
+    saves = ranks.first and ranks.rank == 0
+    # Of a rank that does not save they have no memory, and are for the check:
+    # all ranks refuse what one of them cannot take.
+    device = torch.device('cpu' if saves else 'meta')
     others = [
-      _flatten(self._make_stacks(rank, torch.device('meta')))
-      for rank in range(self._ranks.size)
-      if rank != self._ranks.rank
+      stack
+      for rank in range(ranks.size)
+      if rank != ranks.rank
+      for stack in _flatten(self._make_stacks(rank, device))
     ]
     groups = checkpoint.check(
       state_dict,
@@ -407,18 +411,13 @@ class DistributedShampoo(torch.optim.Optimizer):
       self._options,
       self.param_groups,
       self._names,
-      [*stacks, *itertools.chain(*others)],
+      [*stacks, *others],
     )
-    loaded: checkpoint.BlockStates = {}
-    if self._ranks.first and self._ranks.rank == 0:
-      loaded = checkpoint.copied_blocks(
-        state_dict, self._infos, itertools.chain(*others)
-      )
     peaks = peak_learning_rates(self)
     self._version += 1
     self._gathered, self._gathering = self._version, None
-    self._loaded = loaded
-    checkpoint.load_blocks(state_dict, self._infos, stacks)
+    self._loaded = others if saves else []
+    checkpoint.load_blocks(state_dict, self._infos, [*stacks, *self._loaded])
     for group, saved in zip(self.param_groups, groups, strict=True):
       group.update(saved)
     rooted = checkpoint.rooted_blocks(state_dict, self._infos)
