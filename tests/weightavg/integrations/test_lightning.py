@@ -202,16 +202,6 @@ def test_an_interrupted_run_resumes_exactly(tmp_path, swap):
   assert again[0].averager.step == whole[0].averager.step == STEPS
 
 
-def test_a_checkpoint_saved_after_fit_resumes_from_the_raw_weights(tmp_path):
-  _, undisturbed = fit(tmp_path, [AveragingCallback(Ema(0.9))])
-  trainer, _ = fit(tmp_path, [AveragingCallback(Ema(0.9))], max_steps=6)
-  path = tmp_path / 'after.ckpt'
-  trainer.save_checkpoint(path)
-  _, resumed = fit(tmp_path, [AveragingCallback(Ema(0.9))], ckpt_path=path)
-  for one, other in zip(undisturbed.trained[6:], resumed.trained, strict=True):
-    assert torch.equal(one, other)
-
-
 @pytest.mark.parametrize('method', ['test', 'validate'])
 def test_a_checkpoint_that_is_tested_is_not_resumed(tmp_path, method):
   callback = AveragingCallback(Ema(0.9))
@@ -225,15 +215,66 @@ def test_a_checkpoint_that_is_tested_is_not_resumed(tmp_path, method):
   assert callback.averager.samples == STEPS
 
 
-def test_a_checkpoint_after_a_test_holds_what_was_loaded_for_it(tmp_path):
-  callbacks = [AveragingCallback(Ema(0.9)), checkpointing(tmp_path)]
-  trainer, module = fit(tmp_path, callbacks)
-  early = tmp_path / 'every' / 'step=3.ckpt'
-  trainer.test(module, loader(1), ckpt_path=early, verbose=False)
-  trainer.save_checkpoint(tmp_path / 'last.ckpt')
-  saved = torch.load(tmp_path / 'last.ckpt', weights_only=False)['state_dict']
-  for name, value in module.state_dict().items():
-    assert torch.equal(saved[name], value), name
+@pytest.mark.parametrize('average_at_end', [True, False])
+def test_a_checkpoint_holds_what_was_loaded_after_fit(average_at_end, tmp_path):
+  averaging = AveragingCallback(Ema(0.9), average_at_end=average_at_end)
+  trainer, module = fit(tmp_path, [averaging, checkpointing(tmp_path)])
+  early = tmp_path / 'every' / 'step=6.ckpt'
+  trainer.test(module, loader(1), ckpt_path=early)
+  path = tmp_path / 'final.ckpt'
+  trainer.save_checkpoint(path)
+  saved = torch.load(path, weights_only=False)['state_dict']
+  for name, tensor in module.state_dict().items():
+    assert torch.equal(saved[name], tensor)
+
+
+@pytest.mark.parametrize('average_at_end', [True, False])
+def test_a_run_resumes_from_what_was_loaded_after_fit(average_at_end, tmp_path):
+  averaging = AveragingCallback(Ema(0.9), average_at_end=average_at_end)
+  trainer, module = fit(tmp_path, [averaging, checkpointing(tmp_path)])
+  trainer.test(module, loader(1), ckpt_path=tmp_path / 'every' / 'step=6.ckpt')
+  path = tmp_path / 'final.ckpt'
+  trainer.save_checkpoint(path)
+  seen = []
+
+  class Started(Module):
+    def on_train_start(self):
+      seen.append(flat(self))
+
+  again = AveragingCallback(Ema(0.9))
+  fit(tmp_path, [again], Started, path, max_steps=STEPS + 3)
+  assert torch.equal(seen[0], flat(module))
+
+
+def test_a_resumption_that_is_refused_leaves_the_next_fit_alone(tmp_path):
+  callback = AveragingCallback(Ema(0.9))
+  trainer, _ = fit(tmp_path, [callback], max_steps=6)
+  path = tmp_path / 'after.ckpt'
+  trainer.save_checkpoint(path)
+  raw = pl.callbacks.ModelCheckpoint(tmp_path, save_weights_only=True)
+  with pytest.raises(ValueError, match='Invalid save_weights_only=True'):
+    fit(tmp_path, [callback, raw], ckpt_path=path)
+  fit(tmp_path, [callback])
+  assert callback.averager.samples == STEPS
+
+
+@pytest.mark.parametrize('average_at_end', [True, False])
+def test_a_checkpoint_saved_after_fit_holds_the_average(
+  average_at_end, tmp_path
+):
+  callback = AveragingCallback(Ema(0.9), average_at_end=average_at_end)
+  trainer, module = fit(tmp_path, [callback], max_steps=6)
+  trainer.test(module, loader(1))
+  path = tmp_path / 'after.ckpt'
+  trainer.save_checkpoint(path)
+  saved = torch.load(path, weights_only=False)['state_dict']
+  average = callback.averager.averaged_state_dict()
+  assert saved.keys() == average.keys()
+  assert all(torch.equal(saved[n], average[n]) for n in average)
+  _, undisturbed = fit(tmp_path, [AveragingCallback(Ema(0.9))])
+  _, resumed = fit(tmp_path, [AveragingCallback(Ema(0.9))], ckpt_path=path)
+  for one, other in zip(undisturbed.trained[6:], resumed.trained, strict=True):
+    assert torch.equal(one, other)
 
 
 def test_an_interrupted_validation_puts_the_raw_weights_back(tmp_path):

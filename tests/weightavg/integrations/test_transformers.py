@@ -237,15 +237,6 @@ class Searches(transformers.TrainerCallback):
     state.is_hyper_param_search = True
 
 
-def test_trials_of_a_search_save_no_checkpoints(tmp_path):
-  """The Trainer saves them in folders that it tells no callback."""
-  callbacks = [Searches(), AveragingCallback(Ema(0.5))]
-  with pytest.raises(ValueError, match='Invalid save_strategy in a hyper'):
-    train(tmp_path, callbacks)
-  model = train(tmp_path, callbacks, save_strategy='no')
-  assert torch.equal(model.evaluated[-1], flat(model))
-
-
 class Asks(transformers.TrainerCallback):
   """Asks for an evaluation, or for a checkpoint, after the fifth step."""
 
@@ -255,6 +246,22 @@ class Asks(transformers.TrainerCallback):
   def on_step_end(self, args, state, control, **kwargs):
     if state.global_step == 5:
       setattr(control, self.event, True)
+
+
+def test_trials_of_a_search_save_no_checkpoints(tmp_path):
+  """The Trainer saves them in folders that it tells no callback."""
+  callbacks = [Searches(), AveragingCallback(Ema(0.5))]
+  with pytest.raises(ValueError, match='Invalid checkpoint in a hyper'):
+    train(tmp_path, callbacks)
+  model = train(tmp_path, callbacks, save_strategy='no')
+  assert torch.equal(model.evaluated[-1], flat(model))
+
+
+def test_a_callback_that_asks_for_a_checkpoint_in_a_search_is_refused(tmp_path):
+  callbacks = [Searches(), Asks('should_save'), AveragingCallback(Ema(0.5))]
+  with pytest.raises(ValueError, match='Invalid checkpoint in a hyper'):
+    train(tmp_path, callbacks, save_strategy='no')
+  assert not list(tmp_path.rglob('averager.pt*'))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Weight averaging as a callback of PyTorch Lightning."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 try:
   from lightning import pytorch as pl
@@ -27,7 +30,10 @@ class AveragingCallback(pl.Callback):
   `state_dict` from a checkpoint: `trainer.test(ckpt_path=...)` and
   `load_from_checkpoint` get averaged weights. The checkpoint holds the raw
   weights, too, and `trainer.fit(ckpt_path=...)` resumes from them exactly.
-  After `fit` the module holds the average.
+  After `fit` the module holds the average, and so does a checkpoint that
+  `trainer.save_checkpoint` writes then. If other weights have been loaded into
+  the module since, the checkpoint is the one that Lightning writes without the
+  callback.
 
   The averager counts training batches in which optimizers step: with
   `accumulate_grad_batches` one for each accumulated batch, and with several
@@ -63,7 +69,16 @@ class AveragingCallback(pl.Callback):
     self._last_step = 0
     # After `fit`, what a checkpoint needs to resume: the raw weights, too.
     self._finished: dict[str, Any] | None = None
+    # The parameters that the last `fit` has left in its module.
+    self._left: dict[str, torch.Tensor] | None = None
     self.averager: Averager | None = None
+
+  def setup(
+    self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str
+  ) -> None:
+    """Forget what a run restored that was refused before its first step."""
+    del trainer, pl_module, stage
+    self._restored = None
 
   def on_fit_start(
     self, trainer: pl.Trainer, pl_module: pl.LightningModule
@@ -81,7 +96,7 @@ class AveragingCallback(pl.Callback):
           'Invalid save_weights_only=True of a ModelCheckpoint. Must be False: '
           'Lightning would save the raw weights.'
         )
-    self._finished = None
+    self._finished = self._left = None
     options = dict(self._options)
     if options.get('total_steps') is None:
       planned = trainer.estimated_stepping_batches
@@ -144,9 +159,15 @@ class AveragingCallback(pl.Callback):
   ) -> None:
     """Leave the average in the module, after the last checkpoint."""
     averager = self.averager
-    if averager is not None and self._average_at_end and averager.samples:
+    if averager is None:
+      return
+    if self._average_at_end and averager.samples:
       self._finished = copy.deepcopy(self._state(trainer, averager))
       averager.copy_to(pl_module)
+    self._left = {
+      name: parameter.detach().clone()
+      for name, parameter in pl_module.named_parameters()
+    }
 
   def on_save_checkpoint(
     self,
@@ -155,12 +176,14 @@ class AveragingCallback(pl.Callback):
     checkpoint: dict[str, Any],
   ) -> None:
     """Save the average as the model, and the raw weights beside it."""
-    del pl_module
     averager = self.averager
     if averager is None:
       return
+    if self._left is not None and not _holds(pl_module, self._left):
+      # Loaded since `fit`; a resumed run starts from them, not from our state.
+      return
     if self._finished is not None:
-      # The module holds the average, or what was loaded into it since.
+      # The module holds the average.
       checkpoint[_KEY] = self._finished
       return
     checkpoint['state_dict'] = averager.averaged_state_dict()
@@ -185,3 +208,13 @@ class AveragingCallback(pl.Callback):
     # A test or a validation loads checkpoints, too, and resumes nothing.
     if trainer.state.fn == 'fit':
       self._restored = checkpoint.get(_KEY)
+
+
+def _holds(
+  module: torch.nn.Module, parameters: Mapping[str, torch.Tensor]
+) -> bool:
+  own = dict(module.named_parameters())
+  return own.keys() == parameters.keys() and all(
+    torch.equal(own[name], parameter.to(own[name]))
+    for name, parameter in parameters.items()
+  )

@@ -205,6 +205,8 @@ class AveragingCallback(TrainerCallback):
     """Write the averager's state into the checkpoint's folder."""
     del control, kwargs
     assert self.averager is not None
+    # Another callback has asked for it: `_check` refuses the Trainer's own.
+    _check_no_search(state)
     self._check_shown('A checkpoint')
     if args.should_save:
       folder = _checkpoint_folder(args, state.global_step)
@@ -247,12 +249,18 @@ def _checkpoint_folder(args: TrainingArguments, step: int) -> str:
   return os.path.join(args.output_dir, f'{PREFIX_CHECKPOINT_DIR}-{step}')
 
 
-def _check(args: TrainingArguments, state: TrainerState) -> None:
-  if state.is_hyper_param_search and args.save_strategy != 'no':
+def _check_no_search(state: TrainerState) -> None:
+  if state.is_hyper_param_search:
     raise ValueError(
-      "Invalid save_strategy in a hyperparameter search. Must be 'no': no "
-      "callback is told the folder of a trial's checkpoints."
+      'Invalid checkpoint in a hyperparameter search. Must be none, as with '
+      "save_strategy='no': no callback is told the folder of a trial's "
+      'checkpoints.'
     )
+
+
+def _check(args: TrainingArguments, state: TrainerState) -> None:
+  if args.save_strategy != 'no':
+    _check_no_search(state)
   if args.save_strategy == 'best':
     raise ValueError(
       "Invalid save_strategy='best'. Must be 'steps', 'epoch' or 'no': with "
