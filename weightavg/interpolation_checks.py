@@ -70,9 +70,9 @@ def momentum_warning(
   if interpolation <= _MOST_WITH_MOMENTUM or not momentum > 0.0:
     return None
   return (
-    f'Training at y with averaging_interpolation={interpolation:g} is a '
-    f'momentum already, and {optimizer} has another one of {momentum:g}. '
-    'Switch it off, for example by one_minus_beta1=1.0.'
+    f'Training at y with an interpolation of {interpolation:g} is a momentum '
+    f'already, and {optimizer} has another one of {momentum:g}. Set its beta1 '
+    '(or momentum) to 0; in a point, one_minus_beta1 to 1.'
   )
 
 

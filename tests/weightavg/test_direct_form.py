@@ -105,6 +105,8 @@ def test_the_lowest_finite_loss_is_chosen_by_name():
     assert net.weight.item() == 6.0
   with pytest.raises(ValueError, match='1 for 3 candidates'):
     averager.choose([1.0])
+  with pytest.raises(ValueError, match='Must be one number for each candid'):
+    averager.choose(torch.ones(3, 2))
 
 
 def test_evaluating_may_look_at_one_average_without_choosing_it():

@@ -25,6 +25,24 @@ def test_nothing_is_refreshed_before_the_first_sample():
     pass
 
 
+@pytest.mark.parametrize('refreshes', [False, True])
+def test_statistics_that_nobody_refreshes_are_warned_of_once(refreshes, caplog):
+  model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+  averager = Averager(
+    model, ScheduleFree(), batch_norm='refreshed', refresh_every=3
+  )
+  optimizer = NadamW(model.parameters(), betas=(0.0, 0.9))
+  for _ in range(8):
+    train_one_step(model, averager, optimizer)
+    if refreshes and averager.refresh_due:
+      with averager.refreshing():
+        model(torch.randn(8, 3))
+    with caplog.at_level('WARNING', logger='absl'), averager.evaluating():
+      warned = 'Running statistics are of the first step' in caplog.text
+      assert warned == (averager.step >= 3 and not refreshes)
+  assert caplog.text.count('Running statistics') == (0 if refreshes else 1)
+
+
 def test_refreshing_leaves_the_buffers_of_other_layers_alone():
   spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
   model = nn.Sequential(spectral, nn.BatchNorm1d(3), nn.Linear(3, 1))

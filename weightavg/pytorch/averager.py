@@ -217,6 +217,7 @@ class Averager(AveragerInterpolation, AveragerState, AverageOutside):
     self._refresh_every: int | None = None
     if batch_norm == 'refreshed' and self._weights.statistics:
       self._refresh_every = refresh_every or DEFAULT_REFRESH_EVERY
+    self._is_refreshed = False
     self.placement: DevicePlacement | PrimalPlacement | None = self._primal
     if not interpolation and not isinstance(self.scheme, Raw):
       self.placement = build_placement(

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 
+from absl import logging
 from torch import Tensor
 
 from weightavg.pytorch import shown, training_point
@@ -86,6 +87,7 @@ class AveragerEvaluation(AveragerParts):
       return
     self.placement.collect()
     self.choice.warn_if_none()
+    self._warn_if_not_refreshed()
     if self.choice.shows_raw:
       return
     raw = self._weights.data()
@@ -124,6 +126,18 @@ class AveragerEvaluation(AveragerParts):
     finally:
       if not was_swapped:
         self.swap_out()
+
+  def _warn_if_not_refreshed(self) -> None:
+    """Say once that the statistics are still those of the first batch."""
+    every = self._refresh_every
+    if every is not None and self.step >= every and not self._is_refreshed:
+      self._is_refreshed = True
+      logging.warning(
+        'Running statistics are of the first step: none of %d steps was '
+        'followed by a forward pass inside refreshing(). Make one where '
+        'refresh_due is true.',
+        self.step,
+      )
 
   def _check_unchanged(self) -> None:
     """With an interpolation the average is computed from the weights."""

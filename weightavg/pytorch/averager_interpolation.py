@@ -132,3 +132,4 @@ class AveragerInterpolation(AveragerParts):
       self._primal.keep_statistics,
     ):
       yield
+    self._is_refreshed = True

@@ -48,6 +48,8 @@ class AveragerParts:
   # The placement of an interpolation, and the steps between two refreshes.
   _primal: PrimalPlacement | None
   _refresh_every: int | None
+  # Whether running statistics have been refreshed, as far as is known.
+  _is_refreshed: bool
   _collective: bool | dist.ProcessGroup
   # The settings in which a loaded state must agree.
   _recipe: dict[str, Any]

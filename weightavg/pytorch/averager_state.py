@@ -111,6 +111,7 @@ class AveragerState(AveragerEvaluation):
       multi_tensor.copy_(self._weights.data(), self._in_order(raw))
     if self._primal is not None:
       self._primal.restart_statistics(state_dict.get('statistics'))
+    self._is_refreshed = True
     self.choice.restore(
       state_dict['selected'],
       # Not in states of earlier versions.

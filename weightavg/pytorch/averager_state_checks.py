@@ -85,7 +85,7 @@ def check(
     raise ValueError(
       'Invalid averager state: it was saved without the shares of the other '
       'ranks. Save on rank 0, right after swap_in() on all ranks and with '
-      'averaging_checkpoints=True.'
+      'checkpoints=True (averaging_checkpoints).'
     )
   has_statistics = any(
     name.endswith(RUNNING_STATISTICS)
@@ -99,7 +99,8 @@ def check(
     if saved != own:
       raise ValueError(
         f'Invalid averager state: saved with {key}={saved!r}, this averager '
-        f'has {key}={own!r}.'
+        f'has {key}={own!r}. Must be built with the same arguments, '
+        'total_steps among them.'
       )
   # Not in states of earlier versions.
   optional = {'chosen': int, 'choice_is_made': bool}

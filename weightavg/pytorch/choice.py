@@ -97,14 +97,20 @@ class Choice:
     """Index of the lowest finite loss, the first of equals; RAW for none.
 
     Raises:
-      ValueError: there is not one loss for each of `names`.
+      ValueError: there is not one number for each of `names`.
     """
     if not self.names or len(losses) != len(self.names):
       raise ValueError(
         f'Invalid losses: {len(losses)} for {len(self.names)} candidates. Must '
         'be one for each.'
       )
-    values = [float(loss) for loss in losses]
+    try:
+      values = [float(loss) for loss in losses]
+    except (TypeError, ValueError, RuntimeError):
+      raise ValueError(
+        'Invalid losses. Must be one number for each candidate, such as the '
+        'mean over examples.'
+      ) from None
     finite = [i for i, value in enumerate(values) if math.isfinite(value)]
     return min(finite, key=lambda i: values[i], default=RAW)
 
