@@ -91,7 +91,7 @@ def _parser() -> command_line.Parser:
   add('--gpus_per_node', type=_natural, help='those of this machine')
   add('--processes_per_node', type=_natural, help='one on each GPU')
   add('--no_data_check', action='store_true', help='data are on the nodes only')
-  add('--timeout_min', type=_positive, default=2880, help='of a Slurm job')
+  add('--timeout_min', type=_positive, help='of a Slurm job (2880)')
   add(
     '--slurm',
     action='append',
@@ -186,6 +186,11 @@ def parse(
       )
     trials = 1
   trials = trials or 5
+  if values.timeout_min and values.executor != 'slurm':
+    raise InputError(
+      f'Invalid timeout_min={values.timeout_min}. It has no effect with '
+      f'--executor {values.executor}.'
+    )
   if values.slurm and values.executor != 'slurm':
     raise InputError(
       f'Invalid slurm={values.slurm[0]!r}. It has no effect with --executor '
@@ -323,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
   if values.executor == 'slurm':
     options: dict[str, Any] = {
-      'timeout_min': values.timeout_min,
+      'timeout_min': values.timeout_min or 2880,
       'gpus_per_node': values.gpus_per_node,
     }
     executors.submit(plan, todo, files, 'slurm', options, values.slurm)

@@ -1,5 +1,7 @@
 """Average saved checkpoints: `python -m lab.offline average|sweep --help`."""
 
+import signal
+import sys
 from collections.abc import Sequence
 
 from lab.core import command_line
@@ -34,4 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+  # So that the end of a job removes unfinished files.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   command_line.run(main)

@@ -181,6 +181,14 @@ def _planned_posthoc(
   return found, outputs
 
 
+def _check_one_length(args: argparse.Namespace) -> None:
+  # Outputs by different lengths have no placeholder in common.
+  allowed = plans.lengths_of(plans.averages()[args.scheme])
+  given = [name for name in allowed if getattr(args, name)]
+  if len(given) > 1:
+    raise InputError(f'Contradicting {" and ".join(given)}. Give one of them.')
+
+
 def _refuse(name: str, why: str) -> NoReturn:
   raise InputError(f'Invalid {name}. It has no effect {why}.')
 
@@ -203,7 +211,9 @@ def run(args: argparse.Namespace) -> int:
       _refuse('sigma_rel', f'with scheme={args.scheme}')
     if args.budget is not None and not args.horizon:
       _refuse('budget', 'without horizon')
+    _check_one_length(args)
     found = find_series(args)
+    series.check_readable(found)
     outputs = _planned(args, found)
   paths = plans.output_paths(args.output, [fields for fields, _ in outputs])
   taken = set().union(*map(readers.files_of, found.paths))

@@ -86,8 +86,19 @@ class _Writing:
     assert self._output is not None
     result = total.result()
     written = result.to(self._layout[chunk.name].dtype)
-    if chunk.averaged and not multi_tensor.all_finite([written]):
-      if multi_tensor.all_finite([result]):
+    # The sum of finite values may be none, so that the second look decides.
+    if (
+      chunk.averaged
+      and not multi_tensor.all_finite([written])
+      and not _is_finite(written)
+    ):
+      same = _constant(series, self, chunk)
+      if same is not None:
+        kept = same.to(written.dtype)
+        if torch.equal(kept.isfinite(), same.isfinite()):
+          self._output.write(kept)
+          return
+      if _is_finite(result):
         raise InputError(
           f'Invalid dtype {written.dtype} of {chunk.name!r}. Its average is '
           'larger than that holds: --dtype names another one.'
@@ -112,8 +123,9 @@ def write_averages(
   """Write each planned average to its path.
 
   Floating-point tensors are averaged, summed in `sum_dtype` or in their own
-  dtype if that is wider; all other tensors are copied from the last input. Tied
-  tensors stay tied. An input that cannot be used fails only the outputs that
+  dtype if that is wider; all other tensors are copied from the last input, and
+  so are infinite values that are the same in all inputs. Tied tensors stay
+  tied. An input that cannot be used fails only the outputs that
   need it. A failed output leaves no file.
 
   Args:
@@ -268,10 +280,31 @@ def _pass_over(
     _fail_users(sums, index, error)
 
 
+def _is_finite(values: torch.Tensor) -> bool:
+  return bool(values.isfinite().all())
+
+
+def _constant(
+  series: Series, job: _Writing, chunk: Chunk
+) -> torch.Tensor | None:
+  """Return the values that all inputs have, as those of a mask of -inf."""
+  found: torch.Tensor | None = None
+  for index in job.plan.inputs:
+    with series.open(index) as checkpoint:
+      whole = checkpoint.tensor(chunk.name).reshape(-1)
+      values = whole[chunk.begin : chunk.end].clone()
+    if values.isnan().any() or not (
+      found is None or torch.equal(found, values)
+    ):
+      return None
+    found = values
+  return found
+
+
 def _culprit(series: Series, job: _Writing, chunk: Chunk) -> InputError:
   for index in job.plan.inputs:
     with series.open(index) as checkpoint:
-      if not multi_tensor.all_finite([checkpoint.tensor(chunk.name)]):
+      if not _is_finite(checkpoint.tensor(chunk.name)):
         return InputError(
           f'{series.paths[index]}: {chunk.name!r} holds a NaN or an infinity.'
         )

@@ -24,6 +24,8 @@ from weightavg.pytorch.models import clean_name, clean_names
 
 # Keys of a state dict in a PyTorch file, in the order of the search.
 KEYS = ('model_params', 'state_dict', 'model_state_dict', 'model', 'module')
+# Key of a recipe in the metadata of safetensors.
+RECIPE = 'weightavg'
 # Files in a directory, in the order of the search.
 _IN_DIRECTORY = (
   'model.safetensors.index.json',
@@ -68,6 +70,7 @@ class Checkpoint:
   Attributes:
     layout: name to shape and dtype, sorted by name; tied tensors once.
     ties: further name of a tied tensor to its name in `layout`.
+    is_average: True for what `lab.offline average` has written.
 
   Raises:
     InputError: the file cannot be read or holds no tensors.
@@ -80,6 +83,7 @@ class Checkpoint:
     self._files = contextlib.ExitStack()
     self._tensors: dict[str, Any] = {}
     self.ties: dict[str, str] = {}
+    self.is_average = False
     self.layout: dict[str, Spec] = {}
     try:
       self._open(_file_of(path), key, evaluated)
@@ -184,6 +188,7 @@ class Checkpoint:
       spec = Spec(tuple(entry['shape']), DTYPES[entry['dtype']])
       offset = 8 + length + entry['data_offsets'][0]
       self._tensors[name] = _Stored(descriptor, offset, spec)
+    self.is_average |= _has_inputs(json.loads(metadata.get(RECIPE, 'null')))
     # safetensors.torch.save_model writes a tied tensor once, and its other
     # names into the metadata.
     for name, first in metadata.items():
@@ -192,6 +197,9 @@ class Checkpoint:
 
   def _add_torch(self, path: str, key: str | None, evaluated: bool) -> None:
     content = _load(path)
+    self.is_average |= isinstance(content, Mapping) and _has_inputs(
+      content.get('recipe')
+    )
     state = dict(_state_dict(content, path, key))
     if not evaluated:
       state |= _raw_weights(content, state)
@@ -243,6 +251,11 @@ DTYPES = {
 }
 
 
+def _has_inputs(recipe: Any) -> bool:
+  # Light checkpoints and snapshots have recipes, too, but no inputs.
+  return isinstance(recipe, Mapping) and 'inputs' in recipe
+
+
 def _reason(error: BaseException) -> str:
   text = ' '.join(str(error).split()) or 'no reason given'
   text = text if len(text) <= 160 else f'{text[:157]}...'
@@ -259,18 +272,19 @@ def _file_of(path: str) -> str:
       return os.path.join(path, name)
   raise InputError(
     f'Cannot use the directory {path}: must hold one of '
-    f'{", ".join(_IN_DIRECTORY)}.'
+    f'{", ".join(_IN_DIRECTORY)}. A folder of checkpoints is {path}/*.'
   )
 
 
 def files_of(path: str) -> set[str]:
-  """Real paths of a checkpoint: file or directory, and shards of an index."""
+  """Real paths of a checkpoint: file or directory, and what an index names."""
   found = {os.path.realpath(path)}
   with contextlib.suppress(Exception):  # reading it gives the reason
     file = _file_of(path)
     found.add(os.path.realpath(file))
     if file.endswith('.index.json'):
       folder = os.path.dirname(file)
+      found.add(os.path.realpath(folder))
       shards = _shards(file).values()
       found |= {os.path.realpath(os.path.join(folder, s)) for s in shards}
   return found

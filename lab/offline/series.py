@@ -12,6 +12,7 @@ from lab.core.errors import InputError
 from lab.offline.readers import Checkpoint, Spec
 
 _SHARD = re.compile(r'-\d+-of-\d+\.')
+_PATTERN_HINT = "--step_pattern says which number is the step: 'step_([0-9]+)'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Series:
 def step_of(path: str, pattern: str | None = None) -> int:
   """Return the step in a checkpoint's name, or in its directory's.
 
-  Without a pattern the step is the last number.
+  Without a pattern the step is the last number without a fraction: metrics are
+  none.
 
   Args:
     path: path of the checkpoint.
@@ -71,6 +73,8 @@ def step_of(path: str, pattern: str | None = None) -> int:
 
   >>> step_of('run/checkpoint_300'), step_of('step-20/model.safetensors')
   (300, 20)
+  >>> step_of('epoch=7-val_loss=0.92.ckpt')
+  7
   """
   name = os.path.basename(os.path.normpath(path))
   if pattern is not None:
@@ -87,15 +91,41 @@ def step_of(path: str, pattern: str | None = None) -> int:
     raise InputError(
       f'Cannot use {path}: it is a shard. Name its index or its directory.'
     )
-  stem = re.sub(r'\.(safetensors|pt|pth|bin|ckpt|json|index)\b', '', name)
-  for text in (stem, os.path.basename(os.path.dirname(path))):
-    numbers = re.findall(r'\d+', text)
-    if numbers:
-      return int(numbers[-1])
+  numbers = _numbers(path)
+  if numbers:
+    return numbers[-1]
   raise InputError(
     f'Cannot read a step from the name {path}. Must hold a number; or give '
     "--step_pattern, such as 'step_([0-9]+)'."
   )
+
+
+def _numbers(path: str) -> list[int]:
+  """The integers in a checkpoint's name, or in its directory's."""
+  name = os.path.basename(os.path.normpath(path))
+  stem = re.sub(r'\.(safetensors|pt|pth|bin|ckpt|json|index)\b', '', name)
+  for text in (stem, os.path.basename(os.path.dirname(path))):
+    whole = re.sub(r'\d+\.\d+(e[-+]?\d+)?|\d+e[-+]\d+', '', text)
+    if numbers := re.findall(r'\d+', whole):
+      return [int(number) for number in numbers]
+  return []
+
+
+def _check_order(paths: Sequence[str]) -> None:
+  """Raise InputError if another number in the names gives another order.
+
+  Args:
+    paths: sorted by the last number of each.
+  """
+  rest = [_numbers(path)[:-1] for path in paths]
+  if len({len(numbers) for numbers in rest}) > 1:
+    return
+  for i in range(1, len(paths)):
+    if rest[i] < rest[i - 1]:
+      raise InputError(
+        f'Cannot tell which is the older of {paths[i - 1]} and {paths[i]}: '
+        f'their numbers disagree. {_PATTERN_HINT}.'
+      )
 
 
 def matching(patterns: Sequence[str]) -> list[str]:
@@ -126,18 +156,47 @@ def find(
   """Return the checkpoints that match any pattern, sorted by step.
 
   Raises:
-    InputError: no path matches, or two have the same step.
+    InputError: no path matches, two have the same step, or the numbers in their
+      names give more than one order.
   """
   by_step: dict[int, str] = {}
   for path in matching(patterns):
     step = step_of(path, step_pattern)
     if step in by_step:
       raise InputError(
-        f'Two checkpoints of step {step}: {by_step[step]} and {path}.'
+        f'Two checkpoints of step {step}: {by_step[step]} and {path}. '
+        f'{_PATTERN_HINT}.'
       )
     by_step[step] = path
   steps = tuple(sorted(by_step))
+  if step_pattern is None:
+    _check_order([by_step[step] for step in steps])
   return Series(tuple(by_step[step] for step in steps), steps, key, evaluated)
+
+
+def check_readable(series: Series) -> None:
+  """Raise InputError for averages among checkpoints, or a folder of them.
+
+  Averages of this command that a pattern takes in would be averaged once more.
+  Averages alone may be averaged on purpose.
+  """
+  averages: list[str] = []
+  failures: list[InputError] = []
+  for index, path in enumerate(series.paths):
+    try:
+      with series.open(index) as checkpoint:
+        if checkpoint.is_average:
+          averages.append(path)
+    except InputError as error:
+      # Fails only the averages that need it, unless there is no other.
+      failures.append(error)
+  if len(failures) == len(series.paths):
+    raise failures[0]
+  if averages and len(averages) + len(failures) < len(series.paths):
+    raise InputError(
+      f'Cannot use {averages[0]}: it is an average that this command has '
+      'written, among checkpoints. Write averages to another folder.'
+    )
 
 
 def check_alike(checkpoint: Checkpoint, reference: Checkpoint) -> None:

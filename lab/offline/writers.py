@@ -17,10 +17,8 @@ from torch import Tensor
 
 from lab.core import atomic_files
 from lab.core.errors import InputError
-from lab.offline.readers import DTYPES, Spec
+from lab.offline.readers import DTYPES, RECIPE, Spec
 
-# Key of the recipe in a file's metadata.
-RECIPE = 'weightavg'
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -130,6 +128,8 @@ class Output:
     # Mapped, not loaded: torch.save then copies tensor by tensor.
     with safe_open(self._temporary, 'pt') as file:
       state = {name: file.get_tensor(name) for name in self._layout}
+      # Those without elements share an address, whatever their dtypes.
+      state |= {n: t.clone() for n, t in state.items() if not t.numel()}
       state |= {name: state[first] for name, first in self._ties.items()}
       content = {'state_dict': state, 'recipe': dict(recipe)}
       torch.save(content, f'{self._temporary}.pt')

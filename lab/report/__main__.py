@@ -55,7 +55,6 @@ def parser() -> command_line.Parser:
   add(
     '--missed',
     choices=MISSED_RULES,
-    default='budget',
     help='what a missed target costs (budget)',
   )
   add(
@@ -103,6 +102,8 @@ def _targets(arguments: argparse.Namespace) -> targets.Targets:
 
 def read(arguments: argparse.Namespace) -> Report:
   """Read logs and compute a report."""
+  if arguments.missed and not arguments.baseline:
+    raise InputError('Invalid missed. It has no effect without baseline.')
   for folder in arguments.logs:
     if not folder.is_dir():
       raise InputError(f'Invalid LOGS={folder}. Must be a directory.')
@@ -121,7 +122,7 @@ def read(arguments: argparse.Namespace) -> Report:
   options = Options(
     ruleset=arguments.ruleset,
     baseline=arguments.baseline,
-    missed=arguments.missed,
+    missed=arguments.missed or 'budget',
     fastest=arguments.fastest,
     gpus=arguments.gpus,
     what_if=arguments.what_if,

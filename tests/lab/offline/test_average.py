@@ -1,5 +1,6 @@
 """Averages of files: equal to online ones, and streamed."""
 
+import math
 import re
 import resource
 import sys
@@ -340,3 +341,49 @@ def test_an_output_has_the_dtypes_of_its_own_last_input(tmp_path):
     torch.int32,
     torch.bool,
   ]
+
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize('scheme', ['lawa', 'ema'])
+@pytest.mark.parametrize('sums', ['float32', 'float64'])
+@pytest.mark.parametrize('value', [-math.inf, LOWEST])
+def test_masks_stay_as_they_are(value, sums, scheme, tmp_path):
+  samples = states(3)
+  mask = torch.full((4, 4), value).triu(1)
+  for state in samples:
+    state['mask'] = mask
+  out = tmp_path / 'out.safetensors'
+  length = ('--window', 3) if scheme == 'lawa' else ('--decay', 0.5)
+  assert not average(
+    write(tmp_path, samples), '--scheme', scheme, *length, '--sums', sums,
+    '--output', out,
+  )  # fmt: skip
+  assert torch.equal(read(out)[0]['mask'], mask)
+
+
+@pytest.mark.parametrize(
+  'values', [(-math.inf, -math.inf, 1.0), (math.nan, math.nan, math.nan)]
+)
+def test_what_is_no_mask_is_refused(values, tmp_path, capsys):
+  samples = states(3)
+  for state, value in zip(samples, values, strict=True):
+    state['mask'] = torch.full((4, 4), value)
+  assert average(
+    write(tmp_path, samples), '--scheme', 'lawa', '--window', 3,
+    '--output', tmp_path / 'out.safetensors',
+  )  # fmt: skip
+  assert "'mask' holds a NaN or an infinity" in capsys.readouterr().err
+
+
+def test_tensors_without_elements_are_written_beside_other_dtypes(tmp_path):
+  samples = [state | {'norm.empty': torch.zeros(0, 3)} for state in states(2)]
+  out = tmp_path / 'out.pt'
+  assert not average(
+    write(tmp_path, samples), '--scheme', 'lawa', '--window', 2,
+    '--output', out,
+  )  # fmt: skip
+  found = torch.load(out)['state_dict']
+  assert found['norm.empty'].shape == (0, 3)
+  assert found.keys() == samples[0].keys()

@@ -4,6 +4,8 @@ import errno
 import io
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -30,6 +32,10 @@ BAD = {
   'budget alone': (
     ('*_*0', '--window', 1, '--budget', 5),
     'Invalid budget. It has no effect without horizon.',
+  ),
+  'two lengths': (
+    ('*_*0', '--window', 1, '--horizon', 0.5),
+    'Contradicting window and horizon. Give one of them.',
   ),
   'no match': (('none_*', '--window', 2), 'No checkpoint matches'),
   'window': (('*_*0', '--window', 7), 'window=7. At step 30 there are 3'),
@@ -220,6 +226,7 @@ def sharded(folder, steps):
     ('', 'part-1.bin'),
     ('', 'model.safetensors'),
     ('/*.index.json', 'part-1.bin'),
+    ('/*.index.json', 'model.safetensors'),
   ],
 )
 def test_an_output_never_replaces_a_part_of_an_input(
@@ -312,3 +319,56 @@ def test_a_value_that_the_output_cannot_hold_is_refused(tmp_path, capsys):
   assert "Invalid dtype torch.float16 of 'w'." in error
   assert error.count('\n') == 1
   assert not out.exists()
+
+
+def test_a_folder_of_checkpoints_is_no_checkpoint(tmp_path, capsys):
+  folder = tmp_path / 'trial_1'
+  folder.mkdir()
+  write(folder, states(3))
+  assert average(
+    str(folder), '--scheme', 'lawa', '--window', 2,
+    '--output', tmp_path / 'out.pt',
+  )  # fmt: skip
+  assert f'A folder of checkpoints is {folder}/*.' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('ending', ['safetensors', 'pt'])
+def test_averages_do_not_become_inputs(ending, tmp_path, capsys):
+  pattern = write(tmp_path, states(3))
+  lawa = ('--scheme', 'lawa', '--window', 2)
+  for at in (20, 30):
+    name = f'checkpoint_avg_{at + 5}.{ending}'
+    assert not average(
+      str(tmp_path / 'checkpoint_?0'), *lawa, '--at', at,
+      '--output', tmp_path / name,
+    )  # fmt: skip
+  before = sorted(tmp_path.iterdir())
+  capsys.readouterr()
+  assert average(pattern, *lawa, '--output', tmp_path / 'again.pt')
+  assert 'it is an average that this command has' in capsys.readouterr().err
+  assert sorted(tmp_path.iterdir()) == before
+  # On purpose: they alone.
+  alone = str(tmp_path / 'checkpoint_avg_*')
+  assert not average(alone, *lawa, '--output', tmp_path / 'again.pt')
+
+
+TERMINATED = """
+import os, runpy, signal, sys
+from lab.offline import averaging
+averaging._pass_over = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+sys.argv = ['lab.offline', *sys.argv[1:]]
+runpy.run_module('lab.offline', run_name='__main__')
+"""
+
+
+def test_the_end_of_a_job_leaves_no_unfinished_file(tmp_path):
+  pattern = write(tmp_path, states(2))
+  before = sorted(tmp_path.iterdir())
+  arguments = f'average --checkpoints {pattern} --scheme lawa --window 2'
+  output = ('--output', str(tmp_path / 'out.pt'))
+  done = subprocess.run(
+    [sys.executable, '-c', TERMINATED, *arguments.split(), *output],
+    check=False,
+  )
+  assert done.returncode == 143
+  assert sorted(tmp_path.iterdir()) == before

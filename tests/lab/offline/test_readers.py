@@ -267,6 +267,9 @@ def test_an_index_whose_shards_lack_a_tensor_is_refused(tmp_path):
     ('a/step-20/model.safetensors', 20),
     ('run7/checkpoint-9/model.safetensors.index.json', 9),
     ('epoch_3.pt', 3),
+    ('epoch=00-val_loss=0.92.ckpt', 0),
+    ('step_200-lr_1.5e-05.pt', 200),
+    ('a/step-20-loss=1e-05/model.safetensors', 20),
   ],
 )
 def test_steps_are_the_last_number_of_a_name(path, step):
@@ -308,5 +311,27 @@ def test_steps_are_sorted_as_numbers_and_must_differ(tmp_path):
   assert found.steps == (9, 10, 100)
   assert pathlib.Path(found.paths[0]).name == 'c_9'
   (tmp_path / 'c_09').touch()
-  with pytest.raises(InputError, match='Two checkpoints of step 9'):
+  with pytest.raises(InputError, match=r'Two checkpoints of step 9.*step_p'):
     series.find([str(tmp_path / 'c_*')])
+
+
+@pytest.mark.parametrize(
+  ('names', 'steps'),
+  [
+    (('step_100_loss_92', 'step_200_loss_81'), None),
+    (('epoch=1-step=200', 'epoch=0-step=100'), (100, 200)),
+    (('2024-01-31-9', '2024-02-01-10'), (9, 10)),
+    (('a1-9', 'a-10'), (9, 10)),
+  ],
+)
+def test_numbers_that_disagree_on_the_order_are_refused(names, steps, tmp_path):
+  for name in names:
+    (tmp_path / f'{name}.pt').touch()
+  pattern = [str(tmp_path / '*.pt')]
+  if steps is not None:
+    assert series.find(pattern).steps == steps
+    return
+  with pytest.raises(InputError, match='Cannot tell which is the older'):
+    series.find(pattern)
+  found = series.find(pattern, step_pattern='step_([0-9]+)')
+  assert found.steps == (100, 200)
