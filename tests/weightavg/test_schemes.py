@@ -193,6 +193,8 @@ def test_a_scheme_of_ones_own_needs_a_class_and_nothing_else():
       assert model.weight.item() == 2.0
     with pytest.raises(ValueError, match='has it already'):
       register(type('Other', (Recursive,), {'name': 'halving'}))
+    with pytest.raises(ValueError, match='Missing name of Nameless'):
+      register(type('Nameless', (Recursive,), {}))
   finally:
     del SCHEMES['halving']
 

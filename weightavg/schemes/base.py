@@ -28,8 +28,13 @@ def register(scheme: _Class) -> _Class:
   """Make a scheme known to configurations, candidates and offline plans.
 
   Raises:
-    ValueError: for a name that another scheme has.
+    ValueError: for a name that another scheme has, or none.
   """
+  if not hasattr(scheme, 'name'):
+    raise ValueError(
+      f'Missing name of {scheme.__qualname__}. Must be a ClassVar[str], the '
+      'value of averaging_scheme.'
+    )
   known = SCHEMES.setdefault(scheme.name, scheme)
   if known.__qualname__ != scheme.__qualname__:
     raise ValueError(
