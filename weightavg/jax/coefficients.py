@@ -95,7 +95,8 @@ def of_scheme(scheme: Any) -> Coefficient:
 def _check_array(interpolation: Any) -> None:
   # At 0, x cannot be computed from y and z.
   array = np.asarray(interpolation)
-  if array.shape != () or not 0.0 < float(array) < 1.0:
+  is_number = array.shape == () and array.dtype.kind in 'fiuV'
+  if not is_number or not 0.0 < float(array) < 1.0:
     raise ValueError(
       f'Invalid interpolation={interpolation!r}. Must be in (0, 1) as an '
       'array, or the number 0.'

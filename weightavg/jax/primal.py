@@ -230,7 +230,7 @@ def primal_average(
       updates, z, base_state = take_step(*before)
     new, is_kept = _counted(state, z, is_made)
     c = new.coefficient
-    mu = jnp.asarray(interpolation, c.dtype)
+    mu = jnp.array(interpolation, c.dtype, copy=True)
 
     def keep(value: jax.Array, old: jax.Array) -> jax.Array:
       return value if is_kept is None else jnp.where(is_kept, value, old)
@@ -301,7 +301,8 @@ def primal_average(
     largest = jnp.maximum(state.largest_rate, rate.astype(number.dtype))
     # Powers of the number and their sum do not fit into float32; quotients do.
     has_rate = largest > 0.0
-    rates = jnp.where(has_rate, state.largest_rate / largest, 0.0)
+    # No 0/0: `jax_debug_nans` would see it.
+    rates = state.largest_rate / jnp.where(has_rate, largest, 1.0)
     last = (1.0 - 1.0 / number) ** scheme.step_power * rates**2
     ratio = jnp.where(has_rate, 1.0 + state.weight_ratio * last, 0.0)
     c = jnp.where(has_rate, 1.0 / jnp.maximum(ratio, 1.0), 1.0)

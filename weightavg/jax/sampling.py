@@ -87,8 +87,10 @@ def sampled_average(
         f'{state_class.__name__}.'
       )
     trees.check_same_tree(params, state[3], name, leading)
-    values = params
-    if updates is not None:
+    if updates is None:
+      # Numbers among them are arrays in the state.
+      values = trees.map_unmasked(jnp.asarray, params)
+    else:
       values = optax.apply_updates(params, updates)
     count = trees.increment(state.count)
     state = state._replace(count=count)

@@ -107,8 +107,8 @@ def select(
     The next state; its `chosen` is the index of the choice, or -1.
 
   Raises:
-    ValueError: for losses whose shape does not match the state's, and for a
-      `valid` whose shape does not match the losses'.
+    ValueError: for losses whose shape does not match the state's, a `valid`
+      whose shape does not match the losses', and more than one `num_elements`.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -134,6 +134,11 @@ def select(
     )
   if num_elements is None:
     num_elements = valid.sum()
+  num_elements = jnp.asarray(num_elements)
+  if num_elements.shape:
+    raise ValueError(
+      f'Invalid num_elements of shape {num_elements.shape}. Must be ().'
+    )
   return _select(losses, state, probe, memory, valid, num_elements)
 
 

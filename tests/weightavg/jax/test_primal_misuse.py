@@ -18,6 +18,12 @@ def test_an_array_at_which_x_is_unknown_is_refused(array):
     wj.primal_average(optax.sgd(0.1), Ema(0.5), array)
 
 
+@pytest.mark.parametrize('value', [None, 'a', [0.9], jnp.array(True)])
+def test_what_is_no_number_is_refused(value):
+  with pytest.raises(ValueError, match=r'Invalid interpolation='):
+    wj.primal_average(optax.sgd(0.1), Ema(0.5), value)
+
+
 def test_numpy_numbers_are_checked_as_numbers():
   with pytest.raises(ValueError, match='Invalid interpolation='):
     wj.primal_average(optax.sgd(0.1), Ema(0.5), np.float32(1.5))

@@ -7,7 +7,7 @@ from jax_primal_runs import assert_close, build, gradients, train
 from jax_support import import_jax
 from jax_trees import assert_equal, params
 
-from weightavg import Ema
+from weightavg import Ema, ScheduleFree
 
 jax, jnp, optax, wj = import_jax('jax', 'jax.numpy', 'optax', 'weightavg.jax')
 
@@ -242,3 +242,28 @@ def test_every_step_runs_the_same_program():
       trained, state, _ = step(trained, state, trained)
   assert len(traces) == 1
   assert int(state.num_samples) == 4
+
+
+def test_the_state_shares_no_buffer_with_an_array_of_the_interpolation():
+  mu = jnp.float32(0.9)
+  optimizer = wj.primal_average(
+    optax.sgd(0.1), Ema(0.5), mu, skip_nonfinite=False
+  )
+  p = params()
+  _, state = optimizer.update(gradients(p, 0), optimizer.init(p), p)
+  jax.jit(lambda s: s.count + 1, donate_argnums=0)(state)
+  jax.tree.map(lambda leaf: leaf.delete(), state)
+  assert float(mu) == pytest.approx(0.9)
+
+
+def test_a_rate_of_zero_makes_no_nan_on_the_way():
+  rate = optax.linear_schedule(0.0, 0.1, 5)
+  optimizer = wj.primal_average(
+    optax.sgd(rate), ScheduleFree(), learning_rate=rate
+  )
+  p = params()
+  state = optimizer.init(p)
+  with jax.debug_nans(True):
+    for number in range(3):
+      _, state = optimizer.update(gradients(p, number), state, p)
+  assert int(state.num_samples) == 3

@@ -75,3 +75,7 @@ def test_shapes_that_do_not_match():
     ValueError, match=r'Invalid valid of shape \(1,\). Must be \(4,\).'
   ):
     wj.select(jnp.ones((2, 4)), first, 0, valid=jnp.array([True]))
+  with pytest.raises(
+    ValueError, match=r'Invalid num_elements of shape \(4,\). Must be \(\).'
+  ):
+    wj.select(jnp.ones((2, 4)), first, 0, num_elements=jnp.ones(4))

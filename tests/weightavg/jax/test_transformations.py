@@ -297,3 +297,14 @@ def test_several_averages_are_found_in_order():
     ValueError, match=r'holds 3 averaging states \(ema_weights, lawa_weights'
   ):
     wj.eval_params(state, params())
+
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_numbers_are_observed_as_arrays(scheme):
+  averaging = SCHEMES[scheme]()
+  tree = {'w': jnp.ones(2), 'temperature': 1.5}
+  state = averaging.init(tree)
+  for _ in range(2):
+    state = wj.observe(averaging, tree, state)
+  shown = wj.eval_params(state, tree)
+  assert float(shown['temperature']) == 1.5
