@@ -11,7 +11,7 @@ spec = import_jax('weightavg.spec')
 
 
 def test_a_momentum_beside_the_average_warns():
-  with pytest.warns(UserWarning, match='nadamw has another one of 0.9. Switch'):
+  with pytest.warns(UserWarning, match='nadamw has another one of 0.9. Set '):
     Host(PRIMAL, one_minus_beta1=0.1)
 
 
