@@ -24,8 +24,6 @@ from weightavg.pytorch.models import clean_name, clean_names
 
 # Keys of a state dict in a PyTorch file, in the order of the search.
 KEYS = ('model_params', 'state_dict', 'model_state_dict', 'model', 'module')
-# Key of a recipe in the metadata of safetensors.
-RECIPE = 'weightavg'
 # Files in a directory, in the order of the search.
 _IN_DIRECTORY = (
   'model.safetensors.index.json',
@@ -70,7 +68,6 @@ class Checkpoint:
   Attributes:
     layout: name to shape and dtype, sorted by name; tied tensors once.
     ties: further name of a tied tensor to its name in `layout`.
-    is_average: True for what `lab.offline average` has written.
 
   Raises:
     InputError: the file cannot be read or holds no tensors.
@@ -83,10 +80,9 @@ class Checkpoint:
     self._files = contextlib.ExitStack()
     self._tensors: dict[str, Any] = {}
     self.ties: dict[str, str] = {}
-    self.is_average = False
     self.layout: dict[str, Spec] = {}
     try:
-      self._open(_file_of(path), key, evaluated)
+      self._open(file_of(path), key, evaluated)
     except InputError:
       self.close()
       raise
@@ -188,7 +184,6 @@ class Checkpoint:
       spec = Spec(tuple(entry['shape']), DTYPES[entry['dtype']])
       offset = 8 + length + entry['data_offsets'][0]
       self._tensors[name] = _Stored(descriptor, offset, spec)
-    self.is_average |= _has_inputs(json.loads(metadata.get(RECIPE, 'null')))
     # safetensors.torch.save_model writes a tied tensor once, and its other
     # names into the metadata.
     for name, first in metadata.items():
@@ -196,10 +191,7 @@ class Checkpoint:
         self.ties[name] = first
 
   def _add_torch(self, path: str, key: str | None, evaluated: bool) -> None:
-    content = _load(path)
-    self.is_average |= isinstance(content, Mapping) and _has_inputs(
-      content.get('recipe')
-    )
+    content = load(path)
     state = dict(_state_dict(content, path, key))
     if not evaluated:
       state |= _raw_weights(content, state)
@@ -251,11 +243,6 @@ DTYPES = {
 }
 
 
-def _has_inputs(recipe: Any) -> bool:
-  # Light checkpoints and snapshots have recipes, too, but no inputs.
-  return isinstance(recipe, Mapping) and 'inputs' in recipe
-
-
 def _reason(error: BaseException) -> str:
   text = ' '.join(str(error).split()) or 'no reason given'
   text = text if len(text) <= 160 else f'{text[:157]}...'
@@ -264,7 +251,12 @@ def _reason(error: BaseException) -> str:
   )
 
 
-def _file_of(path: str) -> str:
+def file_of(path: str) -> str:
+  """Return the file of a checkpoint that may be a directory.
+
+  Raises:
+    InputError: the directory holds no file of a known name.
+  """
   if not os.path.isdir(path):
     return path
   for name in _IN_DIRECTORY:
@@ -280,7 +272,7 @@ def files_of(path: str) -> set[str]:
   """Real paths of a checkpoint: file or directory, and what an index names."""
   found = {os.path.realpath(path)}
   with contextlib.suppress(Exception):  # reading it gives the reason
-    file = _file_of(path)
+    file = file_of(path)
     found.add(os.path.realpath(file))
     if file.endswith('.index.json'):
       folder = os.path.dirname(file)
@@ -320,7 +312,8 @@ def _check_tensor(path: str, name: str, tensor: Tensor) -> None:
     raise InputError(f'Cannot use {path}: {name!r} repeats its elements.')
 
 
-def _load(path: str) -> Any:
+def load(path: str) -> Any:
+  """Load a PyTorch file without running code; its tensors are mapped."""
   # Metrics in checkpoints are often NumPy scalars: data without code.
   with torch.serialization.safe_globals(_numpy_scalars()):
     return _load_weights(path)

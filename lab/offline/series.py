@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from lab.core.errors import InputError
-from lab.offline.readers import Checkpoint, Spec
+from lab.offline.readers import Checkpoint, Spec, file_of
+from lab.offline.writers import is_average
 
 _SHARD = re.compile(r'-\d+-of-\d+\.')
 _PATTERN_HINT = "--step_pattern says which number is the step: 'step_([0-9]+)'"
@@ -180,19 +181,11 @@ def check_readable(series: Series) -> None:
   Averages of this command that a pattern takes in would be averaged once more.
   Averages alone may be averaged on purpose.
   """
-  averages: list[str] = []
-  failures: list[InputError] = []
-  for index, path in enumerate(series.paths):
-    try:
-      with series.open(index) as checkpoint:
-        if checkpoint.is_average:
-          averages.append(path)
-    except InputError as error:
-      # Fails only the averages that need it, unless there is no other.
-      failures.append(error)
-  if len(failures) == len(series.paths):
-    raise failures[0]
-  if averages and len(averages) + len(failures) < len(series.paths):
+  if len(series.paths) == 1:
+    # One of several fails only the averages that need it.
+    file_of(series.paths[0])
+  averages = [path for path in series.paths if is_average(path)]
+  if 0 < len(averages) < len(series.paths):
     raise InputError(
       f'Cannot use {averages[0]}: it is an average that this command has '
       'written, among checkpoints. Write averages to another folder.'

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from lab.core import atomic_files
 from lab.core.errors import InputError
-from lab.offline.readers import DTYPES, RECIPE, Spec
+from lab.offline.readers import DTYPES, Spec, load
 
+# Key of the recipe in a file's metadata.
+RECIPE = 'weightavg'
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -174,3 +176,16 @@ def save(
   for tensor in tensors.values():
     output.write(tensor)
   output.finish(recipe)
+
+
+def is_average(path: str) -> bool:
+  """True for what `lab.offline average` has written; reads no tensors."""
+  recipe: Any = None
+  with contextlib.suppress(Exception):  # reading it gives the reason
+    if path.endswith('.safetensors'):
+      with safe_open(path, 'pt') as file:
+        recipe = json.loads((file.metadata() or {}).get(RECIPE, 'null'))
+    elif os.path.isfile(path) and not path.endswith('.json'):
+      recipe = load(path).get('recipe')
+  # Light checkpoints and snapshots have recipes, too, but no inputs.
+  return isinstance(recipe, Mapping) and 'inputs' in recipe
