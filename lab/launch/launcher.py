@@ -44,6 +44,8 @@ EXECUTORS = ('local', 'slurm', 'print')
 _FOLDERS = {'external': 'external_tuning', 'self': 'self_tuning'}
 # Of the machine that the benchmark's times are measured on.
 _BENCHMARK_GPUS = 4
+# Two days.
+_TIMEOUT_MIN = 2880
 
 
 def _positive(text: str) -> int:
@@ -91,7 +93,7 @@ def _parser() -> command_line.Parser:
   add('--gpus_per_node', type=_natural, help='those of this machine')
   add('--processes_per_node', type=_natural, help='one on each GPU')
   add('--no_data_check', action='store_true', help='data are on the nodes only')
-  add('--timeout_min', type=_positive, help='of a Slurm job (2880)')
+  add('--timeout_min', type=_positive, help=f'of a Slurm job ({_TIMEOUT_MIN})')
   add(
     '--slurm',
     action='append',
@@ -186,16 +188,16 @@ def parse(
       )
     trials = 1
   trials = trials or 5
-  if values.timeout_min and values.executor != 'slurm':
-    raise InputError(
-      f'Invalid timeout_min={values.timeout_min}. It has no effect with '
-      f'--executor {values.executor}.'
-    )
-  if values.slurm and values.executor != 'slurm':
-    raise InputError(
-      f'Invalid slurm={values.slurm[0]!r}. It has no effect with --executor '
-      f'{values.executor}.'
-    )
+  of_slurm = {
+    'timeout_min': values.timeout_min,
+    'slurm': next(iter(values.slurm), None),
+  }
+  for name, value in of_slurm.items():
+    if value and values.executor != 'slurm':
+      raise InputError(
+        f'Invalid {name}={value!r}. It has no effect with --executor '
+        f'{values.executor}.'
+      )
   runs_benchmark = any(name not in LOCAL for name in workloads)
   values.gpus_per_node = _gpus(values, runs_benchmark)
   processes = values.processes_per_node
@@ -328,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
   if values.executor == 'slurm':
     options: dict[str, Any] = {
-      'timeout_min': values.timeout_min or 2880,
+      'timeout_min': values.timeout_min or _TIMEOUT_MIN,
       'gpus_per_node': values.gpus_per_node,
     }
     executors.submit(plan, todo, files, 'slurm', options, values.slurm)

@@ -290,9 +290,11 @@ def _constant(
   """Return the values that all inputs have, as those of a mask of -inf."""
   found: torch.Tensor | None = None
   for index in job.plan.inputs:
+    scratch = torch.empty(CHUNK * _WIDEST, dtype=torch.uint8)
     with series.open(index) as checkpoint:
-      whole = checkpoint.tensor(chunk.name).reshape(-1)
-      values = whole[chunk.begin : chunk.end].clone()
+      values = checkpoint.values(chunk.name, chunk.begin, chunk.end, scratch)
+      # They may be mapped from the file.
+      values = values.clone()
     if values.isnan().any() or not (
       found is None or torch.equal(found, values)
     ):

@@ -255,6 +255,7 @@ def test_print_leaves_the_first_nodes_name_to_the_shell(tmp_path, capsys):
       'click_dlrm for nadamw_jax. Must be among glyph_resnet, stdlib_lm',
     ),
     ([*LOCAL, '--slurm', 'a=b'], "slurm='a=b'. It has no effect with --exec"),
+    ([*LOCAL, '--timeout_min=3'], 'timeout_min=3. It has no effect with --ex'),
   ],
 )
 def test_bad_input_ends_in_one_line_before_anything_starts(

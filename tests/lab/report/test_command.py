@@ -241,6 +241,7 @@ def test_faults_are_listed_once_at_the_end_and_the_rest_reported(
     (['--targets=none.json'], '^Cannot read targets from none.json'),
     (['--gpus=0'], "'0' must be a whole number >= 1"),
     (['--ruleset=none'], 'invalid choice'),
+    (['--missed=spent'], r'^Invalid missed\. It has no effect without basel'),
   ],
 )
 def test_bad_arguments_write_nothing(logs, tmp_path, arguments, reason):
